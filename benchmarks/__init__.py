@@ -1,0 +1,1 @@
+"""Students to measure on, and measurements."""

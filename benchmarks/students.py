@@ -1,0 +1,344 @@
+"""Random-weight students of any shape and size, streamed to disk.
+
+Weights are drawn so that signals keep their scale through the network (variance 1 / fan-in, small AdaLN), so that memory,
+time and numerics are those of a real student; the pictures are noise. Tokenizers are the built-in student's, with the
+special tokens moved to the end of the vocabulary.
+
+    flash-deploy make-student --preset mid -o students/mid
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from exporters.errors import Complaint, ExportError
+from exporters.student import BUILTIN_STUDENT
+from exporters.templates import component_class, expected_shapes
+
+DTYPES = {"fp16": ("F16", np.dtype(np.float16)), "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)), "fp32": ("F32", np.dtype(np.float32))}
+CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """A CLIP text encoder."""
+
+    hidden: int
+    layers: int
+    heads: int
+    projection: int
+    activation: str
+    vocab: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class T5Shape:
+    """A T5 encoder, as wide as the joint attention."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    feed_forward: int
+    vocab: int
+
+
+@dataclass(frozen=True)
+class StudentShape:
+    """Everything that sizes a student.
+
+    Attributes:
+        layers: MMDiT blocks.
+        heads: attention heads of the MMDiT.
+        head_dim: channels of a head.
+        dual_layers: how many first blocks have dual attention.
+        qk_norm: RMS norm on queries and keys.
+        joint: width of the text states.
+        max_positions: side of the positional table, in patches.
+        sample_size: side of the latents that the positions are scaled for.
+        clip: CLIP-L.
+        clip_2: CLIP-G.
+        t5: the third text encoder; none leaves it out.
+        vae_channels: channels of the VAE's levels.
+        vae_layers: residual blocks of a level.
+        vae_groups: groups of its norms.
+        dtype: how weights are stored.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    dual_layers: int
+    qk_norm: bool
+    joint: int
+    max_positions: int
+    sample_size: int
+    clip: ClipShape
+    clip_2: ClipShape
+    t5: T5Shape | None
+    vae_channels: tuple[int, int, int, int]
+    vae_layers: int
+    vae_groups: int
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+
+
+_FULL = StudentShape(
+    layers=24,
+    heads=24,
+    head_dim=64,
+    dual_layers=13,
+    qk_norm=True,
+    joint=4096,
+    max_positions=384,
+    sample_size=128,
+    clip=ClipShape(768, 12, 12, 768, "quick_gelu", 49408, 77),
+    clip_2=ClipShape(1280, 32, 20, 1280, "gelu", 49408, 77),
+    t5=T5Shape(24, 64, 64, 10240, 32128),
+    vae_channels=(128, 256, 512, 512),
+    vae_layers=2,
+    vae_groups=32,
+)
+# full: Stable Diffusion 3.5 Medium (huggingface.co/stabilityai/stable-diffusion-3.5-medium, config.json of each component).
+PRESETS = {
+    "tiny": StudentShape(
+        layers=3,
+        heads=3,
+        head_dim=16,
+        dual_layers=1,
+        qk_norm=True,
+        joint=96,
+        max_positions=12,
+        sample_size=16,
+        clip=ClipShape(32, 3, 2, 32, "quick_gelu", 700, 20),
+        clip_2=ClipShape(48, 2, 3, 40, "gelu", 700, 20),
+        t5=T5Shape(2, 3, 16, 64, 128),
+        vae_channels=(8, 8, 16, 16),
+        vae_layers=1,
+        vae_groups=4,
+        dtype="fp32",
+    ),
+    "mid": replace(_FULL, layers=6, dual_layers=4, t5=None),
+    "full": _FULL,
+}
+
+
+def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Write a student with random weights; at most one chunk of a tensor is in memory at a time.
+
+    Args:
+        shape: its shape.
+        folder: where; it must not exist.
+        seed: the same seed makes the same student.
+        progress: called with bytes written and bytes in all.
+
+    Raises:
+        ExportError: the folder is there already.
+    """
+    if folder.exists():
+        raise ExportError("The student is not written.", [Complaint(str(folder), "is there already")], "give another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    configs = _configs(shape)
+    tag, dtype = DTYPES[shape.dtype]
+    shapes = {component: expected_shapes(component, config) for component, config in configs.items()}
+    total = sum(math.prod(s) * dtype.itemsize for tensors in shapes.values() for s in tensors.values())
+    written = 0
+    for i, (component, tensors) in enumerate(shapes.items()):
+        target = partial / component
+        target.mkdir(parents=True)
+        (target / "config.json").write_text(json.dumps(configs[component], indent=2))
+        stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
+        rng = np.random.default_rng([seed, i])
+        with (target / f"{stem}.safetensors").open("wb") as stream:
+            stream.write(_header(tensors, tag, dtype))
+            for name, size in tensors.items():
+                for chunk in _values(name, size, shape, rng):
+                    stream.write(chunk.astype(dtype).tobytes())
+                written += math.prod(size) * dtype.itemsize
+                if progress:
+                    progress(written, total)
+    _write_rest(shape, configs, partial)
+    partial.rename(folder)
+    return folder
+
+
+def _header(tensors: dict[str, tuple[int, ...]], tag: str, dtype: np.dtype[Any]) -> bytes:
+    """A safetensors header (https://huggingface.co/docs/safetensors): its length, then JSON, padded to 8 bytes."""
+    header, offset = {}, 0
+    for name, size in tensors.items():
+        length = math.prod(size) * dtype.itemsize
+        header[name] = {"dtype": tag, "shape": list(size), "data_offsets": [offset, offset + length]}
+        offset += length
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _values(name: str, size: tuple[int, ...], shape: StudentShape, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The numbers of one tensor, in chunks of at most a few million."""
+    if name == "pos_embed.pos_embed":
+        yield from _positions(shape)
+        return
+    mean, spread = _distribution(name, size)
+    left = math.prod(size)
+    while left:
+        count = min(left, CHUNK_ELEMENTS)
+        yield mean + spread * rng.standard_normal(count, dtype=np.float32)
+        left -= count
+
+
+def _distribution(name: str, size: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation that keep the scale of signals."""
+    if len(size) == 1:
+        return (1.0 if name.endswith("weight") else 0.0), 0.1  # norms near 1, biases near 0
+    if "embedding" in name or name == "shared.weight":
+        return 0.0, 1.0 if "position" not in name else 0.3
+    fan_in = math.prod(size[1:])
+    gain = 0.3 if ".norm" in name or name.startswith("norm_out") else 1.0  # AdaLN: modulations of a trained size
+    return 0.0, gain / math.sqrt(fan_in)
+
+
+def _positions(shape: StudentShape) -> Iterator[np.ndarray]:
+    """Diffusers' positional table, a row of patches at a time (``get_2d_sincos_pos_embed``)."""
+    channels, side = shape.heads * shape.head_dim, shape.max_positions
+    coordinate = np.arange(side) / (side / (shape.sample_size // 2))
+    frequency = 1.0 / 10000 ** (np.arange(channels // 4) / (channels / 4.0))
+    angles = np.outer(coordinate, frequency)
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)  # [side, channels / 2]
+    for row in table:
+        yield np.concatenate([table, np.broadcast_to(row, table.shape)], axis=1).reshape(-1)
+
+
+def _configs(shape: StudentShape) -> dict[str, dict[str, Any]]:
+    def clip(c: ClipShape, pad: int) -> dict[str, Any]:
+        return {
+            "architectures": ["CLIPTextModelWithProjection"],
+            "model_type": "clip_text_model",
+            "hidden_size": c.hidden,
+            "intermediate_size": 4 * c.hidden,
+            "num_hidden_layers": c.layers,
+            "num_attention_heads": c.heads,
+            "projection_dim": c.projection,
+            "hidden_act": c.activation,
+            "vocab_size": c.vocab,
+            "max_position_embeddings": c.positions,
+            "layer_norm_eps": 1e-5,
+            "bos_token_id": c.vocab - 2,
+            "eos_token_id": c.vocab - 1,
+            "pad_token_id": pad,
+        }
+
+    configs: dict[str, dict[str, Any]] = {
+        "text_encoder": clip(shape.clip, shape.clip.vocab - 1),
+        "text_encoder_2": clip(shape.clip_2, 0),
+        "transformer": {
+            "_class_name": "SD3Transformer2DModel",
+            "sample_size": shape.sample_size,
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": shape.layers,
+            "attention_head_dim": shape.head_dim,
+            "num_attention_heads": shape.heads,
+            "joint_attention_dim": shape.joint,
+            "caption_projection_dim": shape.heads * shape.head_dim,
+            "pooled_projection_dim": shape.clip.projection + shape.clip_2.projection,
+            "pos_embed_max_size": shape.max_positions,
+            "dual_attention_layers": list(range(shape.dual_layers)),
+            "qk_norm": "rms_norm" if shape.qk_norm else None,
+        },
+        "vae": {
+            "_class_name": "AutoencoderKL",
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 16,
+            "block_out_channels": list(shape.vae_channels),
+            "layers_per_block": shape.vae_layers,
+            "norm_num_groups": shape.vae_groups,
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "act_fn": "silu",
+            "mid_block_add_attention": True,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "sample_size": 8 * shape.sample_size,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+            "force_upcast": True,
+        },
+    }
+    if shape.t5:
+        configs["text_encoder_3"] = {
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "d_model": shape.joint,
+            "d_kv": shape.t5.head_dim,
+            "d_ff": shape.t5.feed_forward,
+            "num_heads": shape.t5.heads,
+            "num_layers": shape.t5.layers,
+            "num_decoder_layers": shape.t5.layers,
+            "vocab_size": shape.t5.vocab,
+            "feed_forward_proj": "gated-gelu",
+            "is_encoder_decoder": False,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6,
+        }
+    return configs
+
+
+def _write_rest(shape: StudentShape, configs: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Tokenizers, scheduler and index."""
+    clips = {"tokenizer": shape.clip, "tokenizer_2": shape.clip_2}
+    for name, clip in clips.items():
+        _write_clip_tokenizer(BUILTIN_STUDENT / name, folder / name, clip)
+    if shape.t5:
+        shutil.copytree(BUILTIN_STUDENT / "tokenizer_3", folder / "tokenizer_3")
+    shutil.copytree(BUILTIN_STUDENT / "scheduler", folder / "scheduler")
+    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    for component in configs:
+        index[component] = ["diffusers" if component in ("transformer", "vae") else "transformers", component_class(component)]
+    for name, kind in (("tokenizer", "CLIPTokenizer"), ("tokenizer_2", "CLIPTokenizer"), ("tokenizer_3", "T5Tokenizer")):
+        index[name] = ["transformers", kind] if (folder / name).exists() else [None, None]
+    index.setdefault("text_encoder_3", [None, None])
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_clip_tokenizer(source: Path, target: Path, clip: ClipShape) -> None:
+    """A CLIP tokenizer whose start and end tokens are the last two of the vocabulary."""
+    content = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    specials = {"<|startoftext|>": clip.vocab - 2, "<|endoftext|>": clip.vocab - 1}
+    content["model"]["vocab"].update(specials)
+    for token in content["added_tokens"]:
+        token["id"] = specials.get(token["content"], token["id"])
+
+    def move(node: Any) -> Any:
+        """The post-processor names the special tokens' ids too."""
+        if isinstance(node, list):
+            if len(node) == 2 and node[0] in specials:
+                return [node[0], specials[node[0]]]
+            return [move(item) for item in node]
+        if isinstance(node, dict):
+            moved = {key: move(value) for key, value in node.items()}
+            if moved.get("id") in specials and "ids" in moved:
+                moved["ids"] = [specials[moved["id"]]]
+            return moved
+        return node
+
+    content["post_processor"] = move(content["post_processor"])
+    config = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    config["model_max_length"] = clip.positions
+    target.mkdir(parents=True)
+    (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")

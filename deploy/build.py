@@ -1,0 +1,384 @@
+"""Student to bundle: plan, trace, write, measure, seal. Needs the export extra.
+
+The bundle is put together in a hidden sibling folder and renamed at the end: it is whole or absent. An interrupted build
+leaves that folder; the next build of the same student with the same options takes over the graphs that were finished.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from deploy.bundle import Bundle, locked, partial_folder, record_file, seal
+from deploy.errors import CheckFailed, Complaint, InputError
+from deploy.layout_files import write_layout_files
+from deploy.manifest import (
+    FORMAT,
+    VERSION,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    PictureRecord,
+    PortRecord,
+    RuleRecord,
+    SamplingRecord,
+    StudentRecord,
+    TextRecord,
+    TokenizerRecord,
+)
+from deploy.tiers import Tier, find_tier
+from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
+from exporters.sampling import Sampling, plan_sampling
+from exporters.student import BUILTIN_STUDENT, Student, open_student
+
+PARITY_LIMIT_BYTES = 1 << 30
+"""Graphs with more weights than this are measured only on demand: the fp32 reference would need several times as much memory."""
+TOOLS = ("flash-deploy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build; ``None`` leaves the choice to the student, then to the tier.
+
+    Attributes:
+        student: a student's folder or single file.
+        tier: a key of ``tiers.toml``.
+        output: the bundle's folder.
+        layout: ``native`` or ``optimum``.
+        precision: how matrices are stored.
+        height: picture height in pixels.
+        width: picture width in pixels.
+        dynamic: let height and width change at run time.
+        steps: denoising steps.
+        sigmas: noise levels before the scheduler's shift, one for each step.
+        sampler: ``euler`` or ``renoise``.
+        keep_t5: keep the third text encoder.
+        max_sequence_length: T5 tokens, kept or dropped.
+        variant: variant of the student's weight files.
+        parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
+        force: replace a bundle that is there.
+    """
+
+    output: Path
+    student: Path = BUILTIN_STUDENT
+    tier: str = "desktop-cpu"
+    layout: Literal["native", "optimum"] = "native"
+    precision: Literal["fp32", "fp16"] | None = None
+    height: int | None = None
+    width: int | None = None
+    dynamic: bool = False
+    steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    sampler: Literal["euler", "renoise"] | None = None
+    keep_t5: bool | None = None
+    max_sequence_length: int | None = None
+    variant: str | None = None
+    parity: Literal["auto", "always", "never"] = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every choice is made."""
+
+    request: BuildRequest
+    student: Student
+    tier: Tier
+    precision: Literal["fp32", "fp16"]
+    compute: Literal["fp32", "fp16"]
+    sampling: Sampling
+    options: GraphOptions
+    tokenizers: tuple[tuple[str, str, Any], ...]
+    graphs: tuple[GraphSpec, ...]
+
+
+class Reporter(Protocol):
+    """Told how the build goes; the command line draws bars of it."""
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+
+    def graph(self, name: str, total_bytes: int) -> Callable[[int], None]:
+        """A graph's weights begin to be written; returns what takes the number of bytes just written."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Nothing."""
+
+    def graph(self, name: str, total_bytes: int) -> Callable[[int], None]:
+        """Nothing."""
+        return lambda written: None
+
+
+def plan(request: BuildRequest) -> Plan:
+    """Make every choice and check all that can be checked before anything is written.
+
+    Raises:
+        InputError: the student, the tier, an option or the output cannot be used.
+    """
+    tier = find_tier(request.tier)
+    _check_output(request)
+    student = open_student(request.student, request.variant)
+    defaults = student.defaults
+    height = request.height or defaults.height or tier.resolution
+    width = request.width or defaults.width or tier.resolution
+    keep_t5 = (tier.keep_t5 and student.has_t5) if request.keep_t5 is None else request.keep_t5
+    steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
+    precision = request.precision or tier.precision
+    tokenizers = _load_tokenizers(student, keep_t5)
+    options = GraphOptions(
+        layout=request.layout,
+        height=height,
+        width=width,
+        timesteps=(0.0,) * steps,
+        clip_tokens=tokenizers[0][2].model_max_length,
+        keep_t5=keep_t5,
+        max_sequence_length=request.max_sequence_length or defaults.max_sequence_length,
+        dynamic=request.dynamic or request.layout == "optimum",
+    )
+    plan_graphs(student, options)  # sizes first: the schedule may depend on them
+    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler)
+    options = replace(options, timesteps=sampling.timesteps)
+    graphs = tuple(plan_graphs(student, options))
+    # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
+    compute = tier.compute if precision == "fp16" else "fp32"
+    return Plan(request, student, tier, precision, compute, sampling, options, tokenizers, graphs)
+
+
+def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
+    """Build a bundle.
+
+    Raises:
+        InputError: the request cannot be fulfilled; nothing is left behind.
+        CheckFailed: a graph does not compute what diffusers computes; no bundle is made.
+    """
+    reporter = reporter or Silent()
+    reporter.stage("opening the student")
+    made = plan(request)
+    partial = partial_folder(request.output)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("The bundle cannot be written.", [Complaint(str(partial), str(error))]) from error
+    with locked(partial):
+        try:
+            return _build(made, partial, reporter)
+        except (InputError, CheckFailed):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
+    from exporters.onnx.writer import data_bytes
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Reading the student to fingerprint it takes as long as tracing does, and leaves it in the page cache.
+        fingerprint = pool.submit(made.student.fingerprint)
+        resumable = any(partial.glob("*.done.json"))
+        finished = {g.name: _finished(partial, g, _key(made, g, fingerprint.result())) for g in made.graphs} if resumable else {}
+        models = {}
+        for graph in made.graphs:
+            if not finished.get(graph.name):
+                reporter.stage(f"tracing {graph.name}")
+                models[graph.name] = _trace(made, graph)
+        _check_disk(partial, sum(data_bytes(model) for model in models.values()))
+        records = []
+        for graph in made.graphs:
+            done = finished.get(graph.name)
+            if done is None:
+                done = _write(made, partial, graph, models.pop(graph.name), reporter)
+                _mark_finished(partial, graph, _key(made, graph, fingerprint.result()), done)
+            records.append(done)
+        reporter.stage("measuring parity")
+        graphs = [_measured(made, partial, graph, done.graph) for graph, done in zip(made.graphs, records, strict=True)]
+        reporter.stage("sealing")
+        manifest = _manifest(made, partial, graphs, [file for done in records for file in done.files], fingerprint.result())
+        for leftover in partial.glob("*.done.json"):
+            leftover.unlink()
+        _remove_strangers(partial, manifest)
+        return seal(partial, made.request.output, manifest)
+
+
+class _Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A graph that was written: what the next build of the same needs to take it over."""
+
+    key: str
+    graph: GraphRecord
+    files: tuple[FileRecord, ...]
+
+
+def _trace(made: Plan, graph: GraphSpec) -> Any:
+    import torch
+
+    from exporters.onnx.passes import PassOptions, clean_up
+    from exporters.onnx.trace import trace
+
+    model = trace(graph, torch.float16 if made.compute == "fp16" else torch.float32)
+    half_weights = made.precision == "fp16" and made.compute == "fp32"
+    return clean_up(model, PassOptions(made.tier.attention, half_weights, unalias_rows=made.tier.compute == "fp32"))
+
+
+def _write(made: Plan, partial: Path, graph: GraphSpec, model: Any, reporter: Reporter) -> _Done:
+    from exporters.onnx.writer import write
+
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    total = sum(tensor.nbytes for tensor in tensors)
+    files = write(model, partial, graph.path, reporter.graph(graph.name, total))
+    record = GraphRecord(
+        name=graph.name,
+        path=graph.path,
+        components=graph.components,
+        parameters=sum(tensor.size for tensor in tensors),
+        weight_bytes=total,
+        inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
+        outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
+    )
+    records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
+    return _Done(key="", graph=record, files=records)
+
+
+def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
+    """The record with its parity, measured unless the graph is too large for that."""
+    from exporters.parity import REQUIRED_DB, measure, reference_cases
+
+    wanted = made.request.parity
+    if wanted == "never" or (wanted == "auto" and record.weight_bytes > PARITY_LIMIT_BYTES):
+        note = "not wanted" if wanted == "never" else f"not measured in the build: over {PARITY_LIMIT_BYTES >> 20} MiB of weights"
+        return msgspec.structs.replace(record, parity_note=f"{note}; run flash-deploy verify --student")
+    from exporters.parity import onnx_runner
+
+    db = measure(reference_cases(graph, made.student, made.options), onnx_runner(partial / graph.path), graph)
+    if db < (required := REQUIRED_DB[made.precision]):
+        raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
+    return msgspec.structs.replace(record, parity_db=min(db, 999.0))
+
+
+def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], files: list[FileRecord], fingerprint: str) -> Manifest:
+    paths = write_layout_files(made.student, made.options, made.tokenizers, partial)
+    files = files + [record_file(partial, path) for path in paths]
+    config, vae = made.student.configs["transformer"], made.student.configs["vae"]
+    tokenizers = tuple(
+        TokenizerRecord(
+            input=name,
+            path=f"{folder}/tokenizer.json",
+            max_length=made.options.max_sequence_length if name == "input_ids_3" else made.options.clip_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        for name, folder, tokenizer in made.tokenizers
+    )
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        created_with={tool: metadata.version(tool) for tool in TOOLS},
+        student=StudentRecord(name=made.student.path.name, fingerprint=fingerprint, licences=made.student.licences()),
+        tier=made.request.tier,
+        model_format="onnx",
+        layout=made.request.layout,
+        compute=made.compute,
+        precision=made.precision,
+        profile=(RuleRecord(component="*", weights="*", scheme=made.precision),),
+        sampling=SamplingRecord(method=made.sampling.method, sigmas=made.sampling.sigmas, timesteps=made.sampling.timesteps),
+        picture=PictureRecord(
+            height=made.options.height,
+            width=made.options.width,
+            dynamic=made.options.dynamic,
+            latent_channels=config["in_channels"],
+            pixels_per_latent=VAE_SCALE,
+            multiple_of=VAE_SCALE * config["patch_size"],
+            scaling_factor=vae["scaling_factor"],
+            shift_factor=vae["shift_factor"] or 0.0,
+        ),
+        text=TextRecord(
+            tokenizers=tokenizers,
+            t5="kept" if made.options.keep_t5 else "dropped",
+            max_sequence_length=made.options.max_sequence_length,
+            joint_dim=config["joint_attention_dim"],
+        ),
+        graphs=tuple(graphs),
+        files=tuple(sorted(files, key=lambda record: record.path)),
+    )
+
+
+def _load_tokenizers(student: Student, keep_t5: bool) -> tuple[tuple[str, str, Any], ...]:
+    """``(graph input, folder in the bundle, tokenizer)`` of each encoder that is kept."""
+    from exporters.reference import load_tokenizer
+
+    kept = [("text_encoder", "input_ids"), ("text_encoder_2", "input_ids_2")]
+    if keep_t5 and student.has_t5:
+        kept.append(("text_encoder_3", "input_ids_3"))
+    found = []
+    for component, name in kept:
+        folder = student.tokenizer_folder(component)
+        try:
+            found.append((name, folder.name, load_tokenizer(student, component)))
+        except Exception as error:  # transformers and tokenizers raise many kinds
+            raise InputError("A tokenizer of the student cannot be read.", [Complaint(str(folder), f"{type(error).__name__}: {error}")]) from error
+    return tuple(found)
+
+
+def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
+    """What a finished graph depends on; equal keys mean equal graphs."""
+    versions = [metadata.version(tool) for tool in TOOLS]
+    recipe = [fingerprint, graph.name, graph.path, asdict(made.options), made.precision, made.compute, made.tier.attention, versions]
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _done_file(partial: Path, graph: GraphSpec) -> Path:
+    return partial / f"{graph.name}.done.json"
+
+
+def _mark_finished(partial: Path, graph: GraphSpec, key: str, done: _Done) -> None:
+    file = _done_file(partial, graph)
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(done, key=key)))
+    draft.rename(file)
+
+
+def _finished(partial: Path, graph: GraphSpec, key: str) -> _Done | None:
+    """A graph that an earlier build finished, if it is the one wanted and still as it was written."""
+    from deploy.bundle import sha256_file
+
+    try:
+        done = msgspec.json.decode(_done_file(partial, graph).read_bytes(), type=_Done)
+        whole = all(sha256_file(partial / record.path) == record.sha256 for record in done.files)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return done if whole and done.key == key else None
+
+
+def _remove_strangers(partial: Path, manifest: Manifest) -> None:
+    """Whatever an earlier build of something else left in the partial folder."""
+    known = {record.path for record in manifest.files} | {".lock"}
+    for file in sorted(partial.rglob("*"), reverse=True):
+        if file.is_dir():
+            if not any(file.iterdir()):
+                file.rmdir()
+        elif file.relative_to(partial).as_posix() not in known:
+            file.unlink()
+
+
+def _check_output(request: BuildRequest) -> None:
+    output = request.output
+    if output.exists() and not request.force:
+        raise InputError(f"{output} is there already.", remedy="give another folder, or --force to replace it")
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir() if output.is_dir() else [output]):
+        raise InputError(f"{output} is not a bundle and is not replaced.", remedy="give another folder")
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        complaint = Complaint(str(folder), "too little disk", f"{needed / 1e9:.2f} GB", f"{free / 1e9:.2f} GB free")
+        raise InputError("The bundle does not fit on the disk.", [complaint], "free some space or build elsewhere")

@@ -1,0 +1,137 @@
+"""Open, check and seal bundles. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import BundleError, Complaint
+from deploy.manifest import NAME, FileRecord, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files are there in their right sizes.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def file(self, path: str) -> Path:
+        """A file of the bundle, by the path in the manifest."""
+        return self.folder / path
+
+
+def open_bundle(folder: Path | str) -> Bundle:
+    """Open a bundle; content is not read (``verify`` does that).
+
+    Raises:
+        BundleError: damaged, incomplete, or reaching outside its folder.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    complaints = []
+    for record in manifest.files:
+        file = folder / record.path
+        if not _stays_inside(file, folder):
+            complaints.append(Complaint(str(file), "leads outside the bundle"))
+        elif not file.is_file():
+            complaints.append(Complaint(str(file), "missing"))
+        elif (size := file.stat().st_size) != record.size_bytes:
+            complaints.append(Complaint(str(file), "wrong size", f"{record.size_bytes} bytes", f"{size} bytes"))
+    if complaints:
+        raise BundleError(f"{folder} is incomplete.", complaints, "copy or build the bundle again")
+    return Bundle(folder, manifest)
+
+
+def check_files(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Complaint]:
+    """Read every file and compare it with its checksum; also name files that the manifest does not know."""
+    complaints = []
+    for record in bundle.manifest.files:
+        if (got := sha256_file(bundle.file(record.path), progress)) != record.sha256:
+            complaints.append(Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got))
+    known = {record.path for record in bundle.manifest.files} | {NAME}
+    for file in sorted(bundle.folder.rglob("*")):
+        path = file.relative_to(bundle.folder).as_posix()
+        if not file.is_dir() and path not in known:
+            complaints.append(Complaint(path, "not a file of this bundle"))
+    return complaints
+
+
+def sha256_file(file: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file in hexadecimal, read in pieces of 4 MiB."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            if progress:
+                progress(len(piece))
+    return digest.hexdigest()
+
+
+def record_file(folder: Path, path: str) -> FileRecord:
+    """Describe a file that was written, and flush it to disk."""
+    file = folder / path
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    return FileRecord(path=path, size_bytes=file.stat().st_size, sha256=sha256_file(file))
+
+
+def partial_folder(target: Path) -> Path:
+    """Where a bundle is put together: a hidden sibling, so that the rename stays on one file system."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextlib.contextmanager
+def locked(partial: Path) -> Iterator[None]:
+    """Hold a partial bundle against a second build; the lock dies with the process.
+
+    Raises:
+        BundleError: another process is building this bundle.
+    """
+    import fcntl
+
+    with (partial / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BundleError(f"Another process is building in {partial}.", remedy="wait for it, or build to another folder") from None
+        yield
+
+
+def seal(partial: Path, target: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest and move the partial bundle to its place in one step; an older bundle there is replaced."""
+    with (partial / NAME).open("wb") as stream:
+        stream.write(manifest.to_json())
+        stream.flush()
+        os.fsync(stream.fileno())
+    (partial / ".lock").unlink(missing_ok=True)
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    _sync_folder(target.parent)
+    return open_bundle(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stays_inside(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())

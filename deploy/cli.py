@@ -1,0 +1,310 @@
+"""The command line: thin over the library. Exit 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+
+from deploy.errors import CheckFailed, InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Few-step text-to-image students to on-device bundles: build, verify, run.",
+)
+# Progress and messages go to stderr, results to stdout; neither is drawn where there is no terminal.
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
+
+
+class Layout(str, Enum):
+    """Layouts of an ONNX bundle."""
+
+    native = "native"
+    optimum = "optimum"
+
+
+class Precision(str, Enum):
+    """How matrices are stored."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class Format(str, Enum):
+    """Model formats."""
+
+    onnx = "onnx"
+
+
+class Sampler(str, Enum):
+    """How few-step samplers go on."""
+
+    euler = "euler"
+    renoise = "renoise"
+
+
+class Parity(str, Enum):
+    """When graphs are measured in a build."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Preset(str, Enum):
+    """Sizes of random students."""
+
+    tiny = "tiny"
+    mid = "mid"
+    full = "full"
+
+
+class Dtype(str, Enum):
+    """Types that weights are stored in."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+StudentArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[STUDENT]", help="Folder in diffusers StableDiffusion3Pipeline layout, or an original .safetensors file in one. Default: the built-in student.", show_default=False),
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)]
+VariantOption = Annotated[str | None, typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False)]
+
+
+@app.command()
+def build(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
+    student: StudentArgument = None,
+    tier: Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")] = "desktop-cpu",
+    format: Annotated[Format, typer.Option(help="Model format.")] = Format.onnx,  # noqa: A002
+    layout: Annotated[Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")] = Layout.native,
+    precision: Annotated[Precision | None, typer.Option(help="How matrices are stored. Default: the tier's.", show_default=False)] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False)] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False)] = None,
+    sigmas: Annotated[str | None, typer.Option(help="Noise levels before the scheduler's shift, one for each step, e.g. 1,0.75,0.5,0.25.", show_default=False)] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="euler, or renoise for students trained so. Default: what the student's scheduler says.", show_default=False)] = None,
+    keep_t5: Annotated[bool | None, typer.Option("--keep-t5/--drop-t5", help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.", show_default=False)] = None,
+    max_sequence_length: Annotated[int | None, typer.Option(min=1, help="T5 tokens, or null tokens in their place. Default: the student's, then 256.", show_default=False)] = None,
+    variant: VariantOption = None,
+    parity: Annotated[Parity, typer.Option(help="Measure graphs against diffusers; auto leaves out those over 1 GiB.")] = Parity.auto,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Build a bundle from a student for a device tier."""
+    _need_export()
+    from deploy.build import BuildRequest
+    from deploy.build import build as build_bundle
+    from deploy.progress import Bars
+    from exporters.student import BUILTIN_STUDENT
+
+    request = BuildRequest(
+        output=output,
+        student=student or BUILTIN_STUDENT,
+        tier=tier,
+        layout=layout.value,
+        precision=None if precision is None else precision.value,
+        height=height,
+        width=width,
+        dynamic=dynamic,
+        steps=steps,
+        sigmas=_parse_sigmas(sigmas),
+        sampler=None if sampler is None else sampler.value,
+        keep_t5=keep_t5,
+        max_sequence_length=max_sequence_length,
+        variant=variant,
+        parity=parity.value,
+        force=force,
+    )
+    began = time.perf_counter()
+    with Bars(messages) as bars:
+        bundle = build_bundle(request, bars)
+    from deploy.inspect import inspect_bundle, render
+
+    typer.echo(render(inspect_bundle(bundle.folder)))
+    typer.echo(f"built in {time.perf_counter() - began:.1f} s")
+
+
+@app.command()
+def generate(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).")] = Path("image.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
+    latents: Annotated[Path | None, typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False)] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="How many pictures; with a picture file, image-0.png, image-1.png, ...")] = 1,
+    height: Annotated[int | None, typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False)] = None,
+    provider: Annotated[str, typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one operator. Default: the runtime's choice.", show_default=False)] = None,
+) -> None:
+    """Draw pictures of a prompt."""
+    from deploy.pictures import check_output, load_latents, save_pictures
+    from deploy.progress import Steps
+    from deploy.runtime import Pipeline
+
+    check_output(output)
+    noise = None if latents is None else load_latents(latents)
+    pipeline = Pipeline(bundle, provider, threads)
+    for name, cut in pipeline.tokens_cut(prompt).items():
+        messages.print(f"note: the prompt is too long for {name}: its last {cut} tokens are not seen")
+    began = time.perf_counter()
+    with Steps(messages) as steps:
+        pictures = pipeline.generate(prompt, seed, num_images, noise, height, width, progress=steps)
+    for file in save_pictures(pictures, output):
+        typer.echo(str(file))
+    messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s")
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    student: Annotated[Path | None, typer.Option(help="Also measure graphs and pictures against this student in diffusers; 'builtin' is the built-in one.", show_default=False)] = None,
+    variant: VariantOption = None,
+) -> None:
+    """Check a bundle's files and, given the student, what it computes."""
+    from deploy.verify import verify as verify_bundle
+
+    if student is not None:
+        _need_export()
+        from exporters.student import BUILTIN_STUDENT
+
+        student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
+    with messages.status("verifying") as status:
+        report = verify_bundle(bundle, student, variant, lambda text: status.update(text))
+    typer.echo(f"files: {report.files} checked")
+    for name, db in report.graph_db.items():
+        typer.echo(f"{name}: {db:.1f} dB")
+    for prompt, db in report.picture_db.items():
+        typer.echo(f"picture {prompt!r}: PSNR {db:.1f} dB")
+    if report.complaints:
+        raise CheckFailed("\n".join(f"  - {complaint}" for complaint in report.complaints))
+    typer.echo("good")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path | None, typer.Argument(metavar="[STUDENT|BUNDLE]", help="A student or a bundle. Default: the built-in student.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    variant: VariantOption = None,
+) -> None:
+    """Say what is in a student or a bundle."""
+    from deploy.inspect import inspect_path, render
+
+    if path is None or not (path / "manifest.json").is_file():
+        _need_export()
+        from exporters.student import BUILTIN_STUDENT
+
+        path = path or BUILTIN_STUDENT
+    content = inspect_path(path, variant)
+    typer.echo(json.dumps(content, indent=2) if as_json else render(content))
+
+
+@app.command()
+def tiers() -> None:
+    """List the device tiers."""
+    from deploy.tiers import all_tiers
+
+    for name, tier in all_tiers().items():
+        t5 = "T5 kept" if tier.keep_t5 else "T5 dropped"
+        typer.echo(f"{name:18} {tier.description}: {'/'.join(tier.formats)}, {tier.precision}, {tier.resolution} px, {tier.steps} steps, {t5}")
+
+
+@app.command("make-student")
+def make_student(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new student.", show_default=False)],
+    preset: Annotated[Preset, typer.Option(help="tiny: for tests. mid: SD3.5-Medium's width, 6 layers. full: SD3.5-Medium.")] = Preset.tiny,
+    layers: Annotated[int | None, typer.Option(min=1, help="MMDiT blocks.", show_default=False)] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default=False)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=4, help="Channels of a head, a multiple of 4.", show_default=False)] = None,
+    dual_layers: Annotated[int | None, typer.Option(min=0, help="First blocks with dual attention.", show_default=False)] = None,
+    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="RMS norm of queries and keys.", show_default=False)] = None,
+    t5: Annotated[bool | None, typer.Option("--t5/--no-t5", help="With or without the third text encoder.", show_default=False)] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="How weights are stored. Default: the preset's.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
+) -> None:
+    """Make a student with random weights, to measure memory, time and numerics on."""
+    _need_export()
+    from dataclasses import replace
+
+    from benchmarks.students import PRESETS
+    from benchmarks.students import make_student as make
+    from deploy.progress import Bars
+
+    shape = PRESETS[preset.value]
+    changes: dict[str, Any] = {"layers": layers, "heads": heads, "head_dim": head_dim, "dual_layers": dual_layers, "qk_norm": qk_norm}
+    shape = replace(shape, **{key: value for key, value in changes.items() if value is not None})
+    if t5 is not None:
+        shape = replace(shape, t5=(shape.t5 or PRESETS["full" if preset == Preset.mid else preset.value].t5) if t5 else None)
+    if dtype is not None:
+        shape = replace(shape, dtype=cast('Literal["fp16", "bf16", "fp32"]', dtype.value))
+    shape = replace(shape, dual_layers=min(shape.dual_layers, shape.layers))
+    with Bars(messages) as bars:
+        make(shape, output, seed, bars.total("weights"))
+    typer.echo(str(output))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flash-deploy {metadata.version('flash-deploy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25") from None
+
+
+def _need_export() -> None:
+    """A plain word instead of an import error where only the runtime is installed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript") if find_spec(name) is None]:
+        raise InputError(f"This command needs packages that are not installed: {', '.join(missing)}.", remedy=EXPORT_EXTRA)
+    # Set before their first import: they log advice (an image processor without torchvision) that is not for this user.
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+
+
+def main() -> None:
+    """Entry point: turns errors into messages and exit codes."""
+    try:
+        app()
+    except InputError as error:
+        messages.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except CheckFailed as error:
+        messages.print(f"failed:\n{error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        messages.print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What is in a student or a bundle, as plain data and as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deploy.bundle import open_bundle
+
+
+def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:
+    """Describe a student or a bundle.
+
+    Raises:
+        InputError: it is neither, or is damaged.
+    """
+    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant)
+
+
+def inspect_bundle(path: Path) -> dict[str, Any]:
+    """A bundle's manifest, with the bytes of each graph's files."""
+    bundle = open_bundle(path)
+    content: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    sizes = {record.path: record.size_bytes for record in bundle.manifest.files}
+    for graph in content["graphs"]:
+        graph["file_bytes"] = sum(size for name, size in sizes.items() if name in (graph["path"], f"{graph['path']}.data"))
+    return {"kind": "bundle", "path": str(path), "total_bytes": sum(sizes.values()), **content}
+
+
+def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
+    """A student's components with parameters, bytes and types, and how it wants to be run."""
+    from exporters.student import open_student
+
+    student = open_student(path, variant)
+    components = []
+    for name, weights in student.weights.items():
+        components.append(
+            {
+                "name": name,
+                "tensors": len(weights),
+                "parameters": sum(w.elements for w in weights.values()),
+                "bytes": sum(w.elements * w.dtype.itemsize for w in weights.values()),
+                "types": sorted({str(w.dtype) for w in weights.values()}),
+            }
+        )
+    transformer, defaults = student.configs["transformer"], student.defaults
+    keys = ("num_layers", "num_attention_heads", "attention_head_dim", "qk_norm", "dual_attention_layers", "pos_embed_max_size")
+    return {
+        "kind": "student",
+        "path": str(path),
+        "components": components,
+        "parameters": sum(c["parameters"] for c in components),
+        "bytes": sum(c["bytes"] for c in components),
+        "transformer": {key: transformer[key] for key in keys},
+        "defaults": {name: getattr(defaults, name) for name in defaults.__dataclass_fields__},
+        "scheduler": {key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")},
+        "licences": sorted(student.licences()),
+    }
+
+
+def render(content: dict[str, Any]) -> str:
+    """The description as aligned text."""
+    return "\n".join(_render_bundle(content) if content["kind"] == "bundle" else _render_student(content))
+
+
+def megabytes(size: int) -> str:
+    """Bytes in MB (10^6), as people read them.
+
+    >>> megabytes(2703360)
+    '2.70 MB'
+    """
+    return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def _render_student(content: dict[str, Any]) -> list[str]:
+    rows = [("component", "tensors", "parameters", "bytes", "types")]
+    rows += [(c["name"], str(c["tensors"]), f"{c['parameters']:,}", megabytes(c["bytes"]), ", ".join(c["types"])) for c in content["components"]]
+    rows.append(("all", "", f"{content['parameters']:,}", megabytes(content["bytes"]), ""))
+    lines = [f"student {content['path']}", "", *_table(rows), ""]
+    for title in ("transformer", "scheduler", "defaults"):
+        lines.append(f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None))
+    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
+
+
+def _render_bundle(content: dict[str, Any]) -> list[str]:
+    rows = [("graph", "parameters", "bytes", "parity", "inputs", "outputs")]
+    for graph in content["graphs"]:
+        parity = "not measured" if graph["parity_db"] is None else f"{graph['parity_db']:.1f} dB"
+        ports = ["  ".join(f"{p['name']}[{','.join(map(str, p['shape']))}]" for p in graph[side][:4]) for side in ("inputs", "outputs")]
+        rows.append((graph["name"], f"{graph['parameters']:,}", megabytes(graph["file_bytes"]), parity, *ports))
+    picture, sampling, text = content["picture"], content["sampling"], content["text"]
+    size = f"{picture['width']} x {picture['height']} px" + (" (dynamic)" if picture["dynamic"] else "")
+    return [
+        f"bundle {content['path']}  {megabytes(content['total_bytes'])}",
+        "",
+        *_table(rows),
+        "",
+        f"tier {content['tier']}, {content['model_format']}, layout {content['layout']}, stored {content['precision']}, computed {content['compute']}",
+        "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
+        f"picture: {size}",
+        f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
+        f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",
+        f"student: {content['student']['name']}, {content['student']['fingerprint']}",
+        f"licences: {', '.join(content['student']['licences']) or 'none found'}",
+        "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,210 @@
+"""``manifest.json``: what a bundle is made of, and how it was made. Needs neither torch nor onnx.
+
+History of the format: 1, the first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import msgspec
+
+from deploy.errors import BundleError, Complaint
+
+FORMAT, VERSION = "flash-deploy bundle", 1
+NAME = "manifest.json"
+
+Size = Annotated[int, msgspec.Meta(ge=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Unknown keys are errors: a typo must not pass for a default."""
+
+
+class FileRecord(_Record):
+    """One file of the bundle: path with forward slashes, size in bytes, SHA-256 in hexadecimal."""
+
+    path: str
+    size_bytes: Size
+    sha256: Sha256
+
+
+class PortRecord(_Record):
+    """One input or output of a graph; symbolic sizes are strings."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+
+
+class GraphRecord(_Record):
+    """One graph.
+
+    Attributes:
+        name: ``denoiser``, ...
+        path: its ``.onnx`` file.
+        components: the student's components it was made of.
+        parameters: numbers stored in its weights.
+        weight_bytes: bytes of its weights.
+        inputs: what it takes.
+        outputs: what it returns.
+        parity_db: worst signal-to-noise ratio against diffusers in fp32, in dB (``inf`` is written as 999); none where it
+            was not measured.
+        parity_note: why it was not measured.
+    """
+
+    name: str
+    path: str
+    components: tuple[str, ...]
+    parameters: Size
+    weight_bytes: Size
+    inputs: tuple[PortRecord, ...]
+    outputs: tuple[PortRecord, ...]
+    parity_db: float | None = None
+    parity_note: str = ""
+
+
+class TokenizerRecord(_Record):
+    """One tokenizer: the graph input it feeds, its ``tokenizer.json``, and how its output is padded and cut."""
+
+    input: str
+    path: str
+    max_length: Annotated[int, msgspec.Meta(gt=0)]
+    pad_token_id: Size
+
+
+class SamplingRecord(_Record):
+    """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000)."""
+
+    method: Literal["euler", "renoise"]
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+
+class PictureRecord(_Record):
+    """Picture size in pixels (the default where it is dynamic), latent channels, pixels per latent and their alignment."""
+
+    height: Annotated[int, msgspec.Meta(gt=0)]
+    width: Annotated[int, msgspec.Meta(gt=0)]
+    dynamic: bool
+    latent_channels: Annotated[int, msgspec.Meta(gt=0)]
+    pixels_per_latent: Annotated[int, msgspec.Meta(gt=0)]
+    multiple_of: Annotated[int, msgspec.Meta(gt=0)]
+    scaling_factor: float
+    shift_factor: float
+
+
+class TextRecord(_Record):
+    """Text encoding: T5 kept, or its tokens null tokens; the widths that ``optimum`` layouts assemble."""
+
+    tokenizers: tuple[TokenizerRecord, ...]
+    t5: Literal["kept", "dropped"]
+    max_sequence_length: int
+    joint_dim: int
+
+
+class StudentRecord(_Record):
+    """Where the bundle came from: the student's folder name, content hash and licence texts by file name."""
+
+    name: str
+    fingerprint: str
+    licences: dict[str, str]
+
+
+class RuleRecord(_Record):
+    """One rule of the profile: which component's which weights (glob) are stored how. The last matching rule wins."""
+
+    component: str
+    weights: str
+    scheme: str
+
+
+class Manifest(_Record):
+    """Everything a runtime must know of a bundle."""
+
+    format: Literal["flash-deploy bundle"]
+    version: int
+    created_with: dict[str, str]
+    student: StudentRecord
+    tier: str
+    model_format: Literal["onnx"]
+    layout: Literal["native", "optimum"]
+    compute: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16"]
+    profile: tuple[RuleRecord, ...]
+    sampling: SamplingRecord
+    picture: PictureRecord
+    text: TextRecord
+    graphs: tuple[GraphRecord, ...]
+    files: tuple[FileRecord, ...]
+
+    def graph(self, name: str) -> GraphRecord:
+        """The graph of that name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        raise BundleError("The bundle lacks a graph.", [Complaint(NAME, "graph is missing", name)])
+
+    def to_json(self) -> bytes:
+        """The manifest as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        BundleError: missing, damaged, of another version, or naming a path outside the bundle.
+    """
+    file = folder / NAME
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        complaint = Complaint(str(file), error.strerror or str(error), "a bundle folder with a manifest.json")
+        raise BundleError(f"{folder} is not a bundle.", [complaint], "give the folder that `flash-deploy build` made") from error
+    try:
+        version = msgspec.json.decode(raw, type=_Version)
+        if version.format == FORMAT and version.version > VERSION:
+            complaint = Complaint(str(file), "made by a newer flash-deploy", f"version {VERSION}", str(version.version))
+            raise BundleError("The bundle cannot be read.", [complaint], "upgrade flash-deploy")
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError("The manifest is damaged.", [Complaint(str(file), str(error))], "build the bundle again") from error
+    _check(manifest, file)
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+def _check(manifest: Manifest, file: Path) -> None:
+    complaints = [
+        Complaint(str(file), "names a path outside the bundle", "a relative path without '..'", repr(path))
+        for path in (record.path for record in (*manifest.files, *manifest.graphs, *manifest.text.tokenizers))
+        if not _is_inside(path)
+    ]
+    listed = {record.path for record in manifest.files}
+    complaints += [
+        Complaint(str(file), f"{record.path} is used and not listed in files")
+        for record in (*manifest.graphs, *manifest.text.tokenizers)
+        if record.path not in listed
+    ]
+    sampling = manifest.sampling
+    if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:
+        got = f"{len(sampling.sigmas)} and {len(sampling.timesteps)}"
+        complaints.append(Complaint(str(file), "sigmas and timesteps disagree", "one sigma more than timesteps", got))
+    if complaints:
+        raise BundleError("The manifest is not usable.", complaints, "build the bundle again")
+
+
+def _is_inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path and ":" not in path

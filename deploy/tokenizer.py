@@ -1,0 +1,37 @@
+"""Prompts to token ids, as transformers does it, with the ``tokenizers`` library alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from deploy.errors import BundleError, Complaint
+from deploy.manifest import TokenizerRecord
+
+
+def load_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:
+    """A bundle's tokenizer, set to pad and cut to its fixed length.
+
+    Raises:
+        BundleError: the file is not a tokenizer.
+    """
+    file = folder / record.path
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError("A tokenizer cannot be read.", [Complaint(str(file), str(error))], "build the bundle again") from error
+    tokenizer.enable_truncation(record.max_length)
+    tokenizer.enable_padding(length=record.max_length, pad_id=record.pad_token_id)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """Token ids ``[1, max_length]``, int64."""
+    return np.asarray([tokenizer.encode(prompt).ids], np.int64)
+
+
+def tokens_cut(tokenizer: Tokenizer, prompt: str) -> int:
+    """How many tokens of the prompt do not fit and are left out."""
+    return sum(len(piece.ids) - piece.special_tokens_mask.count(1) for piece in tokenizer.encode(prompt).overflowing)

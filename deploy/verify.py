@@ -1,0 +1,129 @@
+"""Check a bundle: its files against their checksums and, given the student, its graphs and pictures against diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.bundle import Bundle, check_files, open_bundle
+from deploy.errors import Complaint
+from deploy.runtime import Pipeline
+
+PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
+"""Pictures against diffusers in fp32: the design's 50 dB for fp32; for fp16 what its graphs' 50 dB leave after a few steps and the
+VAE (measured: see docs/benchmarks.md)."""
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    Attributes:
+        files: how many files were checked.
+        graph_db: worst signal-to-noise ratio of each graph, in dB.
+        picture_db: PSNR of each prompt's picture, in dB.
+        complaints: everything that is wrong; a bundle without any is good.
+    """
+
+    files: int = 0
+    graph_db: dict[str, float] = field(default_factory=dict)
+    picture_db: dict[str, float] = field(default_factory=dict)
+    complaints: list[Complaint] = field(default_factory=list)
+
+
+def verify(folder: Path | str, student: Path | None = None, variant: str | None = None, progress: Callable[[str], None] | None = None) -> Report:
+    """Verify a bundle.
+
+    Args:
+        folder: the bundle.
+        student: also measure each graph and whole pictures against this student in diffusers; needs the export extra.
+        variant: variant of the student's weight files.
+        progress: told of every stage.
+
+    Raises:
+        InputError: the bundle or the student cannot be opened.
+    """
+    tell = progress or (lambda text: None)
+    bundle = open_bundle(folder)
+    report = Report(files=len(bundle.manifest.files))
+    tell("checking files")
+    report.complaints += check_files(bundle)
+    if student is not None and not report.complaints:
+        _verify_numerics(bundle, student, variant, report, tell)
+    return report
+
+
+def bundle_options(bundle: Bundle) -> Any:
+    """The options that the bundle's graphs were made with."""
+    from exporters.graphs import GraphOptions
+
+    manifest = bundle.manifest
+    return GraphOptions(
+        layout=manifest.layout,
+        height=manifest.picture.height,
+        width=manifest.picture.width,
+        timesteps=manifest.sampling.timesteps,
+        clip_tokens=manifest.text.tokenizers[0].max_length,
+        keep_t5=manifest.text.t5 == "kept",
+        max_sequence_length=manifest.text.max_sequence_length,
+        dynamic=manifest.picture.dynamic,
+    )
+
+
+def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Report, tell: Callable[[str], None]) -> None:
+    from exporters.errors import ExportError
+    from exporters.graphs import plan_graphs
+    from exporters.parity import PROMPTS, REQUIRED_DB, measure, onnx_runner, reference_cases
+    from exporters.student import open_student
+
+    student, options, manifest = open_student(path, variant), bundle_options(bundle), bundle.manifest
+    tell("fingerprinting the student")
+    if (got := student.fingerprint()) != manifest.student.fingerprint:
+        report.complaints.append(Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got))
+        return
+    required = REQUIRED_DB[manifest.precision]
+    for graph in plan_graphs(student, options):
+        tell(f"measuring {graph.name}")
+        try:
+            db = measure(reference_cases(graph, student, options), onnx_runner(bundle.file(graph.path)), graph)
+        except ExportError as error:
+            report.complaints += error.complaints
+            continue
+        report.graph_db[graph.name] = db
+        if not db >= required:
+            report.complaints.append(Complaint(graph.name, "does not compute what diffusers computes", f"{required} dB", f"{db} dB"))
+    for prompt in PROMPTS:
+        tell(f"drawing {prompt!r}")
+        _verify_picture(bundle, student, prompt, report)
+
+
+def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -> None:
+    from exporters.end_to_end import reference_picture
+    from exporters.parity import psnr_db
+
+    manifest = bundle.manifest
+    picture, sampling = manifest.picture, manifest.sampling
+    rng = np.random.default_rng(0)
+    shape = (picture.latent_channels, picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
+    latents = rng.standard_normal((1, *shape), np.float32)
+    noise = rng.standard_normal((1, len(sampling.timesteps), *shape), np.float32)
+    got = Pipeline(bundle).generate(prompt, latents=latents, step_noise=noise)
+    reference = reference_picture(
+        student,
+        prompt,
+        latents,
+        sampling.sigmas,
+        sampling.timesteps,
+        sampling.method,
+        manifest.text.t5 == "kept",
+        manifest.text.max_sequence_length,
+        noise[0],
+    )
+    db = report.picture_db[prompt] = psnr_db(reference, got)
+    required = PSNR_REQUIRED_DB[manifest.precision]
+    if not db >= required:
+        report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))

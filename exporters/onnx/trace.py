@@ -1,0 +1,119 @@
+"""Trace a graph without touching a weight: everything is on the meta device until the file is written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset23 as op
+
+from exporters.graphs import GraphSpec, Port
+from exporters.onnx.weights import LazyWeight
+from exporters.restructure import attention as _registers_the_operator  # noqa: F401
+from exporters.restructure.base import set_precision
+from exporters.weights import Weight
+
+# 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
+# onnxruntime 1.32 and onnxruntime-web 1.30 run it; the IR version is the newest that both read.
+OPSET, IR_VERSION = 23, 10
+_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+
+
+def trace(spec: GraphSpec, compute: torch.dtype) -> ir.Model:
+    """Trace one graph.
+
+    Args:
+        spec: what to trace.
+        compute: type of matrices and what they compute in; see :mod:`exporters.restructure.base`.
+
+    Returns:
+        The model as the exporter leaves it, but that every initializer knows how to read its weight.
+    """
+    with torch.device("meta"):
+        module: Any = spec.module()
+    set_precision(module, compute)
+    module.eval()
+    examples, shapes = _examples(spec)
+    with _quiet(), torch.no_grad():
+        exported = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # our own passes do it, without reading weights
+            verbose=False,
+            custom_translation_table={torch.ops.flash_deploy.attention.default: _attention},
+        )
+    assert program is not None
+    model = program.model
+    _bind_weights(model, spec.weights(module), spec)
+    _name_ports(model, spec)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _attention(query, key, value, bias, num_heads: int, scale: float, causal: bool):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """``flash_deploy::attention`` as ai.onnx Attention with packed heads (three-dimensional inputs)."""
+    outputs = op.Attention(query, key, value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=scale, is_causal=int(causal))
+    return outputs[0]
+
+
+def _examples(spec: GraphSpec) -> tuple[list[torch.Tensor], tuple[dict[int, Any], ...]]:
+    """Meta tensors of the inputs' shapes; symbolic sizes get unlike even numbers, so that none is taken for another."""
+    names = sorted({size for port in spec.inputs for size in port.shape if isinstance(size, str)})
+    sizes = {name: 6 + 4 * i for i, name in enumerate(names)}
+    picture = {"height": 8 * sizes.get("latent_height", 6), "width": 8 * sizes.get("latent_width", 10)}
+    sizes.update({name: size for name, size in picture.items() if name in sizes})
+    examples = [
+        torch.empty([sizes.get(size, size) for size in port.shape], dtype=_DTYPES[port.dtype], device="meta") for port in spec.inputs
+    ]
+    dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, size in enumerate(port.shape) if isinstance(size, str)} for port in spec.inputs)
+    return examples, dynamic
+
+
+def _bind_weights(model: ir.Model, weights: Mapping[str, Weight], spec: GraphSpec) -> None:
+    for name, value in model.graph.initializers.items():
+        assert value.dtype is not None
+        if name not in weights:  # a constant that the trace made, for example a scalar
+            assert not getattr(value.const_value, "raw").is_meta, f"{spec.name}: {name} has no weight behind it"
+        elif value.dtype.is_floating_point():
+            value.const_value = LazyWeight(weights[name], value.dtype, name)
+        else:
+            value.const_value = ir.Tensor(weights[name].load(), name=name)
+
+
+def _name_ports(model: ir.Model, spec: GraphSpec) -> None:
+    """Give inputs and outputs the names, types and symbolic sizes that the table promises."""
+    for values, ports in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
+        assert len(values) == len(ports), f"{spec.name}: {len(values)} traced, {len(ports)} promised"
+        for value, port in zip(values, ports, strict=True):
+            _name_port(value, port)
+
+
+def _name_port(value: ir.Value, port: Port) -> None:
+    assert value.dtype == _IR_DTYPES[port.dtype], f"{port.name}: traced as {value.dtype}"
+    value.name = port.name
+    value.shape = ir.Shape(port.shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns of things that are so on purpose (meta tensors, an opaque operator)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,117 @@
+"""Write a model whose weights are streamed: each is read once, encoded once, written once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.onnx.weights import LazyWeight
+from quantization.errors import Complaint, SchemeError
+
+# Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
+PAGE_BYTES, SMALL_BYTES = 65536, 4096
+INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that was written: its path inside the bundle, size and SHA-256 (hexadecimal)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+def data_bytes(model: ir.Model) -> int:
+    """Upper bound of the external data's size."""
+    return sum(v.const_value.nbytes + PAGE_BYTES for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], None] | None = None) -> list[WrittenFile]:
+    """Write ``model`` to ``folder / path`` and its weights to ``path + ".data"`` beside it; both are flushed to disk.
+
+    Args:
+        model: its initializers are replaced by references to the data file.
+        folder: the bundle's folder.
+        path: the graph's path in it.
+        progress: called with the number of bytes just written.
+
+    Raises:
+        SchemeError: weights that cannot be stored, all at once.
+    """
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = _DataFile(target.with_name(target.name + ".data"))
+    complaints: list[Complaint] = []
+    with data:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            assert tensor is not None
+            try:
+                if isinstance(tensor, LazyWeight) and tensor.nbytes > INLINE_BYTES:
+                    value.const_value = data.append(tensor)
+                elif isinstance(tensor, LazyWeight):
+                    value.const_value = ir.Tensor(tensor.read(), name=tensor.name)
+            except SchemeError as error:
+                complaints += error.complaints
+                continue
+            if progress:
+                progress(tensor.nbytes)
+    if complaints:
+        raise SchemeError("Some weights cannot be stored.", complaints)
+    ir.save(model, target)
+    with target.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    written = [WrittenFile(path, target.stat().st_size, hashlib.sha256(target.read_bytes()).hexdigest())]
+    if data.size_bytes:
+        written.append(WrittenFile(f"{path}.data", data.size_bytes, data.sha256))
+    else:
+        data.file.unlink()
+    return written
+
+
+class _DataFile:
+    """A file that tensors are appended to, hashed as it grows."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.size_bytes, self._digest = file, 0, hashlib.sha256()
+
+    def __enter__(self) -> _DataFile:
+        self._stream = self.file.open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def append(self, tensor: LazyWeight) -> ir.ExternalTensor:
+        array = tensor.read()
+        page = PAGE_BYTES if array.nbytes >= PAGE_BYTES else SMALL_BYTES if array.nbytes >= SMALL_BYTES else 64
+        self._put(np.zeros(-self.size_bytes % page, np.uint8))
+        offset = self.size_bytes
+        self._put(array.reshape(-1).view(np.uint8))
+        return ir.ExternalTensor(
+            location=self.file.name,
+            offset=offset,
+            length=array.nbytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name or "",
+            base_dir=self.file.parent,
+        )
+
+    def _put(self, octets: np.ndarray) -> None:
+        self._stream.write(memoryview(octets))
+        self._digest.update(memoryview(octets))
+        self.size_bytes += octets.nbytes

@@ -1,0 +1,67 @@
+"""What every traced module shares: where its weights come from, and how it mixes precisions.
+
+Precision policy. Linear layers, convolutions and attention run in the type of their weights (``fp16`` graphs: fp16).
+The residual streams, normalisations and modulations stay in fp32: the residual stream of a deep MMDiT grows from block
+to block, and rounding it to 11 bits after each of its additions is what costs most of an fp16 graph's accuracy. In an
+fp32 graph every cast below is an identity and vanishes from the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporters.weights import Weight
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes any floating-point input and computes in the type of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``."""
+        return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+class RestructuredModule(nn.Module):
+    """A module built on the meta device, whose weights are found by name when the graph is written."""
+
+    def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
+        """The weight behind each parameter and buffer of this module.
+
+        Args:
+            component: the weights of the student's component, by diffusers' names.
+
+        By default a name means the same tensor here and there; modules that derive tensors override this.
+        """
+        return named(self, component)
+
+
+def named(module: nn.Module, component: Mapping[str, Weight], prefix: str = "") -> dict[str, Weight]:
+    """Each tensor of ``module`` by the same name in the component, under ``prefix``."""
+    return {name: component[f"{prefix}.{name}" if prefix else name] for name in module.state_dict()}
+
+
+def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights of a submodule under its name in its parent."""
+    return {f"{prefix}.{name}": weight for name, weight in weights.items()}
+
+
+def constant(values: np.ndarray, origin: str) -> Weight:
+    """A weight that is computed at export time rather than read."""
+    return Weight(tuple(values.shape), values.dtype, lambda: values, origin)
+
+
+def as_tensor(weight: Weight) -> Tensor:
+    """The weight in fp32, as torch holds it."""
+    return torch.from_numpy(weight.load().astype(np.float32))
+
+
+def set_precision(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give matrices, convolutions and embeddings ``dtype``; norms and constants stay in fp32 (the policy above)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.Embedding):
+            part.to(dtype)

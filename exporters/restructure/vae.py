@@ -1,0 +1,98 @@
+"""The VAE's decoder and encoder, as diffusers computes them, with the latent's scaling and shift folded in.
+
+The networks are diffusers' own ``AutoencoderKL`` halves; their one attention is made an opaque operation so that every
+exporter can choose its kernel. The picture comes out in [0, 1], as ``VaeImageProcessor.postprocess`` makes it.
+
+Scaling and shift stay two operations on the small latent. Folding them into the first convolution would be wrong at the
+picture's border, where the convolution's padding is zero after the shift, not before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exporters.restructure.attention import attention
+from exporters.restructure.base import RestructuredModule
+from exporters.templates import reference_module
+from exporters.weights import Weight
+
+
+class _AttentionProcessor:
+    """Diffusers' attention processor protocol: spatial self-attention through one opaque operation."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: None = None, attention_mask: None = None, temb: None = None
+    ) -> Tensor:
+        batch, channels, height, width = hidden_states.shape
+        tokens = hidden_states.flatten(2)  # [batch, channels, height * width]
+        tokens = attn.group_norm(tokens).transpose(1, 2)
+        query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        head_dim = query.shape[-1] // attn.heads
+        mixed = attn.to_out[0](attention(query, key, value, None, attn.heads, head_dim**-0.5, False))
+        return mixed.transpose(1, 2).reshape(batch, channels, height, width) + hidden_states  # type: ignore[no-any-return]
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group norm in fp32 whatever the type around it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(torch.float32)).to(input.dtype)
+
+
+class _VaeHalf(RestructuredModule):
+    def __init__(self, config: Mapping[str, Any], half: str, quant: str) -> None:
+        super().__init__()
+        vae = reference_module("vae", dict(config))
+        vae.set_attn_processor(_AttentionProcessor())
+        self.half, self.quant = half, quant
+        self.add_module(half, getattr(vae, half))
+        if getattr(vae, quant) is not None:
+            self.add_module(quant, getattr(vae, quant))
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.GroupNorm:
+                    setattr(module, name, _GroupNorm(child.num_groups, child.num_channels, child.eps))
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.get_submodule(self.half).parameters() if p.ndim == 4)
+
+
+class VaeDecoder(_VaeHalf):
+    """Latents to picture.
+
+    Args:
+        config: the VAE's configuration.
+        raw: take latents as the sampler leaves them and return RGB in [0, 1]; otherwise diffusers' ``decode``.
+    """
+
+    def __init__(self, config: Mapping[str, Any], raw: bool = True) -> None:
+        super().__init__(config, "decoder", "post_quant_conv")
+        self.raw, self.scaling, self.shift = raw, config["scaling_factor"], config["shift_factor"] or 0.0
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        """``[batch, latent_channels, height, width]`` to ``[batch, 3, 8 height, 8 width]``."""
+        latents = latent_sample / self.scaling + self.shift if self.raw else latent_sample
+        latents = latents.to(self.network_dtype)
+        if "post_quant_conv" in dict(self.named_children()):
+            latents = self.post_quant_conv(latents)
+        sample = self.decoder(latents).to(torch.float32)
+        return (sample / 2 + 0.5).clamp(0, 1) if self.raw else sample
+
+
+class VaeEncoder(_VaeHalf):
+    """Picture in [-1, 1] to the latents' mean and log-variance, for the ``optimum`` layout."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config, "encoder", "quant_conv")
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 latent_channels, height, width]``."""
+        moments = self.encoder(sample.to(self.network_dtype))
+        if "quant_conv" in dict(self.named_children()):
+            moments = self.quant_conv(moments)
+        return moments.to(torch.float32)  # type: ignore[no-any-return]

@@ -1,0 +1,91 @@
+"""The sampler's numbers, computed once by diffusers' own scheduler; a bundle pins them and computes none of them again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from exporters.errors import Complaint, ExportError
+from exporters.reference import reference_scheduler
+from exporters.student import Student
+
+Method = Literal["euler", "renoise"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A few-step schedule.
+
+    Attributes:
+        method: ``euler`` (the flow's ODE) or ``renoise`` (predict the clean latents, noise them again: students trained by
+            consistency or distribution matching on re-noised samples; diffusers' ``stochastic_sampling``).
+        sigmas: noise levels after the scheduler's shift, one more than there are steps, the last 0.
+        timesteps: what the transformer is told at each step, 0 to 1000.
+    """
+
+    method: Method
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+
+def plan_sampling(
+    student: Student,
+    height: int,
+    width: int,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    method: Method | None = None,
+) -> Sampling:
+    """What diffusers computes for ``num_inference_steps=steps`` or for ``sigmas=sigmas``.
+
+    Args:
+        student: its ``student.json`` gives what is not given here.
+        height: picture height in pixels; schedulers with dynamic shifting depend on it.
+        width: picture width in pixels.
+        steps: number of steps.
+        sigmas: one sigma for each step, before the shift.
+        method: by default what the scheduler's ``stochastic_sampling`` says.
+
+    Raises:
+        ExportError: the sigmas do not fall from at most 1 to above 0, or disagree with the number of steps.
+    """
+    defaults = student.defaults
+    if defaults.guidance_scale not in (0.0, 1.0):
+        complaint = Complaint("student.json: guidance_scale", "guidance is not supported", "1.0", str(defaults.guidance_scale))
+        raise ExportError("This student cannot be sampled.", [complaint], "distil the guidance into the student")
+    if sigmas is None and (steps is None or steps == defaults.steps):
+        sigmas = defaults.sigmas
+    steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or 4
+    if sigmas is not None:
+        _check(sigmas, steps)
+    scheduler = reference_scheduler(student)
+    extra = {"mu": _dynamic_shift(student, height, width)} if scheduler.config.use_dynamic_shifting else {}
+    if sigmas is not None:
+        scheduler.set_timesteps(sigmas=list(sigmas), device="cpu", **extra)
+    else:
+        scheduler.set_timesteps(num_inference_steps=steps, device="cpu", **extra)
+    chosen: Method = method or ("renoise" if scheduler.config.stochastic_sampling else "euler")
+    return Sampling(chosen, tuple(scheduler.sigmas.tolist()), tuple(scheduler.timesteps.tolist()))
+
+
+def _dynamic_shift(student: Student, height: int, width: int) -> float:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    step = 8 * student.configs["transformer"]["patch_size"]
+    config = student.configs["scheduler"]
+    known = inspect.signature(calculate_shift).parameters
+    base = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len", "base_shift": "base_shift", "max_shift": "max_shift"}
+    given = {name: config[key] for name, key in base.items() if name in known and key in config}
+    return float(calculate_shift((height // step) * (width // step), **given))
+
+
+def _check(sigmas: Sequence[float], steps: int) -> None:
+    complaints = []
+    if len(sigmas) != steps:
+        complaints.append(Complaint("sigmas", "not one for each step", str(steps), str(len(sigmas))))
+    if not all(0 < sigma <= 1 for sigma in sigmas) or any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        complaints.append(Complaint("sigmas", "wrong", "numbers that fall, from at most 1, to above 0", ",".join(map(str, sigmas))))
+    if complaints:
+        raise ExportError("The sigmas cannot be used.", complaints)

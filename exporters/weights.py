@@ -1,0 +1,30 @@
+"""A weight that is known by name, shape and type, and read only when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a student, or one derived from several.
+
+    Attributes:
+        shape: its shape.
+        dtype: its numpy type (``float16``, ``bfloat16`` of ml_dtypes, ``float32``, ``int64``).
+        load: reads or computes it. What comes back may be a view of a memory-mapped file: do not write to it.
+        origin: where it comes from, as a user would look for it (``transformer: proj_out.weight``).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+    origin: str
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return int(np.prod(self.shape, dtype=np.int64))
