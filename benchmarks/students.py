@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +22,15 @@ from exporters.errors import Complaint, ExportError
 from exporters.student import BUILTIN_STUDENT
 from exporters.templates import component_class, expected_shapes
 
-DTYPES = {"fp16": ("F16", np.dtype(np.float16)), "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)), "fp32": ("F32", np.dtype(np.float32))}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DTYPES = {
+    "fp16": ("F16", np.dtype(np.float16)),
+    "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    "fp32": ("F32", np.dtype(np.float32)),
+}
 CHUNK_ELEMENTS = 1 << 22
 
 
@@ -306,10 +312,20 @@ def _write_rest(shape: StudentShape, configs: dict[str, dict[str, Any]], folder:
     if shape.t5:
         shutil.copytree(BUILTIN_STUDENT / "tokenizer_3", folder / "tokenizer_3")
     shutil.copytree(BUILTIN_STUDENT / "scheduler", folder / "scheduler")
-    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
     for component in configs:
-        index[component] = ["diffusers" if component in ("transformer", "vae") else "transformers", component_class(component)]
-    for name, kind in (("tokenizer", "CLIPTokenizer"), ("tokenizer_2", "CLIPTokenizer"), ("tokenizer_3", "T5Tokenizer")):
+        index[component] = [
+            "diffusers" if component in ("transformer", "vae") else "transformers",
+            component_class(component),
+        ]
+    for name, kind in (
+        ("tokenizer", "CLIPTokenizer"),
+        ("tokenizer_2", "CLIPTokenizer"),
+        ("tokenizer_3", "T5Tokenizer"),
+    ):
         index[name] = ["transformers", kind] if (folder / name).exists() else [None, None]
     index.setdefault("text_encoder_3", [None, None])
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))

@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.errors import BundleError, Complaint
 from deploy.manifest import NAME, FileRecord, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ def open_bundle(folder: Path | str) -> Bundle:
 
 def check_files(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Complaint]:
     """Read every file and compare it with its checksum; also name files that the manifest does not know."""
-    complaints = []
-    for record in bundle.manifest.files:
-        if (got := sha256_file(bundle.file(record.path), progress)) != record.sha256:
-            complaints.append(Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got))
+    complaints = [
+        Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got)
+        for record in bundle.manifest.files
+        if (got := sha256_file(bundle.file(record.path), progress)) != record.sha256
+    ]
     known = {record.path for record in bundle.manifest.files} | {NAME}
     for file in sorted(bundle.folder.rglob("*")):
         path = file.relative_to(bundle.folder).as_posix()
@@ -104,7 +108,9 @@ def locked(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BundleError(f"Another process is building in {partial}.", remedy="wait for it, or build to another folder") from None
+            raise BundleError(
+                f"Another process is building in {partial}.", remedy="wait for it, or build to another folder"
+            ) from None
         yield
 
 

@@ -6,10 +6,10 @@ import json
 import os
 import sys
 import time
-from enum import Enum
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,34 +28,34 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     """Layouts of an ONNX bundle."""
 
     native = "native"
     optimum = "optimum"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """How matrices are stored."""
 
     fp32 = "fp32"
     fp16 = "fp16"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Model formats."""
 
     onnx = "onnx"
 
 
-class Sampler(str, Enum):
+class Sampler(StrEnum):
     """How few-step samplers go on."""
 
     euler = "euler"
     renoise = "renoise"
 
 
-class Parity(str, Enum):
+class Parity(StrEnum):
     """When graphs are measured in a build."""
 
     auto = "auto"
@@ -63,7 +63,7 @@ class Parity(str, Enum):
     never = "never"
 
 
-class Preset(str, Enum):
+class Preset(StrEnum):
     """Sizes of random students."""
 
     tiny = "tiny"
@@ -71,7 +71,7 @@ class Preset(str, Enum):
     full = "full"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Types that weights are stored in."""
 
     fp16 = "fp16"
@@ -81,10 +81,19 @@ class Dtype(str, Enum):
 
 StudentArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[STUDENT]", help="Folder in diffusers StableDiffusion3Pipeline layout, or an original .safetensors file in one. Default: the built-in student.", show_default=False),
+    typer.Argument(
+        metavar="[STUDENT]",
+        help="Folder in diffusers SD3 layout, or an original .safetensors file in one. Default: the built-in student.",
+        show_default=False,
+    ),
 ]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)]
-VariantOption = Annotated[str | None, typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False)]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)
+]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False),
+]
 
 
 @app.command()
@@ -93,18 +102,62 @@ def build(
     student: StudentArgument = None,
     tier: Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")] = "desktop-cpu",
     format: Annotated[Format, typer.Option(help="Model format.")] = Format.onnx,  # noqa: A002
-    layout: Annotated[Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")] = Layout.native,
-    precision: Annotated[Precision | None, typer.Option(help="How matrices are stored. Default: the tier's.", show_default=False)] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False)] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False)] = None,
-    sigmas: Annotated[str | None, typer.Option(help="Noise levels before the scheduler's shift, one for each step, e.g. 1,0.75,0.5,0.25.", show_default=False)] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="euler, or renoise for students trained so. Default: what the student's scheduler says.", show_default=False)] = None,
-    keep_t5: Annotated[bool | None, typer.Option("--keep-t5/--drop-t5", help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.", show_default=False)] = None,
-    max_sequence_length: Annotated[int | None, typer.Option(min=1, help="T5 tokens, or null tokens in their place. Default: the student's, then 256.", show_default=False)] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")
+    ] = Layout.native,
+    precision: Annotated[
+        Precision | None, typer.Option(help="How matrices are stored. Default: the tier's.", show_default=False)
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False),
+    ] = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False),
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise levels before the scheduler's shift, one for each step, e.g. 1,0.75,0.5,0.25.",
+            show_default=False,
+        ),
+    ] = None,
+    sampler: Annotated[
+        Sampler | None,
+        typer.Option(
+            help="euler, or renoise for students trained so. Default: what the student's scheduler says.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_t5: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-t5/--drop-t5",
+            help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.",
+            show_default=False,
+        ),
+    ] = None,
+    max_sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="T5 tokens, or null tokens in their place. Default: the student's, then 256.",
+            show_default=False,
+        ),
+    ] = None,
     variant: VariantOption = None,
-    parity: Annotated[Parity, typer.Option(help="Measure graphs against diffusers; auto leaves out those over 1 GiB.")] = Parity.auto,
+    parity: Annotated[
+        Parity,
+        typer.Option(help="Measure graphs against diffusers; auto leaves out those that would take over 1 GiB of memory."),
+    ] = Parity.auto,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Build a bundle from a student for a device tier."""
@@ -145,14 +198,38 @@ def build(
 def generate(
     bundle: BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).")] = Path("image.png"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).",
+        ),
+    ] = Path("image.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
-    latents: Annotated[Path | None, typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False)] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="How many pictures; with a picture file, image-0.png, image-1.png, ...")] = 1,
-    height: Annotated[int | None, typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False)] = None,
-    provider: Annotated[str, typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one operator. Default: the runtime's choice.", show_default=False)] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False),
+    ] = None,
+    num_images: Annotated[
+        int, typer.Option(min=1, help="How many pictures; with a picture file, image-0.png, image-1.png, ...")
+    ] = 1,
+    height: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
+    ] = None,
+    provider: Annotated[
+        str,
+        typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu."),
+    ] = "cpu",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
+    ] = None,
 ) -> None:
     """Draw pictures of a prompt."""
     from deploy.pictures import check_output, load_latents, save_pictures
@@ -175,7 +252,13 @@ def generate(
 @app.command()
 def verify(
     bundle: BundleArgument,
-    student: Annotated[Path | None, typer.Option(help="Also measure graphs and pictures against this student in diffusers; 'builtin' is the built-in one.", show_default=False)] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure graphs and pictures against this student in diffusers; 'builtin' is the built-in one.",
+            show_default=False,
+        ),
+    ] = None,
     variant: VariantOption = None,
 ) -> None:
     """Check a bundle's files and, given the student, what it computes."""
@@ -187,7 +270,7 @@ def verify(
 
         student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
     with messages.status("verifying") as status:
-        report = verify_bundle(bundle, student, variant, lambda text: status.update(text))
+        report = verify_bundle(bundle, student, variant, status.update)
     typer.echo(f"files: {report.files} checked")
     for name, db in report.graph_db.items():
         typer.echo(f"{name}: {db:.1f} dB")
@@ -200,7 +283,12 @@ def verify(
 
 @app.command()
 def inspect(
-    path: Annotated[Path | None, typer.Argument(metavar="[STUDENT|BUNDLE]", help="A student or a bundle. Default: the built-in student.", show_default=False)] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[STUDENT|BUNDLE]", help="A student or a bundle. Default: the built-in student.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     variant: VariantOption = None,
 ) -> None:
@@ -223,20 +311,29 @@ def tiers() -> None:
 
     for name, tier in all_tiers().items():
         t5 = "T5 kept" if tier.keep_t5 else "T5 dropped"
-        typer.echo(f"{name:18} {tier.description}: {'/'.join(tier.formats)}, {tier.precision}, {tier.resolution} px, {tier.steps} steps, {t5}")
+        facts = ["/".join(tier.formats), tier.precision, f"{tier.resolution} px", f"{tier.steps} steps", t5]
+        typer.echo(f"{name:18} {tier.description}: {', '.join(facts)}")
 
 
 @app.command("make-student")
 def make_student(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new student.", show_default=False)],
-    preset: Annotated[Preset, typer.Option(help="tiny: for tests. mid: SD3.5-Medium's width, 6 layers. full: SD3.5-Medium.")] = Preset.tiny,
+    preset: Annotated[
+        Preset, typer.Option(help="tiny: for tests. mid: SD3.5-Medium's width, 6 layers. full: SD3.5-Medium.")
+    ] = Preset.tiny,
     layers: Annotated[int | None, typer.Option(min=1, help="MMDiT blocks.", show_default=False)] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default=False)] = None,
     head_dim: Annotated[int | None, typer.Option(min=4, help="Channels of a head, a multiple of 4.", show_default=False)] = None,
     dual_layers: Annotated[int | None, typer.Option(min=0, help="First blocks with dual attention.", show_default=False)] = None,
-    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="RMS norm of queries and keys.", show_default=False)] = None,
-    t5: Annotated[bool | None, typer.Option("--t5/--no-t5", help="With or without the third text encoder.", show_default=False)] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="How weights are stored. Default: the preset's.", show_default=False)] = None,
+    qk_norm: Annotated[
+        bool | None, typer.Option("--qk-norm/--no-qk-norm", help="RMS norm of queries and keys.", show_default=False)
+    ] = None,
+    t5: Annotated[
+        bool | None, typer.Option("--t5/--no-t5", help="With or without the third text encoder.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="How weights are stored. Default: the preset's.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
 ) -> None:
     """Make a student with random weights, to measure memory, time and numerics on."""
@@ -248,12 +345,18 @@ def make_student(
     from deploy.progress import Bars
 
     shape = PRESETS[preset.value]
-    changes: dict[str, Any] = {"layers": layers, "heads": heads, "head_dim": head_dim, "dual_layers": dual_layers, "qk_norm": qk_norm}
+    changes: dict[str, Any] = {
+        "layers": layers,
+        "heads": heads,
+        "head_dim": head_dim,
+        "dual_layers": dual_layers,
+        "qk_norm": qk_norm,
+    }
     shape = replace(shape, **{key: value for key, value in changes.items() if value is not None})
     if t5 is not None:
         shape = replace(shape, t5=(shape.t5 or PRESETS["full" if preset == Preset.mid else preset.value].t5) if t5 else None)
     if dtype is not None:
-        shape = replace(shape, dtype=cast('Literal["fp16", "bf16", "fp32"]', dtype.value))
+        shape = replace(shape, dtype=dtype.value)
     shape = replace(shape, dual_layers=min(shape.dual_layers, shape.layers))
     with Bars(messages) as bars:
         make(shape, output, seed, bars.total("weights"))
@@ -267,7 +370,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 
@@ -277,7 +382,9 @@ def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25") from None
+        raise InputError(
+            f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25"
+        ) from None
 
 
 def _need_export() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from deploy.bundle import open_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -46,7 +48,14 @@ def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
             }
         )
     transformer, defaults = student.configs["transformer"], student.defaults
-    keys = ("num_layers", "num_attention_heads", "attention_head_dim", "qk_norm", "dual_attention_layers", "pos_embed_max_size")
+    keys = (
+        "num_layers",
+        "num_attention_heads",
+        "attention_head_dim",
+        "qk_norm",
+        "dual_attention_layers",
+        "pos_embed_max_size",
+    )
     return {
         "kind": "student",
         "path": str(path),
@@ -55,7 +64,9 @@ def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
         "bytes": sum(c["bytes"] for c in components),
         "transformer": {key: transformer[key] for key in keys},
         "defaults": {name: getattr(defaults, name) for name in defaults.__dataclass_fields__},
-        "scheduler": {key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")},
+        "scheduler": {
+            key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")
+        },
         "licences": sorted(student.licences()),
     }
 
@@ -75,20 +86,27 @@ def megabytes(size: int) -> str:
 
 
 def _render_student(content: dict[str, Any]) -> list[str]:
-    rows = [("component", "tensors", "parameters", "bytes", "types")]
-    rows += [(c["name"], str(c["tensors"]), f"{c['parameters']:,}", megabytes(c["bytes"]), ", ".join(c["types"])) for c in content["components"]]
+    rows: list[tuple[str, ...]] = [("component", "tensors", "parameters", "bytes", "types")]
+    rows += [
+        (c["name"], str(c["tensors"]), f"{c['parameters']:,}", megabytes(c["bytes"]), ", ".join(c["types"]))
+        for c in content["components"]
+    ]
     rows.append(("all", "", f"{content['parameters']:,}", megabytes(content["bytes"]), ""))
     lines = [f"student {content['path']}", "", *_table(rows), ""]
-    for title in ("transformer", "scheduler", "defaults"):
-        lines.append(f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None))
+    lines += [
+        f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
+        for title in ("transformer", "scheduler", "defaults")
+    ]
     return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
 
 
 def _render_bundle(content: dict[str, Any]) -> list[str]:
-    rows = [("graph", "parameters", "bytes", "parity", "inputs", "outputs")]
+    rows: list[tuple[str, ...]] = [("graph", "parameters", "bytes", "parity", "inputs", "outputs")]
     for graph in content["graphs"]:
         parity = "not measured" if graph["parity_db"] is None else f"{graph['parity_db']:.1f} dB"
-        ports = ["  ".join(f"{p['name']}[{','.join(map(str, p['shape']))}]" for p in graph[side][:4]) for side in ("inputs", "outputs")]
+        ports = [
+            "  ".join(f"{p['name']}[{','.join(map(str, p['shape']))}]" for p in graph[side][:4]) for side in ("inputs", "outputs")
+        ]
         rows.append((graph["name"], f"{graph['parameters']:,}", megabytes(graph["file_bytes"]), parity, *ports))
     picture, sampling, text = content["picture"], content["sampling"], content["text"]
     size = f"{picture['width']} x {picture['height']} px" + (" (dynamic)" if picture["dynamic"] else "")
@@ -97,7 +115,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         "",
         *_table(rows),
         "",
-        f"tier {content['tier']}, {content['model_format']}, layout {content['layout']}, stored {content['precision']}, computed {content['compute']}",
+        ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporters.graphs import GraphOptions
 from exporters.student import Student, read_json
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def write_layout_files(student: Student, options: GraphOptions, tokenizers: tuple[tuple[str, str, Any], ...], folder: Path) -> list[str]:
+    from exporters.graphs import GraphOptions
+
+
+def write_layout_files(
+    student: Student, options: GraphOptions, tokenizers: tuple[tuple[str, str, Any], ...], folder: Path
+) -> list[str]:
     """Write them into ``folder``.
 
     Args:

@@ -12,7 +12,8 @@ import msgspec
 
 from deploy.errors import BundleError, Complaint
 
-FORMAT, VERSION = "flash-deploy bundle", 1
+FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
+VERSION = 1
 NAME = "manifest.json"
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -23,7 +24,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Unknown keys are errors: a typo must not pass for a default."""
 
 
-class FileRecord(_Record):
+class FileRecord(_Record, frozen=True):
     """One file of the bundle: path with forward slashes, size in bytes, SHA-256 in hexadecimal."""
 
     path: str
@@ -31,7 +32,7 @@ class FileRecord(_Record):
     sha256: Sha256
 
 
-class PortRecord(_Record):
+class PortRecord(_Record, frozen=True):
     """One input or output of a graph; symbolic sizes are strings."""
 
     name: str
@@ -39,7 +40,7 @@ class PortRecord(_Record):
     shape: tuple[int | str, ...]
 
 
-class GraphRecord(_Record):
+class GraphRecord(_Record, frozen=True):
     """One graph.
 
     Attributes:
@@ -66,7 +67,7 @@ class GraphRecord(_Record):
     parity_note: str = ""
 
 
-class TokenizerRecord(_Record):
+class TokenizerRecord(_Record, frozen=True):
     """One tokenizer: the graph input it feeds, its ``tokenizer.json``, and how its output is padded and cut."""
 
     input: str
@@ -75,7 +76,7 @@ class TokenizerRecord(_Record):
     pad_token_id: Size
 
 
-class SamplingRecord(_Record):
+class SamplingRecord(_Record, frozen=True):
     """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000)."""
 
     method: Literal["euler", "renoise"]
@@ -83,7 +84,7 @@ class SamplingRecord(_Record):
     timesteps: tuple[float, ...]
 
 
-class PictureRecord(_Record):
+class PictureRecord(_Record, frozen=True):
     """Picture size in pixels (the default where it is dynamic), latent channels, pixels per latent and their alignment."""
 
     height: Annotated[int, msgspec.Meta(gt=0)]
@@ -96,7 +97,7 @@ class PictureRecord(_Record):
     shift_factor: float
 
 
-class TextRecord(_Record):
+class TextRecord(_Record, frozen=True):
     """Text encoding: T5 kept, or its tokens null tokens; the widths that ``optimum`` layouts assemble."""
 
     tokenizers: tuple[TokenizerRecord, ...]
@@ -105,7 +106,7 @@ class TextRecord(_Record):
     joint_dim: int
 
 
-class StudentRecord(_Record):
+class StudentRecord(_Record, frozen=True):
     """Where the bundle came from: the student's folder name, content hash and licence texts by file name."""
 
     name: str
@@ -113,7 +114,7 @@ class StudentRecord(_Record):
     licences: dict[str, str]
 
 
-class RuleRecord(_Record):
+class RuleRecord(_Record, frozen=True):
     """One rule of the profile: which component's which weights (glob) are stored how. The last matching rule wins."""
 
     component: str
@@ -121,7 +122,7 @@ class RuleRecord(_Record):
     scheme: str
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     """Everything a runtime must know of a bundle."""
 
     format: Literal["flash-deploy bundle"]
@@ -186,17 +187,14 @@ class _Version(msgspec.Struct):
 
 
 def _check(manifest: Manifest, file: Path) -> None:
+    used = [*(graph.path for graph in manifest.graphs), *(tokenizer.path for tokenizer in manifest.text.tokenizers)]
+    listed = [record.path for record in manifest.files]
     complaints = [
         Complaint(str(file), "names a path outside the bundle", "a relative path without '..'", repr(path))
-        for path in (record.path for record in (*manifest.files, *manifest.graphs, *manifest.text.tokenizers))
+        for path in (*listed, *used)
         if not _is_inside(path)
     ]
-    listed = {record.path for record in manifest.files}
-    complaints += [
-        Complaint(str(file), f"{record.path} is used and not listed in files")
-        for record in (*manifest.graphs, *manifest.text.tokenizers)
-        if record.path not in listed
-    ]
+    complaints += [Complaint(str(file), f"{path} is used and not listed in files") for path in used if path not in listed]
     sampling = manifest.sampling
     if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:
         got = f"{len(sampling.sigmas)} and {len(sampling.timesteps)}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deploy.errors import Complaint, InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -21,7 +24,11 @@ def check_output(file: Path) -> None:
         complaint = Complaint("-o", "unknown kind of file", " or ".join((*PICTURE_SUFFIXES, ".npy")), str(file))
         raise InputError("The pictures cannot be written.", [complaint])
     if not file.parent.is_dir():
-        raise InputError("The pictures cannot be written.", [Complaint("-o", "no such folder", got=str(file.parent))], "make the folder first")
+        raise InputError(
+            "The pictures cannot be written.",
+            [Complaint("-o", "no such folder", got=str(file.parent))],
+            "make the folder first",
+        )
 
 
 def load_latents(file: Path) -> np.ndarray:
@@ -35,7 +42,10 @@ def load_latents(file: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise InputError("The latents cannot be read.", [Complaint(str(file), str(error), "a plain .npy array")]) from error
     if not isinstance(array, np.ndarray):
-        raise InputError("The latents cannot be read.", [Complaint(str(file), "not a single array", "a plain .npy array", "an .npz archive")])
+        raise InputError(
+            "The latents cannot be read.",
+            [Complaint(str(file), "not a single array", "a plain .npy array", "an .npz archive")],
+        )
     return array
 
 

@@ -6,9 +6,9 @@ graph, not their sum.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from deploy.errors import BundleError, Complaint, InputError
 from deploy.sampler import OnStep, sample_euler, sample_renoise
 from deploy.sessions import Sessions
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
@@ -35,7 +38,9 @@ class Pipeline:
         InputError: the bundle is damaged or the provider is not there.
     """
 
-    def __init__(self, bundle: Bundle | Path | str, provider: str = "cpu", threads: int | None = None, keep_graphs: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle | Path | str, provider: str = "cpu", threads: int | None = None, keep_graphs: bool = False
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.manifest = self.bundle.manifest
         self._sessions = Sessions(self.bundle, provider, threads, keep_graphs)
@@ -86,7 +91,8 @@ class Pipeline:
                 report("denoise", i * steps, count * steps)
                 start = latents[i : i + 1]
                 noise = _step_noise(generator, start.shape, None if step_noise is None else step_noise[i])
-                sampled.append(self._sample(condition, start, noise, lambda step, _, i=i: report("denoise", i * steps + step + 1, count * steps)))
+                on_step = functools.partial(_report_step, report, i * steps, count * steps)
+                sampled.append(self._sample(condition, start, noise, on_step))
         with self._sessions.stage():
             pictures = []
             for i, sample in enumerate(sampled):
@@ -143,7 +149,10 @@ class Pipeline:
             complaint = Complaint("--latents", "wrong shape", expected, str(list(latents.shape)))
             raise InputError("The latents do not fit the bundle.", [complaint])
         if latents.dtype.kind != "f" or not np.isfinite(latents).all():
-            raise InputError("The latents cannot be used.", [Complaint("--latents", "NaN, infinite or not numbers", "finite floats", str(latents.dtype))])
+            raise InputError(
+                "The latents cannot be used.",
+                [Complaint("--latents", "NaN, infinite or not numbers", "finite floats", str(latents.dtype))],
+            )
         return latents.astype(np.float32)
 
 
@@ -190,13 +199,22 @@ class _Optimum:
     def velocity(self, latents: np.ndarray, condition: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:
         states, pooled = condition
         timestep = np.asarray([self.pipeline.manifest.sampling.timesteps[step]], np.float32)
-        inputs = {"hidden_states": latents, "encoder_hidden_states": states, "pooled_projections": pooled, "timestep": timestep}
+        inputs = {
+            "hidden_states": latents,
+            "encoder_hidden_states": states,
+            "pooled_projections": pooled,
+            "timestep": timestep,
+        }
         return self.pipeline.run("transformer", inputs)[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         picture = self.pipeline.manifest.picture
         scaled = latents / np.float32(picture.scaling_factor) + np.float32(picture.shift_factor)
         return np.clip(self.pipeline.run("vae_decoder", {"latent_sample": scaled})[0] / 2 + 0.5, 0, 1)
+
+
+def _report_step(report: Progress, before: int, total: int, step: int, _: np.ndarray) -> None:
+    report("denoise", before + step + 1, total)
 
 
 def _step_noise(generator: np.random.Generator, shape: tuple[int, ...], given: np.ndarray | None) -> Callable[[int], np.ndarray]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from deploy.bundle import Bundle
 from deploy.errors import BundleError, Complaint, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from deploy.bundle import Bundle
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -56,8 +58,7 @@ class Sessions:
                 self._free()
 
     def _free(self) -> None:
-        self._loaded.clear()
-        gc.collect()
+        self._loaded.clear()  # sessions are in no reference cycle: they go at once
 
     def _load(self, graph: str) -> Any:
         import onnxruntime
@@ -76,7 +77,10 @@ class Sessions:
         promised = [port.name for port in record.inputs], [port.name for port in record.outputs]
         actual = [port.name for port in session.get_inputs()], [port.name for port in session.get_outputs()]
         if promised != actual:
-            raise BundleError("A graph is not what the manifest says.", [Complaint(record.path, "other inputs or outputs", str(promised), str(actual))])
+            raise BundleError(
+                "A graph is not what the manifest says.",
+                [Complaint(record.path, "other inputs or outputs", str(promised), str(actual))],
+            )
         return session
 
 

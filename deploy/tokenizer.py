@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from deploy.errors import BundleError, Complaint
-from deploy.manifest import TokenizerRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploy.manifest import TokenizerRecord
 
 
 def load_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:

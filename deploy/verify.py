@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +11,12 @@ from deploy.bundle import Bundle, check_files, open_bundle
 from deploy.errors import Complaint
 from deploy.runtime import Pipeline
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
-"""Pictures against diffusers in fp32: the design's 50 dB for fp32; for fp16 what its graphs' 50 dB leave after a few steps and the
-VAE (measured: see docs/benchmarks.md)."""
+"""Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up."""
 
 
 @dataclass
@@ -35,7 +36,12 @@ class Report:
     complaints: list[Complaint] = field(default_factory=list)
 
 
-def verify(folder: Path | str, student: Path | None = None, variant: str | None = None, progress: Callable[[str], None] | None = None) -> Report:
+def verify(
+    folder: Path | str,
+    student: Path | None = None,
+    variant: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
     """Verify a bundle.
 
     Args:
@@ -83,7 +89,9 @@ def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Re
     student, options, manifest = open_student(path, variant), bundle_options(bundle), bundle.manifest
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
-        report.complaints.append(Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got))
+        report.complaints.append(
+            Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
+        )
         return
     required = REQUIRED_DB[manifest.precision]
     for graph in plan_graphs(student, options):
@@ -95,7 +103,9 @@ def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Re
             continue
         report.graph_db[graph.name] = db
         if not db >= required:
-            report.complaints.append(Complaint(graph.name, "does not compute what diffusers computes", f"{required} dB", f"{db} dB"))
+            report.complaints.append(
+                Complaint(graph.name, "does not compute what diffusers computes", f"{required} dB", f"{db} dB")
+            )
     for prompt in PROMPTS:
         tell(f"drawing {prompt!r}")
         _verify_picture(bundle, student, prompt, report)
@@ -108,7 +118,11 @@ def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -
     manifest = bundle.manifest
     picture, sampling = manifest.picture, manifest.sampling
     rng = np.random.default_rng(0)
-    shape = (picture.latent_channels, picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
+    shape = (
+        picture.latent_channels,
+        picture.height // picture.pixels_per_latent,
+        picture.width // picture.pixels_per_latent,
+    )
     latents = rng.standard_normal((1, *shape), np.float32)
     noise = rng.standard_normal((1, len(sampling.timesteps), *shape), np.float32)
     got = Pipeline(bundle).generate(prompt, latents=latents, step_noise=noise)

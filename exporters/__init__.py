@@ -1,0 +1,1 @@
+"""Student to graphs to files, and the proof that they compute the same."""

@@ -86,9 +86,7 @@ def open_safetensors(file: Path, component: str) -> dict[str, Weight]:
         header = handle.get_slice(name)
         kind = header.get_dtype()
         if kind not in _DTYPES:
-            complaints.append(
-                Complaint(f"{component}: {name}", "stored in an unsupported type", " or ".join(_DTYPES), kind)
-            )
+            complaints.append(Complaint(f"{component}: {name}", "stored in an unsupported type", " or ".join(_DTYPES), kind))
             continue
         weights[name] = Weight(
             tuple(header.get_shape()), _DTYPES[kind], _loader(handle, name), f"{component}: {name} in {file.name}"

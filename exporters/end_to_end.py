@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 import torch
 
 from exporters.reference import reference_pipeline
-from exporters.sampling import Method
-from exporters.student import Student
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from exporters.sampling import Method
+    from exporters.student import Student
 
 
 def reference_picture(
@@ -74,5 +78,6 @@ def _noise(step_noise: np.ndarray | None) -> Iterator[None]:
         yield
         return
     left = [torch.from_numpy(noise) for noise in step_noise]
-    with mock.patch.object(torch, "randn_like", lambda sample: left.pop(0).reshape(sample.shape)):
+    target = "diffusers.schedulers.scheduling_flow_match_euler_discrete.randn_tensor"
+    with mock.patch(target, lambda shape, **_: left.pop(0).reshape(shape)):
         yield

@@ -1,25 +1,28 @@
 """Every graph that can be exported: its inputs and outputs, the module that is traced, and where its weights come from.
 
-=====================  ==========================================================================  =========================
-graph                  inputs                                                                      outputs
-=====================  ==========================================================================  =========================
-native ``text_encoder``  ``input_ids``, ``input_ids_2`` (``input_ids_3`` with T5)                  ``encoder_hidden_states``, ``pooled_projections``
-native ``conditioner``   ``pooled_projections``                                                    ``modulations`` [steps, rows, channels]
-native ``denoiser``      ``hidden_states``, ``encoder_hidden_states``, ``modulation`` (one row)    ``out_sample``
-native ``vae_decoder``   ``latent_sample`` (as sampled)                                            ``sample``, RGB in [0, 1]
-optimum (each folder)    what ``ORTStableDiffusion3Pipeline`` feeds                                what it reads
-=====================  ==========================================================================  =========================
+=======================  ===============================================================
+native ``text_encoder``  ``input_ids``, ``input_ids_2`` (``input_ids_3`` with T5) to
+                         ``encoder_hidden_states``, ``pooled_projections``
+native ``conditioner``   ``pooled_projections`` to ``modulations`` [steps, rows, channels]
+native ``denoiser``      ``hidden_states``, ``encoder_hidden_states``, ``modulation``
+                         (one step's rows) to ``out_sample``
+native ``vae_decoder``   ``latent_sample`` (as sampled) to ``sample``, RGB in [0, 1]
+optimum (each folder)    what ``ORTStableDiffusion3Pipeline`` feeds to what it reads
+=======================  ===============================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exporters.errors import Complaint, ExportError
-from exporters.student import Student
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from exporters.student import Student
+    from exporters.weights import Weight
 
 Layout = Literal["native", "optimum"]
 Dim = int | str
@@ -47,6 +50,7 @@ class GraphSpec:
         outputs: what it returns.
         module: makes the module to trace; call it on the meta device.
         weights: finds the weight behind each of the module's tensors.
+        largest_activation: numbers in its largest intermediate result.
     """
 
     name: str
@@ -56,6 +60,7 @@ class GraphSpec:
     outputs: tuple[Port, ...]
     module: Callable[[], object]
     weights: Callable[[object], Mapping[str, Weight]]
+    largest_activation: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def _native(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (states, pool),
             lambda: text.TextEncoder(configs, options.keep_t5),
             lambda module: module.weights_of_all(student.weights),  # type: ignore[attr-defined]
+            tokens * 4 * joint,
         ),
         GraphSpec(
             "conditioner",
@@ -130,15 +136,21 @@ def _native(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (Port("modulations", "float32", (len(options.timesteps), rows, channels)),),
             lambda: conditioning.Conditioner(config, options.timesteps),
             _weights_of(student, "transformer"),
+            len(options.timesteps) * rows * channels,
         ),
         GraphSpec(
             "denoiser",
             "denoiser.onnx",
             ("transformer",),
-            (Port("hidden_states", "float32", (1, latents, *size)), states, Port("modulation", "float32", (rows, channels))),
+            (
+                Port("hidden_states", "float32", (1, latents, *size)),
+                states,
+                Port("modulation", "float32", (rows, channels)),
+            ),
             (Port("out_sample", "float32", (1, latents, *size)),),
             lambda: denoiser.Denoiser(config, grid, null_tokens),
             _weights_of(student, "transformer"),
+            h * w // config["patch_size"] ** 2 * 4 * channels,
         ),
         GraphSpec(
             "vae_decoder",
@@ -148,6 +160,7 @@ def _native(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (Port("sample", "float32", (1, 3, *picture)),),
             lambda: vae.VaeDecoder(configs["vae"]),
             _weights_of(student, "vae"),
+            options.height * options.width * configs["vae"]["block_out_channels"][0],
         ),
     ]
 
@@ -164,6 +177,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
     joint, pooled, latents = config["joint_attention_dim"], config["pooled_projection_dim"], config["in_channels"]
     latent: tuple[Dim, ...] = ("batch", latents, "latent_height", "latent_width")
     picture: tuple[Dim, ...] = ("batch", 3, "height", "width")
+    pixels = options.height * options.width
     specs = []
     for name in ("text_encoder", "text_encoder_2"):
         clip = configs[name]
@@ -179,6 +193,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
                 tuple(outputs),
                 lambda clip=clip, name=name: standard.StandardClip(clip, name),  # type: ignore[misc]
                 _weights_of(student, name),
+                options.clip_tokens * 4 * clip["hidden_size"],
             )
         )
     if options.keep_t5:
@@ -192,6 +207,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
                 (Port("last_hidden_state", "float32", ("batch", "sequence", t5["d_model"])),),
                 lambda: standard.T5Encoder(t5),
                 _weights_of(student, "text_encoder_3"),
+                options.max_sequence_length * t5["d_ff"],
             )
         )
     return [
@@ -209,6 +225,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (Port("out_sample", "float32", latent),),
             lambda: transformer.Transformer(config),
             _weights_of(student, "transformer"),
+            pixels // (VAE_SCALE * config["patch_size"]) ** 2 * 4 * config["num_attention_heads"] * config["attention_head_dim"],
         ),
         GraphSpec(
             "vae_decoder",
@@ -218,6 +235,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (Port("sample", "float32", picture),),
             lambda: vae.VaeDecoder(configs["vae"], raw=False),
             _weights_of(student, "vae"),
+            pixels * configs["vae"]["block_out_channels"][0],
         ),
         GraphSpec(
             "vae_encoder",
@@ -227,6 +245,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
             (Port("latent_parameters", "float32", ("batch", 2 * latents, "latent_height", "latent_width")),),
             lambda: vae.VaeEncoder(configs["vae"]),
             _weights_of(student, "vae"),
+            pixels * configs["vae"]["block_out_channels"][0],
         ),
     ]
 
@@ -252,7 +271,9 @@ def _check(student: Student, options: GraphOptions) -> None:
     for name in ("text_encoder", "text_encoder_2"):
         limit = student.configs[name]["max_position_embeddings"]
         if not 0 < options.clip_tokens <= limit:
-            complaints.append(Complaint(name, "has too few positions for its tokenizer", f"at least {options.clip_tokens}", str(limit)))
+            complaints.append(
+                Complaint(name, "has too few positions for its tokenizer", f"at least {options.clip_tokens}", str(limit))
+            )
     if options.max_sequence_length <= 0:
         complaints.append(Complaint("max_sequence_length", "wrong", "a positive number", str(options.max_sequence_length)))
     if complaints:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.errors import Complaint, ExportError
-from exporters.graphs import GraphOptions, GraphSpec
 from exporters.reference import load_tokenizer, reference_component
 from exporters.restructure.conditioning import modulation_layout
-from exporters.student import Student
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporters.graphs import GraphOptions, GraphSpec
+    from exporters.student import Student
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], list[np.ndarray]]
@@ -120,7 +123,9 @@ def _native_text(models: Mapping[str, Any], student: Student, options: GraphOpti
     joint = student.configs["transformer"]["joint_attention_dim"]
     for prompt in PROMPTS:
         ids = {name: _token_ids(student, name, options, prompt) for name in models}
-        clips = [models[name](torch.from_numpy(ids[name]), output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
+        clips = [
+            models[name](torch.from_numpy(ids[name]), output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")
+        ]
         states = torch.cat([clip.hidden_states[-2] for clip in clips], dim=-1)
         states = F.pad(states, (0, joint - states.shape[-1]))
         if options.keep_t5:
@@ -145,7 +150,9 @@ def _modulations(transformer: Any, timesteps: Tensor, pooled: Tensor) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def _native_conditioner(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _native_conditioner(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
     pooled = _normal(rng, 1, student.configs["transformer"]["pooled_projection_dim"])
     table = _modulations(models["transformer"], torch.tensor(options.timesteps), torch.from_numpy(pooled))
     return [Case({"pooled_projections": pooled}, [table.numpy()])]
@@ -170,7 +177,9 @@ def _native_denoiser(models: Mapping[str, Any], student: Student, options: Graph
     return cases
 
 
-def _native_vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _native_vae_decoder(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
     vae = models["vae"]
     latents = _latents(student, options, rng)
     decoded = vae.decode(torch.from_numpy(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
@@ -181,7 +190,12 @@ def _optimum_clip(component: str) -> Callable[..., list[Case]]:
     def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
         ids = np.concatenate([_token_ids(student, component, options, prompt) for prompt in PROMPTS])
         out = models[component](torch.from_numpy(ids), output_hidden_states=True)
-        return [Case({"input_ids": ids}, [out.text_embeds.numpy(), out.last_hidden_state.numpy(), *(s.numpy() for s in out.hidden_states)])]
+        return [
+            Case(
+                {"input_ids": ids},
+                [out.text_embeds.numpy(), out.last_hidden_state.numpy(), *(s.numpy() for s in out.hidden_states)],
+            )
+        ]
 
     return cases
 
@@ -191,7 +205,9 @@ def _optimum_t5(models: Mapping[str, Any], student: Student, options: GraphOptio
     return [Case({"input_ids": ids}, [models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.numpy()])]
 
 
-def _optimum_transformer(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _optimum_transformer(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
     """Batches of one and two, another text length and a picture that is not square: all of it is dynamic."""
     config, cases = student.configs["transformer"], []
     for batch, tokens in ((1, options.clip_tokens + options.max_sequence_length), (2, options.clip_tokens)):
@@ -207,12 +223,16 @@ def _optimum_transformer(models: Mapping[str, Any], student: Student, options: G
     return cases
 
 
-def _optimum_vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _optimum_vae_decoder(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
     latents = _latents(student, options, rng)
     return [Case({"latent_sample": latents}, [models["vae"].decode(torch.from_numpy(latents)).sample.numpy()])]
 
 
-def _optimum_vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _optimum_vae_encoder(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
     picture = rng.uniform(-1, 1, (1, 3, options.height, options.width)).astype(np.float32)
     moments = models["vae"].encode(torch.from_numpy(picture)).latent_dist.parameters
     return [Case({"sample": picture}, [moments.numpy()])]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporters.errors import Complaint, StudentError
 from exporters.student import TOKENIZERS, Student
 from exporters.templates import reference_module
 
@@ -31,28 +32,38 @@ def reference_pipeline(student: Student, keep_t5: bool) -> Any:
     """
     from diffusers import StableDiffusion3Pipeline
 
-    parts: dict[str, Any] = {name: reference_component(student, name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae")}
+    parts: dict[str, Any] = {
+        name: reference_component(student, name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae")
+    }
     parts["text_encoder_3"] = reference_component(student, "text_encoder_3") if keep_t5 else None
     for component, name in TOKENIZERS.items():
         parts[name] = load_tokenizer(student, component) if parts[component] is not None else None
-    pipeline = StableDiffusion3Pipeline(**parts, scheduler=reference_scheduler(student))
+    pipeline: Any = StableDiffusion3Pipeline(**parts, scheduler=reference_scheduler(student))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def reference_scheduler(student: Student) -> Any:
-    """The student's scheduler."""
+    """The student's scheduler.
+
+    Raises:
+        StudentError: its configuration cannot be used.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     arguments = {key: value for key, value in student.configs["scheduler"].items() if not key.startswith("_")}
-    return FlowMatchEulerDiscreteScheduler.from_config(arguments)
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_config(arguments)
+    except (ImportError, TypeError, ValueError) as error:  # beta sigmas need scipy; two kinds of sigmas at once
+        raise StudentError("The scheduler cannot be used.", [Complaint("scheduler_config.json", str(error))]) from error
 
 
 def load_tokenizer(student: Student, component: str) -> Any:
     """The tokenizer of a text encoder, as transformers loads it."""
     import transformers
 
-    kind = transformers.T5TokenizerFast if component == "text_encoder_3" else transformers.CLIPTokenizer
+    library: Any = transformers
+    kind = library.T5TokenizerFast if component == "text_encoder_3" else library.CLIPTokenizer
     return kind.from_pretrained(student.tokenizer_folder(component), local_files_only=True)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exporters.errors import Complaint, ExportError
 from exporters.reference import reference_scheduler
-from exporters.student import Student
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exporters.student import Student
 
 Method = Literal["euler", "renoise"]
 
@@ -76,7 +80,12 @@ def _dynamic_shift(student: Student, height: int, width: int) -> float:
     step = 8 * student.configs["transformer"]["patch_size"]
     config = student.configs["scheduler"]
     known = inspect.signature(calculate_shift).parameters
-    base = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len", "base_shift": "base_shift", "max_shift": "max_shift"}
+    base = {
+        "base_seq_len": "base_image_seq_len",
+        "max_seq_len": "max_image_seq_len",
+        "base_shift": "base_shift",
+        "max_shift": "max_shift",
+    }
     given = {name: config[key] for name, key in base.items() if name in known and key in config}
     return float(calculate_shift((height // step) * (width // step), **given))
 
@@ -85,7 +94,9 @@ def _check(sigmas: Sequence[float], steps: int) -> None:
     complaints = []
     if len(sigmas) != steps:
         complaints.append(Complaint("sigmas", "not one for each step", str(steps), str(len(sigmas))))
-    if not all(0 < sigma <= 1 for sigma in sigmas) or any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
-        complaints.append(Complaint("sigmas", "wrong", "numbers that fall, from at most 1, to above 0", ",".join(map(str, sigmas))))
+    if not all(0 < sigma <= 1 for sigma in sigmas) or any(a <= b for a, b in itertools.pairwise(sigmas)):
+        complaints.append(
+            Complaint("sigmas", "wrong", "numbers that fall, from at most 1, to above 0", ",".join(map(str, sigmas)))
+        )
     if complaints:
         raise ExportError("The sigmas cannot be used.", complaints)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporters.checkpoint import PICKLE_SUFFIXES, open_component
 from exporters.errors import Complaint, StudentError
 from exporters.templates import OPTIONAL_COMPONENTS, check_weights, component_class, resolve_config
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from exporters.weights import Weight
 
 BUILTIN_STUDENT = Path(__file__).parent / "builtin_student"
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
@@ -186,24 +189,38 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise StudentError(
-            "A file of the student is missing.", [Complaint(str(file), "no such file")], "check that the download is complete"
+            "A file of the student is missing.",
+            [Complaint(str(file), "no such file")],
+            "check that the download is complete",
         ) from None
     except (OSError, ValueError) as error:
-        raise StudentError("A file of the student cannot be read.", [Complaint(str(file), str(error), "a JSON object")]) from error
+        raise StudentError(
+            "A file of the student cannot be read.", [Complaint(str(file), str(error), "a JSON object")]
+        ) from error
     if not isinstance(content, dict):
         raise StudentError(
-            "A file of the student cannot be read.", [Complaint(str(file), "wrong content", "a JSON object", type(content).__name__)]
+            "A file of the student cannot be read.",
+            [Complaint(str(file), "wrong content", "a JSON object", type(content).__name__)],
         )
     return content
 
 
 def _existing_folder(path: Path) -> Path:
     if not path.exists():
-        raise StudentError(f"{path} does not exist.", remedy="give the folder of a student in diffusers layout, or a single .safetensors file")
+        raise StudentError(
+            f"{path} does not exist.",
+            remedy="give the folder of a student in diffusers layout, or a single .safetensors file",
+        )
     if not (path / "model_index.json").is_file():
         raise StudentError(
             f"{path} is not a student.",
-            [Complaint(str(path / "model_index.json"), "no such file", "a folder in diffusers StableDiffusion3Pipeline layout")],
+            [
+                Complaint(
+                    str(path / "model_index.json"),
+                    "no such file",
+                    "a folder in diffusers StableDiffusion3Pipeline layout",
+                )
+            ],
             "save the pipeline with save_pretrained, or give the single .safetensors file itself",
         )
     return path
@@ -260,10 +277,14 @@ def _read_defaults(file: Path) -> StudentDefaults:
         return StudentDefaults()
     content = read_json(file)
     known = {f.name for f in fields(StudentDefaults)}
-    complaints = [Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known]
-    for key in ("steps", "height", "width", "max_sequence_length"):
-        if key in content and not (isinstance(content[key], int) and content[key] > 0):
-            complaints.append(Complaint(str(file), f"{key} is wrong", "a positive integer", repr(content[key])))
+    complaints = [
+        Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known
+    ]
+    complaints += [
+        Complaint(str(file), f"{key} is wrong", "a positive integer", repr(content[key]))
+        for key in ("steps", "height", "width", "max_sequence_length")
+        if key in content and not (isinstance(content[key], int) and content[key] > 0)
+    ]
     sigmas = content.get("sigmas")
     if sigmas is not None:
         if not (isinstance(sigmas, list) and sigmas and all(isinstance(s, int | float) for s in sigmas)):
@@ -271,7 +292,9 @@ def _read_defaults(file: Path) -> StudentDefaults:
         else:
             content["sigmas"] = tuple(float(s) for s in sigmas)
             if len(sigmas) != content.get("steps", len(sigmas)):
-                complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
+                complaints.append(
+                    Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas)))
+                )
     if complaints:
         raise StudentError("student.json is not usable.", complaints)
     return StudentDefaults(**content)
@@ -284,12 +307,23 @@ def _check_fit(path: Path, configs: dict[str, dict[str, Any]]) -> None:
     joint, pooled = transformer["joint_attention_dim"], transformer["pooled_projection_dim"]
     complaints = []
     if (got := sum(c["projection_dim"] for c in clips)) != pooled:
-        complaints.append(Complaint("transformer: pooled_projection_dim", "differs from the CLIP projections", str(pooled), str(got)))
+        complaints.append(
+            Complaint("transformer: pooled_projection_dim", "differs from the CLIP projections", str(pooled), str(got))
+        )
     if (got := sum(c["hidden_size"] for c in clips)) > joint:
-        complaints.append(Complaint("transformer: joint_attention_dim", "the CLIP states are wider", f"at most {joint}", str(got)))
+        complaints.append(
+            Complaint("transformer: joint_attention_dim", "the CLIP states are wider", f"at most {joint}", str(got))
+        )
     if "text_encoder_3" in configs and (got := configs["text_encoder_3"]["d_model"]) != joint:
         complaints.append(Complaint("text_encoder_3: d_model", "differs from joint_attention_dim", str(joint), str(got)))
     if (got := vae["latent_channels"]) != transformer["in_channels"]:
-        complaints.append(Complaint("vae: latent_channels", "differs from the transformer's in_channels", str(transformer["in_channels"]), str(got)))
+        complaints.append(
+            Complaint(
+                "vae: latent_channels",
+                "differs from the transformer's in_channels",
+                str(transformer["in_channels"]),
+                str(got),
+            )
+        )
     if complaints:
         raise StudentError(f"The components of {path} do not fit each other.", complaints)

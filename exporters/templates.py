@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporters.errors import Complaint, StudentError
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from exporters.weights import Weight
 
 OPTIONAL_COMPONENTS = ("text_encoder_3",)
 _CLASSES = {
@@ -44,10 +46,11 @@ def reference_module(component: str, config: dict[str, Any]) -> Any:
             if component in ("transformer", "vae"):
                 return getattr(diffusers, name).from_config(arguments).eval()
             config_class = getattr(transformers, name).config_class
-            return getattr(transformers, name)._from_config(config_class.from_dict(arguments)).eval()
+            return getattr(transformers, name)(config_class.from_dict(arguments)).eval()
     except Exception as error:  # any of a dozen types, by which key is wrong
         raise StudentError(
-            "A configuration cannot be used.", [Complaint(f"{component}: config.json", f"{type(error).__name__}: {error}")]
+            "A configuration cannot be used.",
+            [Complaint(f"{component}: config.json", f"{type(error).__name__}: {error}")],
         ) from error
 
 
@@ -82,7 +85,9 @@ def check_weights(component: str, config: dict[str, Any], weights: dict[str, Wei
             del weights[alias]
     for name in _IGNORED & weights.keys():
         del weights[name]
-    complaints = [Complaint(f"{component}: {name}", "missing", str(list(expected[name]))) for name in expected.keys() - weights.keys()]
+    complaints = [
+        Complaint(f"{component}: {name}", "missing", str(list(expected[name]))) for name in expected.keys() - weights.keys()
+    ]
     complaints += [
         Complaint(f"{component}: {name}", "unknown tensor", "no such tensor", str(list(weights[name].shape)))
         for name in weights.keys() - expected.keys()

@@ -43,7 +43,8 @@ class FloatScheme:
         Raises:
             SchemeError: a value is NaN or infinite, or is too large for the stored type.
         """
-        encoded = tensor.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, and named
+            encoded = tensor.astype(self.dtype, copy=False)
         if not _all_finite(encoded):
             raise SchemeError(f"A weight cannot be stored as {self.name}.", [_why_not_finite(tensor, self, origin)])
         return encoded

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import onnxscript.optimizer
-from onnx_ir.passes import InPlacePass, PassResult, Sequential
+from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
 
 from exporters.onnx.weights import LazyWeight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
 _STAMP = "flash_deploy.rewritten_by"
@@ -59,7 +60,10 @@ class _FoldConstants(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         modified = onnxscript.optimizer.fold_constants(
-            model, onnx_shape_inference=False, input_size_limit=self.LIMIT_ELEMENTS, output_size_limit=self.LIMIT_ELEMENTS
+            model,
+            onnx_shape_inference=False,
+            input_size_limit=self.LIMIT_ELEMENTS,
+            output_size_limit=self.LIMIT_ELEMENTS,
         ).modified
         return PassResult(model, bool(modified))
 
@@ -102,7 +106,7 @@ class RewriteAttention(InPlacePass):
         MultiHeadAttention(q, k, v, , , [attention_bias]; num_heads, scale, unidirectional)
 
     onnxruntime's CPU kernel for the former materialises the S x S scores; the latter's is a flash attention where there is
-    no bias (``python -m benchmarks.attention`` measures both).
+    no bias (``python -m benchmarks.kernels`` measures both).
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -126,9 +130,7 @@ class RewriteAttention(InPlacePass):
                 metadata_props={**node.metadata_props, _STAMP: type(self).__name__},
             )
             new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-            ir.convenience.replace_nodes_and_values(
-                model.graph, node, [node], [new], [node.outputs[0]], [new.outputs[0]]
-            )
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], [node.outputs[0]], [new.outputs[0]])
             modified = True
         if modified:
             model.graph.opset_imports["com.microsoft"] = 1
@@ -146,7 +148,7 @@ class UnaliasRows(InPlacePass):
     Exact: the new columns and biases are zero, GELU(0) is 0, and so are the new rows. Where ``h`` fp32 values are a multiple
     of 4096 bytes (6144 channels in SD3.5-Medium), every row of the second product's input starts on the same set of a CPU's
     first-level cache; 16 more channels cost 0.3 % of its operations and save 10 % of its time on x86
-    (``python -m benchmarks.aliasing``). Does not fire elsewhere, nor where any of the values has another reader.
+    (``python -m benchmarks.kernels``). Does not fire elsewhere, nor where any of the values has another reader.
     """
 
     PAGE_BYTES, EXTRA = 4096, 16

@@ -6,18 +6,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset23 as op
 
-from exporters.graphs import GraphSpec, Port
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from exporters.graphs import GraphSpec, Port
+    from exporters.weights import Weight
 
 # 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
 # onnxruntime 1.32 and onnxruntime-web 1.30 run it; the IR version is the newest that both read.
@@ -61,7 +64,9 @@ def trace(spec: GraphSpec, compute: torch.dtype) -> ir.Model:
 
 def _attention(query, key, value, bias, num_heads: int, scale: float, causal: bool):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """``flash_deploy::attention`` as ai.onnx Attention with packed heads (three-dimensional inputs)."""
-    outputs = op.Attention(query, key, value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=scale, is_causal=int(causal))
+    outputs = op.Attention(
+        query, key, value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=scale, is_causal=int(causal)
+    )
     return outputs[0]
 
 
@@ -72,9 +77,12 @@ def _examples(spec: GraphSpec) -> tuple[list[torch.Tensor], tuple[dict[int, Any]
     picture = {"height": 8 * sizes.get("latent_height", 6), "width": 8 * sizes.get("latent_width", 10)}
     sizes.update({name: size for name, size in picture.items() if name in sizes})
     examples = [
-        torch.empty([sizes.get(size, size) for size in port.shape], dtype=_DTYPES[port.dtype], device="meta") for port in spec.inputs
+        torch.empty([sizes[d] if isinstance(d, str) else d for d in port.shape], dtype=_DTYPES[port.dtype], device="meta")
+        for port in spec.inputs
     ]
-    dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, size in enumerate(port.shape) if isinstance(size, str)} for port in spec.inputs)
+    dynamic = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, size in enumerate(port.shape) if isinstance(size, str)} for port in spec.inputs
+    )
     return examples, dynamic
 
 
@@ -82,7 +90,8 @@ def _bind_weights(model: ir.Model, weights: Mapping[str, Weight], spec: GraphSpe
     for name, value in model.graph.initializers.items():
         assert value.dtype is not None
         if name not in weights:  # a constant that the trace made, for example a scalar
-            assert not getattr(value.const_value, "raw").is_meta, f"{spec.name}: {name} has no weight behind it"
+            constant: Any = value.const_value
+            assert not constant.raw.is_meta, f"{spec.name}: {name} has no weight behind it"
         elif value.dtype.is_floating_point():
             value.const_value = LazyWeight(weights[name], value.dtype, name)
         else:

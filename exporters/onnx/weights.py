@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
 
-from exporters.weights import Weight
 from quantization.schemes import SCHEMES
+
+if TYPE_CHECKING:
+    from exporters.weights import Weight
 
 _SCHEME_OF = {ir.DataType.FLOAT: SCHEMES["fp32"], ir.DataType.FLOAT16: SCHEMES["fp16"]}
 
@@ -23,7 +27,12 @@ class LazyWeight(ir.LazyTensor):
     """
 
     def __init__(
-        self, weight: Weight, dtype: ir.DataType, name: str, transposed: bool = False, padding: tuple[int, ...] | None = None
+        self,
+        weight: Weight,
+        dtype: ir.DataType,
+        name: str,
+        transposed: bool = False,
+        padding: tuple[int, ...] | None = None,
     ) -> None:
         shape = weight.shape[::-1] if transposed else weight.shape
         self.padding = padding or (0,) * len(shape)
@@ -58,5 +67,5 @@ class LazyWeight(ir.LazyTensor):
             encoded = np.pad(encoded, [(0, extra) for extra in self.padding])
         return np.ascontiguousarray(encoded)
 
-    def _read(self) -> ir.Tensor:
+    def _read(self) -> ir.TensorProtocol:
         return ir.Tensor(self.read(), name=self.name)

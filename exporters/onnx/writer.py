@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.weights import LazyWeight
 from quantization.errors import Complaint, SchemeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096
@@ -82,7 +85,7 @@ class _DataFile:
     def __init__(self, file: Path) -> None:
         self.file, self.size_bytes, self._digest = file, 0, hashlib.sha256()
 
-    def __enter__(self) -> _DataFile:
+    def __enter__(self) -> Self:
         self._stream = self.file.open("wb")
         return self
 
@@ -112,6 +115,7 @@ class _DataFile:
         )
 
     def _put(self, octets: np.ndarray) -> None:
-        self._stream.write(memoryview(octets))
-        self._digest.update(memoryview(octets))
+        view = memoryview(octets)  # type: ignore[arg-type]
+        self._stream.write(view)
+        self._digest.update(view)
         self.size_bytes += octets.nbytes

@@ -13,7 +13,7 @@ every block. Attention over scores ``s`` with K equal keys ``n`` and equal value
 
 so that ONE token with ``log K`` added to its score stands for all of them. An additive bias would make the runtime
 materialise the whole S x S score matrix and leave its fused kernel (measured: 1.7x the CPU time of an unbiased
-MultiHeadAttention, ``python -m benchmarks.attention``). Here ``log K`` enters through two more channels instead: queries carry
+MultiHeadAttention, ``python -m benchmarks.kernels``). Here ``log K`` enters through two more channels instead: queries carry
 a constant there, keys carry zero, but for the null token, whose two entries multiply to ``log K`` (high and low part, so
 that fp16 keeps it to 2^-20). The value is untouched; the head grows from 64 to 66 channels for scores only.
 """
@@ -29,7 +29,9 @@ from torch import Tensor
 
 
 @torch.library.custom_op("flash_deploy::attention", mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool
+) -> Tensor:
     """Softmax attention over packed heads.
 
     Args:

@@ -8,7 +8,7 @@ fp32 graph every cast below is an identity and vanishes from the trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 
 class Linear(nn.Linear):
@@ -26,7 +30,25 @@ class Linear(nn.Linear):
         return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
-class RestructuredModule(nn.Module):
+class Module(nn.Module):
+    """A module whose parts are named at run time, because diffusers' names are not identifiers.
+
+    Args:
+        parts: submodules by name.
+    """
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Parts are known at run time only."""
+
+
+class RestructuredModule(Module):
     """A module built on the meta device, whose weights are found by name when the graph is written."""
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -10,8 +10,7 @@ Layers as in transformers' ``CLIPTextModelWithProjection`` (Radford et al. 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
 from exporters.restructure.attention import attention
-from exporters.restructure.base import Linear, RestructuredModule
+from exporters.restructure.base import Linear, Module, RestructuredModule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -40,11 +42,14 @@ def activation(name: str, component: str) -> Callable[[Tensor], Tensor]:
         ExportError: it is not one that text encoders of this family use.
     """
     if name not in ACTIVATIONS:
-        raise ExportError(f"{component} cannot be exported.", [Complaint(component, "unknown activation", " or ".join(ACTIVATIONS), name)])
+        raise ExportError(
+            f"{component} cannot be exported.",
+            [Complaint(component, "unknown activation", " or ".join(ACTIVATIONS), name)],
+        )
     return ACTIVATIONS[name]
 
 
-class _ClipAttention(nn.Module):
+class _ClipAttention(Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, (channels // heads) ** -0.5
@@ -55,10 +60,10 @@ class _ClipAttention(nn.Module):
         query, key, value = self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens)
         causal = bias is None
         bias = None if bias is None else bias.to(query.dtype)
-        return self.out_proj(attention(query, key, value, bias, self.heads, self.scale, causal))  # type: ignore[no-any-return]
+        return self.out_proj(attention(query, key, value, bias, self.heads, self.scale, causal))
 
 
-class _ClipLayer(nn.Module):
+class _ClipLayer(Module):
     def __init__(self, config: Mapping[str, Any], act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         channels = config["hidden_size"]
@@ -66,9 +71,7 @@ class _ClipLayer(nn.Module):
         self.self_attn = _ClipAttention(channels, config["num_attention_heads"])
         self.layer_norm1 = nn.LayerNorm(channels, eps=config["layer_norm_eps"])
         self.layer_norm2 = nn.LayerNorm(channels, eps=config["layer_norm_eps"])
-        self.mlp = nn.Module()
-        self.mlp.add_module("fc1", Linear(channels, config["intermediate_size"]))
-        self.mlp.add_module("fc2", Linear(config["intermediate_size"], channels))
+        self.mlp = Module(fc1=Linear(channels, config["intermediate_size"]), fc2=Linear(config["intermediate_size"], channels))
 
     def forward(self, hidden: Tensor, only: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """All tokens, or (with ``only``, an index ``[1]``, and the bias of its row) the output of one."""
@@ -79,7 +82,7 @@ class _ClipLayer(nn.Module):
         else:
             attended = self.self_attn(normed, normed, None)
         hidden = hidden + attended
-        return hidden + self.mlp.fc2(self.act(self.mlp.fc1(self.layer_norm2(hidden))))  # type: ignore[no-any-return]
+        return hidden + self.mlp.fc2(self.act(self.mlp.fc1(self.layer_norm2(hidden))))
 
 
 class ClipTextModel(RestructuredModule):
@@ -95,22 +98,21 @@ class ClipTextModel(RestructuredModule):
         channels = config["hidden_size"]
         self.eos_token_id = config["eos_token_id"]
         act = activation(config["hidden_act"], component)
-        self.text_model = nn.Module()
-        embeddings = nn.Module()
-        embeddings.add_module("token_embedding", nn.Embedding(config["vocab_size"], channels))
-        embeddings.add_module("position_embedding", nn.Embedding(config["max_position_embeddings"], channels))
-        encoder = nn.Module()
-        encoder.add_module("layers", nn.ModuleList([_ClipLayer(config, act) for _ in range(config["num_hidden_layers"])]))
-        self.text_model.add_module("embeddings", embeddings)
-        self.text_model.add_module("encoder", encoder)
-        self.text_model.add_module("final_layer_norm", nn.LayerNorm(channels, eps=config["layer_norm_eps"]))
+        self.text_model = Module(
+            embeddings=Module(
+                token_embedding=nn.Embedding(config["vocab_size"], channels),
+                position_embedding=nn.Embedding(config["max_position_embeddings"], channels),
+            ),
+            encoder=Module(layers=nn.ModuleList([_ClipLayer(config, act) for _ in range(config["num_hidden_layers"])])),
+            final_layer_norm=nn.LayerNorm(channels, eps=config["layer_norm_eps"]),
+        )
         self.text_projection = Linear(channels, config["projection_dim"], bias=False)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token and position embeddings in fp32, ``[batch, tokens, channels]``."""
         embeddings = self.text_model.embeddings
         positions = embeddings.position_embedding.weight[: input_ids.shape[1]]
-        return embeddings.token_embedding(input_ids).to(torch.float32) + positions.to(torch.float32)  # type: ignore[no-any-return]
+        return embeddings.token_embedding(input_ids).to(torch.float32) + positions.to(torch.float32)
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Position of the (first) end-of-text token, ``[batch]``."""

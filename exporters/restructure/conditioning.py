@@ -22,16 +22,18 @@ Scales leave the conditioner as ``1 + scale``, ready to be multiplied by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters.restructure.base import Linear, RestructuredModule, as_tensor, constant, named, prefixed
+from exporters.restructure.base import Linear, Module, RestructuredModule, as_tensor, constant, named, prefixed
 from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 SINUSOID_CHANNELS = 256  # fixed in diffusers' CombinedTimestepTextProjEmbeddings
 _SIX = ("shift", "scale", "gate", "shift", "scale", "gate")
@@ -71,7 +73,7 @@ def sinusoid(timesteps: Tensor) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
-class EmbeddingMlp(nn.Module):
+class EmbeddingMlp(Module):
     """Two linear layers with SiLU between, under diffusers' names."""
 
     def __init__(self, in_features: int, features: int) -> None:
@@ -80,10 +82,10 @@ class EmbeddingMlp(nn.Module):
         self.linear_2 = Linear(features, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class Modulations(nn.Module):
+class Modulations(Module):
     """All AdaLN linears: ``temb`` to the modulation table."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -128,7 +130,7 @@ class Conditioner(RestructuredModule):
 
     def forward(self, pooled_projections: Tensor) -> Tensor:
         """``[1, pooled]`` to ``[steps, modulations, channels]``."""
-        return self.modulations(self.time_embeddings + self.text_embedder(pooled_projections))  # type: ignore[no-any-return]
+        return self.modulations(self.time_embeddings + self.text_embedder(pooled_projections))
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors, and the time embeddings computed from them in fp32."""

@@ -13,17 +13,19 @@ QK-norm of SD3.5-Medium included) with these exact rewrites:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.restructure.attention import attention, with_null_channels
-from exporters.restructure.base import Linear, RestructuredModule, prefixed
+from exporters.restructure.base import Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim, modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from exporters.weights import Weight
 
 EPS = 1e-6  # of every norm in diffusers' SD3 transformer
 Row = Callable[[], Tensor]
@@ -40,7 +42,7 @@ class _RmsNorm(nn.Module):
         return F.rms_norm(x.to(torch.float32), self.weight.shape, self.weight, EPS).to(x.dtype)
 
 
-class _Attention(nn.Module):
+class _Attention(Module):
     """Self-attention of the image tokens, or joint attention with the text tokens.
 
     Args:
@@ -53,8 +55,15 @@ class _Attention(nn.Module):
     def __init__(self, config: Mapping[str, Any], joint: bool, text_out: bool, null_tokens: int) -> None:
         super().__init__()
         channels, self.head_dim = inner_dim(config), config["attention_head_dim"]
-        self.heads, self.null_tokens, self.joint, self.text_out = config["num_attention_heads"], null_tokens, joint, text_out
-        projections = ["to_q", "to_k", "to_v"] + (["add_k_proj", "add_v_proj"] if joint else []) + (["add_q_proj"] if text_out else [])
+        self.heads, self.null_tokens, self.joint, self.text_out = (
+            config["num_attention_heads"],
+            null_tokens,
+            joint,
+            text_out,
+        )
+        projections = (
+            ["to_q", "to_k", "to_v"] + (["add_k_proj", "add_v_proj"] if joint else []) + (["add_q_proj"] if text_out else [])
+        )
         for name in projections:
             self.add_module(name, Linear(channels, channels))
         self.normed = config["qk_norm"] is not None
@@ -68,7 +77,7 @@ class _Attention(nn.Module):
 
     def _heads(self, x: Tensor, projection: str, norm: str) -> Tensor:
         heads: Tensor = self.get_submodule(projection)(x).unflatten(-1, (self.heads, self.head_dim))
-        return self.get_submodule(norm)(heads) if self.normed else heads  # type: ignore[no-any-return]
+        return self.get_submodule(norm)(heads) if self.normed else heads
 
     def forward(self, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
         query, key, value = self._heads(image, "to_q", "norm_q"), self._heads(image, "to_k", "norm_k"), self.to_v(image)
@@ -87,17 +96,15 @@ class _Attention(nn.Module):
         return self.to_out[0](mixed[:, :size]), self.to_add_out(mixed[:, size:])
 
 
-class _FeedForward(nn.Module):
+class _FeedForward(Module):
     """Linear, tanh-approximated GELU, linear, under diffusers' names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        inner = nn.Module()
-        inner.add_module("proj", Linear(channels, 4 * channels))
-        self.net = nn.ModuleList([inner, nn.Identity(), Linear(4 * channels, channels)])
+        self.net = nn.ModuleList([Module(proj=Linear(channels, 4 * channels)), nn.Identity(), Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.net[2](F.gelu(self.net.get_submodule("0.proj")(x), approximate="tanh"))
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -107,7 +114,7 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), eps=EPS) * scale + shift
 
 
-class _Block(nn.Module):
+class _Block(Module):
     """One MMDiT(-X) block."""
 
     def __init__(self, config: Mapping[str, Any], index: int, null_tokens: int) -> None:
@@ -140,7 +147,7 @@ class _Block(nn.Module):
         return image, text + text_ff_gate * self.ff_context(_modulate(text, text_ff_scale, text_ff_shift))
 
 
-class _PatchEmbed(nn.Module):
+class _PatchEmbed(Module):
     """The patch convolution, under diffusers' name."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -149,7 +156,7 @@ class _PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config["in_channels"], inner_dim(config), patch, stride=patch)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.proj(latents.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.proj(latents.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 class Denoiser(RestructuredModule):

@@ -12,8 +12,7 @@ checked bit for bit when it is written; a trained table that is not cannot be ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
 from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TABLE = "pos_embed.pos_embed"
 
@@ -58,9 +60,9 @@ class SeparablePositions(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], channels: int) -> None:
         super().__init__()
-        self.max_size, self.half = config["pos_embed_max_size"], channels // 2
-        self.rows = nn.Buffer(torch.empty(self.max_size, channels - self.half))
-        self.columns = nn.Buffer(torch.empty(self.max_size, self.half))
+        self.max_size, self.column_channels = config["pos_embed_max_size"], channels // 2
+        self.rows = nn.Buffer(torch.empty(self.max_size, channels - self.column_channels))
+        self.columns = nn.Buffer(torch.empty(self.max_size, self.column_channels))
 
     def forward(self, rows: int, columns: int) -> Tensor:
         """``[1, rows * columns, channels]``; the sizes may be symbolic."""
@@ -74,12 +76,14 @@ class SeparablePositions(nn.Module):
 
         def load(axis: str) -> np.ndarray:
             square = table.load().reshape(self.max_size, self.max_size, -1)
-            columns, rows = square[0, :, : self.half], square[:, 0, self.half :]
+            columns, rows = square[0, :, : self.column_channels], square[:, 0, self.column_channels :]
             for i in range(self.max_size):
                 made = np.concatenate([columns, np.broadcast_to(rows[i], (self.max_size, rows.shape[1]))], axis=-1)
                 if not np.array_equal(square[i], made):
                     complaint = Complaint(table.origin, "the positional table is not separable", got=f"row {i} differs")
-                    raise ExportError("This student cannot be exported with a dynamic size.", [complaint], "fix --height and --width")
+                    raise ExportError(
+                        "This student cannot be exported with a dynamic size.", [complaint], "fix --height and --width"
+                    )
             return np.ascontiguousarray(rows if axis == "rows" else columns)
 
         return {

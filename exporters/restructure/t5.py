@@ -11,8 +11,7 @@ that reason). Here the residual stream is fp32, and in fp16 graphs the gated act
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.restructure.attention import attention
-from exporters.restructure.base import Linear, RestructuredModule, constant
+from exporters.restructure.base import Linear, Module, RestructuredModule, constant
 from exporters.restructure.clip import activation
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from exporters.weights import Weight
 
 FP16_HEADROOM = 2.0**8
 
@@ -38,7 +41,7 @@ class _T5Norm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class _SelfAttention(nn.Module):
+class _SelfAttention(Module):
     def __init__(self, config: Mapping[str, Any], first: bool) -> None:
         super().__init__()
         inner = config["num_heads"] * config["d_kv"]
@@ -51,10 +54,10 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         query, key, value = self.q(x), self.k(x), self.v(x)
-        return self.o(attention(query, key, value, bias.to(query.dtype), self.heads, 1.0, False))  # type: ignore[no-any-return]
+        return self.o(attention(query, key, value, bias.to(query.dtype), self.heads, 1.0, False))
 
 
-class _FeedForward(nn.Module):
+class _FeedForward(Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.gated = config["is_gated_act"]
@@ -66,15 +69,16 @@ class _FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
         if self.wo.weight.dtype != torch.float16:
-            return self.wo(hidden)  # type: ignore[no-any-return]
-        return self.wo(hidden / FP16_HEADROOM).to(torch.float32) * FP16_HEADROOM  # type: ignore[no-any-return]
+            return self.wo(hidden)
+        return self.wo(hidden / FP16_HEADROOM).to(torch.float32) * FP16_HEADROOM
 
 
-def _sublayer(config: Mapping[str, Any], name: str, inner: nn.Module) -> nn.Module:
-    layer = nn.Module()
-    layer.add_module(name, inner)
-    layer.add_module("layer_norm", _T5Norm(config["d_model"], config["layer_norm_epsilon"]))
-    return layer
+def _block(config: Mapping[str, Any], first: bool) -> Module:
+    def norm() -> _T5Norm:
+        return _T5Norm(config["d_model"], config["layer_norm_epsilon"])
+
+    attend = Module(SelfAttention=_SelfAttention(config, first), layer_norm=norm())
+    return Module(layer=nn.ModuleList([attend, Module(DenseReluDense=_FeedForward(config), layer_norm=norm())]))
 
 
 def relative_buckets(buckets: int, max_distance: int) -> list[int]:
@@ -91,7 +95,9 @@ def relative_buckets(buckets: int, max_distance: int) -> list[int]:
     with torch.device("cpu"):
         distance = torch.arange(-max_distance, max_distance + 1)
         size = distance.abs()
-        far = near + (torch.log(size.float() / near) / math.log(max_distance / near) * (half - near)).nan_to_num(neginf=0).to(torch.long)
+        far = near + (torch.log(size.float() / near) / math.log(max_distance / near) * (half - near)).nan_to_num(neginf=0).to(
+            torch.long
+        )
         bucket = torch.where(size < near, size, far.clamp(max=half - 1)) + (distance > 0) * half
     return bucket.tolist()
 
@@ -109,16 +115,10 @@ class T5Encoder(RestructuredModule):
         self.max_distance = config["relative_attention_max_distance"]
         self.relative_buckets = relative_buckets(config["relative_attention_num_buckets"], self.max_distance)
         self.buckets = nn.Buffer(torch.empty(len(self.relative_buckets), dtype=torch.int64))
-        self.encoder = nn.Module()
-        blocks = []
-        for i in range(config["num_layers"]):
-            block = nn.Module()
-            attend = _sublayer(config, "SelfAttention", _SelfAttention(config, first=i == 0))
-            feed = _sublayer(config, "DenseReluDense", _FeedForward(config))
-            block.add_module("layer", nn.ModuleList([attend, feed]))
-            blocks.append(block)
-        self.encoder.add_module("block", nn.ModuleList(blocks))
-        self.encoder.add_module("final_layer_norm", _T5Norm(config["d_model"], config["layer_norm_epsilon"]))
+        self.encoder = Module(
+            block=nn.ModuleList([_block(config, first=i == 0) for i in range(config["num_layers"])]),
+            final_layer_norm=_T5Norm(config["d_model"], config["layer_norm_epsilon"]),
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[batch, tokens]`` to ``[batch, tokens, d_model]``, in fp32."""
@@ -132,9 +132,11 @@ class T5Encoder(RestructuredModule):
             attend, feed = block.layer
             hidden = hidden + attend.SelfAttention(attend.layer_norm(hidden), bias)
             hidden = hidden + feed.DenseReluDense(feed.layer_norm(hidden))
-        return self.encoder.final_layer_norm(hidden)  # type: ignore[no-any-return]
+        return self.encoder.final_layer_norm(hidden)
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Transformers' tensors, and the bucket of each distance."""
         found = {name: component[name] for name in self.state_dict() if name != "buckets"}
-        return found | {"buckets": constant(np.array(self.relative_buckets, np.int64), "text_encoder_3: buckets of relative positions")}
+        return found | {
+            "buckets": constant(np.array(self.relative_buckets, np.int64), "text_encoder_3: buckets of relative positions")
+        }

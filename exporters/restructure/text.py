@@ -7,8 +7,7 @@ zeros to the joint width, followed by the T5 states; without T5 by K zero tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,11 @@ from torch import Tensor
 from exporters.restructure.base import RestructuredModule, prefixed
 from exporters.restructure.clip import ClipTextModel
 from exporters.restructure.t5 import T5Encoder
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from exporters.weights import Weight
 
 
 class TextEncoder(RestructuredModule):
@@ -33,7 +36,7 @@ class TextEncoder(RestructuredModule):
         self.joint_dim = configs["transformer"]["joint_attention_dim"]
         self.text_encoder = ClipTextModel(configs["text_encoder"], "text_encoder")
         self.text_encoder_2 = ClipTextModel(configs["text_encoder_2"], "text_encoder_2")
-        self.text_encoder_3 = T5Encoder(configs["text_encoder_3"]) if keep_t5 else None
+        self.text_encoder_3: T5Encoder | None = T5Encoder(configs["text_encoder_3"]) if keep_t5 else None
 
     def forward(self, input_ids: Tensor, input_ids_2: Tensor, input_ids_3: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode one prompt.
@@ -53,6 +56,7 @@ class TextEncoder(RestructuredModule):
         null_token = 0 if self.text_encoder_3 is not None else 1
         encoded = F.pad(clip, (0, self.joint_dim - clip.shape[-1], 0, null_token))
         if self.text_encoder_3 is not None:
+            assert input_ids_3 is not None
             encoded = torch.cat([encoded, self.text_encoder_3(input_ids_3)], dim=1)
         return encoded, torch.cat([pooled, pooled_2], dim=-1)
 
@@ -64,5 +68,6 @@ class TextEncoder(RestructuredModule):
         """Each encoder's tensors, prefixed with its component's name."""
         found: dict[str, Weight] = {}
         for name, encoder in self.named_children():
+            assert isinstance(encoder, RestructuredModule)
             found |= prefixed(name, encoder.weights(components[name]))
         return found

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exporters.restructure.base import RestructuredModule, named, prefixed
 from exporters.restructure.conditioning import SINUSOID_CHANNELS, EmbeddingMlp, Modulations, inner_dim, sinusoid
 from exporters.restructure.denoiser import Denoiser
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from exporters.weights import Weight
 
 
 class Transformer(RestructuredModule):
@@ -23,7 +26,9 @@ class Transformer(RestructuredModule):
         self.modulations = Modulations(config)
         self.denoiser = Denoiser(config, grid=None)
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
+    ) -> Tensor:
         """Predict the velocity.
 
         Args:
@@ -37,11 +42,13 @@ class Transformer(RestructuredModule):
         """
         # The sinusoid is computed in fp32 whatever the graph's precision: its angles reach 1000 radians.
         temb = self.timestep_embedder(sinusoid(timestep)) + self.text_embedder(pooled_projections)
-        return self.denoiser(hidden_states, encoder_hidden_states, self.modulations(temb))  # type: ignore[no-any-return]
+        return self.denoiser(hidden_states, encoder_hidden_states, self.modulations(temb))
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors by their names there."""
-        found = prefixed("denoiser", self.denoiser.weights(component)) | prefixed("modulations", self.modulations.weights(component))
+        found = prefixed("denoiser", self.denoiser.weights(component)) | prefixed(
+            "modulations", self.modulations.weights(component)
+        )
         for name in ("text_embedder", "timestep_embedder"):
             found |= prefixed(name, named(self.get_submodule(name), component, f"time_text_embed.{name}"))
         return found

@@ -9,8 +9,7 @@ picture's border, where the convolution's padding is zero after the shift, not b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,21 @@ from torch import Tensor, nn
 from exporters.restructure.attention import attention
 from exporters.restructure.base import RestructuredModule
 from exporters.templates import reference_module
-from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class _AttentionProcessor:
     """Diffusers' attention processor protocol: spatial self-attention through one opaque operation."""
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: None = None, attention_mask: None = None, temb: None = None
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: None = None,
     ) -> Tensor:
         batch, channels, height, width = hidden_states.shape
         tokens = hidden_states.flatten(2)  # [batch, channels, height * width]
@@ -33,7 +39,7 @@ class _AttentionProcessor:
         query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
         head_dim = query.shape[-1] // attn.heads
         mixed = attn.to_out[0](attention(query, key, value, None, attn.heads, head_dim**-0.5, False))
-        return mixed.transpose(1, 2).reshape(batch, channels, height, width) + hidden_states  # type: ignore[no-any-return]
+        return mixed.transpose(1, 2).reshape(batch, channels, height, width) + hidden_states
 
 
 class _GroupNorm(nn.GroupNorm):
@@ -48,7 +54,7 @@ class _VaeHalf(RestructuredModule):
         super().__init__()
         vae = reference_module("vae", dict(config))
         vae.set_attn_processor(_AttentionProcessor())
-        self.half, self.quant = half, quant
+        self.network = half
         self.add_module(half, getattr(vae, half))
         if getattr(vae, quant) is not None:
             self.add_module(quant, getattr(vae, quant))
@@ -59,7 +65,7 @@ class _VaeHalf(RestructuredModule):
 
     @property
     def network_dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.get_submodule(self.half).parameters() if p.ndim == 4)
+        return next(p.dtype for p in self.get_submodule(self.network).parameters() if p.ndim == 4)
 
 
 class VaeDecoder(_VaeHalf):
@@ -95,4 +101,4 @@ class VaeEncoder(_VaeHalf):
         moments = self.encoder(sample.to(self.network_dtype))
         if "quant_conv" in dict(self.named_children()):
             moments = self.quant_conv(moments)
-        return moments.to(torch.float32)  # type: ignore[no-any-return]
+        return moments.to(torch.float32)

@@ -1,0 +1,48 @@
+# The same handful of commands here and in CI. PYTHON chooses the interpreter that makes the environment.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types unit docs optimum clean
+
+help:
+	@echo "make demo    build a desktop bundle of the built-in student and draw out/demo.png"
+	@echo "make test    lint, types and tests"
+	@echo "make docs    rewrite the generated parts of README.md"
+	@echo "make optimum load an optimum-layout bundle in optimum-onnx, in an environment of its own"
+	@echo "make clean   remove the environment and what the commands wrote"
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or make PYTHON=/path/to/python3 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo --out out
+
+test: lint types unit
+
+lint: setup
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/pytest --numprocesses 2
+
+docs: setup
+	$(BIN)/python -m deploy.cli_reference
+
+# optimum-onnx 0.1.0 cannot be installed beside transformers 5, so its check has an environment of its own.
+optimum: setup
+	BIN=$(BIN) PYTHON=$(PYTHON) tests/optimum/check.sh
+
+clean:
+	rm -rf $(VENV) .venv-optimum out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"""Memory and time of building a bundle, sampled from outside, beside the time that copying the student takes.
+
+flash-deploy make-student --preset full --no-t5 -o students/full
+python -m benchmarks.full_size students/full
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.1
+
+
+def peak_memory(command: list[str]) -> tuple[int, int, float]:
+    """Run a command: its peak anonymous memory and peak resident memory in bytes (``smaps_rollup``), and its seconds.
+
+    Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them.
+    """
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        anonymous = resident = 0
+        while process.poll() is None:
+            try:
+                fields = dict(
+                    line.split(":", 1)
+                    for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                    if "kB" in line
+                )
+                anonymous = max(anonymous, int(fields["Anonymous"].split()[0]) * 1024)
+                resident = max(resident, int(fields["Rss"].split()[0]) * 1024)
+            except (OSError, KeyError):
+                pass  # the process has just ended
+            time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed with {process.returncode}")
+    return anonymous, resident, time.perf_counter() - began
+
+
+def copy_seconds(source: Path, target: Path) -> float:
+    """Seconds to copy a folder and flush it to disk."""
+    began = time.perf_counter()
+    shutil.copytree(source, target)
+    os.sync()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Copy, build, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", type=Path)
+    parser.add_argument("--precision", default="fp16", choices=["fp16", "fp32"])
+    options = parser.parse_args()
+    size = sum(file.stat().st_size for file in options.student.rglob("*") if file.is_file())
+    with tempfile.TemporaryDirectory(dir=options.student.resolve().parent) as work:
+        copied = copy_seconds(options.student, Path(work) / "copy")
+        shutil.rmtree(Path(work) / "copy")
+        output = Path(work) / "bundle"
+        command = [
+            sys.executable,
+            "-m",
+            "deploy.cli",
+            "build",
+            str(options.student),
+            "-o",
+            str(output),
+            "--precision",
+            options.precision,
+        ]
+        anonymous, resident, seconds = peak_memory(command)
+        built = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print("| | |\n|---|---|")
+    print(f"| student on disk | {size / 1e9:.2f} GB |")
+    print(f"| bundle on disk, {options.precision} | {built / 1e9:.2f} GB |")
+    print(f"| peak anonymous memory of the build | {anonymous / 1e9:.2f} GB |")
+    print(f"| peak resident memory (mapped weights included) | {resident / 1e9:.2f} GB |")
+    print(f"| time of the build, tracing included, over the time of copying the student | {seconds / copied:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

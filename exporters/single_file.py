@@ -1,0 +1,179 @@
+"""Original single-file checkpoints (``sd3.5_medium.safetensors``), through diffusers' own converters, weights left on disk.
+
+Diffusers' converters take tensors and return tensors, copying most of them. Here they are given row numbers in place of
+rows: each source tensor of N rows becomes the N integers that name its rows. A converter splits, concatenates, swaps and
+squeezes these as it would the weights, and what comes out says which rows of which tensor make up each diffusers tensor.
+The weights themselves are read, as slices of the mapped file, when they are written.
+
+A single file holds no tokenizers, no scheduler and often no text encoders: these are read from the diffusers folder that
+the file lies in. Configurations that the folder lacks are inferred from the tensors' shapes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporters.checkpoint import open_safetensors
+from exporters.errors import Complaint, StudentError
+from exporters.student import COMPONENTS, Student, assemble, read_json
+from exporters.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_TRANSFORMER, _VAE = "model.diffusion_model.", "first_stage_model."
+_ENCODERS = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+    "text_encoder_3": "text_encoders.t5xxl.transformer.",
+}
+_ROW_BITS = 32
+
+
+def open_single_file(path: Path, variant: str | None = None) -> Student:
+    """Open an original checkpoint with the folder around it.
+
+    Raises:
+        StudentError: not an SD3 checkpoint, or something that it lacks is not in its folder.
+    """
+    source = open_safetensors(path, "checkpoint")
+    folder = path.parent
+    if not any(name.startswith(f"{_TRANSFORMER}joint_blocks.") for name in source):
+        complaint = Complaint(str(path), "no MMDiT in it", f"tensors named {_TRANSFORMER}joint_blocks.*", f"{len(source)} others")
+        raise StudentError(f"{path} is not an original Stable Diffusion 3 checkpoint.", [complaint])
+    given: dict[str, tuple[dict[str, Any], dict[str, Weight]]] = {}
+    given["transformer"] = _transformer(_below(source, _TRANSFORMER, keep=True), folder)
+    if any(name.startswith(_VAE) for name in source):
+        given["vae"] = _vae(_below(source, _VAE, keep=True), folder)
+    for component, prefix in _ENCODERS.items():
+        if weights := _below(source, prefix):
+            config = _folder_config(folder, component)
+            if component == "text_encoder":
+                weights.setdefault("text_projection.weight", _identity(config["projection_dim"]))  # as diffusers does
+            given[component] = (config, weights)
+    components = [c for c in COMPONENTS if c in given or (folder / c).is_dir()]
+    missing = [c for c in COMPONENTS if c not in components and c != "text_encoder_3"]
+    if missing:
+        complaints = [Complaint(str(path), f"holds no {c}, and neither does its folder", f"{folder / c}") for c in missing]
+        raise StudentError(f"{path} is incomplete.", complaints, "put the file into the folder of a diffusers SD3 pipeline")
+    return assemble(path, folder, components, variant, given, [path])
+
+
+def _transformer(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    return infer_transformer_config(source), _convert(source, convert_sd3_transformer_checkpoint_to_diffusers, "transformer")
+
+
+def _vae(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    config = infer_vae_config(source)
+    if (folder / "vae" / "config.json").is_file():
+        config |= read_json(folder / "vae" / "config.json")
+    return config, _convert(source, lambda rows: convert_ldm_vae_checkpoint(rows, config), "vae")
+
+
+def _convert(source: Mapping[str, Weight], converter: Any, component: str) -> dict[str, Weight]:
+    """Run a converter on row numbers and read the weights from what it makes of them."""
+    import torch
+
+    names = list(source)
+    rows = {}
+    for i, name in enumerate(names):
+        shape = source[name].shape
+        numbers = torch.arange(shape[0] if shape else 1, dtype=torch.int64) + (i << _ROW_BITS)
+        rows[name] = numbers.reshape([-1, *[1] * (len(shape) - 1)])
+    try:
+        converted = converter(rows)
+    except (KeyError, IndexError, RuntimeError) as error:
+        complaint = Complaint(component, f"diffusers' converter does not know this layout: {type(error).__name__}: {error}")
+        raise StudentError("A single-file checkpoint cannot be converted.", [complaint]) from error
+    return {name: _from_rows(name, numbers.numpy(), [source[n] for n in names], component) for name, numbers in converted.items()}
+
+
+def _from_rows(name: str, numbers: np.ndarray, sources: list[Weight], component: str) -> Weight:
+    """The weight made of the named rows: runs of consecutive rows, one after another."""
+    flat = numbers.reshape(-1)
+    breaks = np.flatnonzero(np.diff(flat) != 1) + 1
+    runs = [(int(run[0] >> _ROW_BITS), int(run[0] & ((1 << _ROW_BITS) - 1)), len(run)) for run in np.split(flat, breaks)]
+    first = sources[runs[0][0]]
+    shape = (len(flat), *first.shape[1 : numbers.ndim])  # trailing axes of size 1 may have been squeezed
+
+    def load() -> np.ndarray:
+        parts = [sources[source].load()[start : start + count] for source, start, count in runs]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
+
+    return Weight(shape, first.dtype, load, f"{component}: {name} (single file)")
+
+
+def infer_transformer_config(source: Mapping[str, Weight]) -> dict[str, Any]:
+    """SD3's configuration from the shapes of an original checkpoint (all released ones have heads of 64 channels)."""
+    shapes = {name.removeprefix(_TRANSFORMER): weight.shape for name, weight in source.items()}
+    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("joint_blocks.")}
+    channels, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
+    norm = shapes.get("joint_blocks.0.x_block.attn.ln_q.weight")
+    head_dim = norm[0] if norm else 64
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": in_channels,
+        "out_channels": shapes["final_layer.linear.weight"][0] // patch**2,
+        "num_layers": len(blocks),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": channels // head_dim,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": shapes["context_embedder.weight"][0],
+        "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": round(shapes["pos_embed"][1] ** 0.5),
+        "dual_attention_layers": sorted(i for i in blocks if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes),
+        "qk_norm": "rms_norm" if norm else None,
+    }
+
+
+def infer_vae_config(source: Mapping[str, Weight]) -> dict[str, Any]:
+    """The VAE's configuration from the shapes of an original checkpoint; scaling and shift are SD3's."""
+    shapes = {name.removeprefix(_VAE): weight.shape for name, weight in source.items()}
+    levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down.")})
+    layers = len({name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")})
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
+        "layers_per_block": layers,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "act_fn": "silu",
+        "norm_num_groups": 32,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+    }
+
+
+def _below(source: Mapping[str, Weight], prefix: str, keep: bool = False) -> dict[str, Weight]:
+    """The tensors under a prefix, with or without it."""
+    return {name if keep else name.removeprefix(prefix): weight for name, weight in source.items() if name.startswith(prefix)}
+
+
+def _folder_config(folder: Path, component: str) -> dict[str, Any]:
+    file = folder / component / "config.json"
+    if not file.is_file():
+        complaint = Complaint(str(file), "no such file", "the configuration of the encoder in the single file")
+        raise StudentError(
+            "A single file does not say how its text encoders are shaped.",
+            [complaint],
+            "put the file into the folder of a diffusers SD3 pipeline",
+        )
+    return read_json(file)
+
+
+def _identity(size: int) -> Weight:
+    return Weight((size, size), np.dtype(np.float32), lambda: np.eye(size, dtype=np.float32), "text_encoder: identity projection")

@@ -1,0 +1,55 @@
+"""Shared students and bundles: made once, read only."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.students import PRESETS, StudentShape, make_student
+from deploy.build import BuildRequest, build
+from exporters.student import Student, open_student
+
+if TYPE_CHECKING:
+    from deploy.bundle import Bundle
+
+TINY = PRESETS["tiny"]
+# Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type.
+SHAPES: dict[str, StudentShape] = {
+    "tiny": TINY,
+    "no qk_norm, no dual": replace(TINY, layers=2, dual_layers=0, qk_norm=False, t5=None),
+    "all dual, bf16": replace(TINY, layers=2, heads=2, head_dim=32, dual_layers=2, dtype="bf16"),
+}
+
+
+@pytest.fixture(scope="session")
+def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Student]:
+    folder = tmp_path_factory.mktemp("students")
+    return {name: open_student(make_student(shape, folder / f"s{i}")) for i, (name, shape) in enumerate(SHAPES.items())}
+
+
+@pytest.fixture
+def tiny_folder(students: dict[str, Student], tmp_path: Path) -> Path:
+    """A copy of the tiny student, to be damaged."""
+    return Path(shutil.copytree(students["tiny"].path, tmp_path / "student"))
+
+
+@pytest.fixture(scope="session")
+def builtin_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(BuildRequest(output=tmp_path_factory.mktemp("bundles") / "builtin", precision="fp32"))
+
+
+@pytest.fixture
+def damaged_bundle(builtin_bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the built-in student's bundle, to be damaged."""
+    return Path(shutil.copytree(builtin_bundle.folder, tmp_path / "bundle"))

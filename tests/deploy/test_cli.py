@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.cli_reference import START, cli_reference, with_reference
+
+if TYPE_CHECKING:
+    from deploy.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+def flash_deploy(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+def test_readme_shows_the_help() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert START in readme
+    assert readme == with_reference(readme, cli_reference()), "run `python -m deploy.cli_reference`"
+
+
+def test_version() -> None:
+    done = flash_deploy("--version")
+    assert (done.returncode, done.stdout) == (0, "flash-deploy 0.1.0\n")
+
+
+def test_generate_writes_pictures(builtin_bundle: Bundle, tmp_path: Path) -> None:
+    done = flash_deploy(
+        "generate",
+        builtin_bundle.folder,
+        "a small red circle on a black background",
+        "--num-images",
+        2,
+        "-o",
+        tmp_path / "p.png",
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [str(tmp_path / f"p-{i}.png") for i in (0, 1)])
+    with Image.open(tmp_path / "p-0.png") as picture:
+        assert picture.size == (64, 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-0.png", "p-1.png"]
+
+
+def test_generate_takes_latents_and_writes_arrays(builtin_bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "l.npy", np.random.default_rng(0).standard_normal((2, 16, 8, 8), np.float32))
+    arguments = [
+        "generate",
+        builtin_bundle.folder,
+        "a red circle",
+        "--latents",
+        tmp_path / "l.npy",
+        "-o",
+        tmp_path / "p.npy",
+    ]
+    assert flash_deploy(*arguments).returncode == 0
+    pictures = np.load(tmp_path / "p.npy")
+    assert (pictures.shape, pictures.dtype) == ((2, 64, 64, 3), np.float32)
+    assert 0 <= pictures.min() < pictures.max() <= 1
+
+
+def test_long_prompts_are_noted(builtin_bundle: Bundle, tmp_path: Path) -> None:
+    done = flash_deploy("generate", builtin_bundle.folder, "circle " * 20, "-o", tmp_path / "p.png")
+    assert done.returncode == 0
+    assert "its last 6 tokens are not seen" in done.stderr
+
+
+def test_verify(builtin_bundle: Bundle, damaged_bundle: Path) -> None:
+    done = flash_deploy("verify", builtin_bundle.folder, "--student", "builtin")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("good\n")
+    assert done.stdout.count(" dB") == 6
+    file = damaged_bundle / "denoiser.onnx.data"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x77")
+    done = flash_deploy("verify", damaged_bundle)
+    assert done.returncode == 1
+    assert "denoiser.onnx.data: content was changed" in done.stderr
+
+
+def test_verify_against_another_student(builtin_bundle: Bundle, tiny_folder: Path) -> None:
+    done = flash_deploy("verify", builtin_bundle.folder, "--student", tiny_folder)
+    assert done.returncode == 1
+    assert "the bundle was made of another student" in done.stderr
+
+
+def test_inspect(builtin_bundle: Bundle) -> None:
+    student = json.loads(flash_deploy("inspect", "--json").stdout)
+    assert student["kind"] == "student"
+    assert {c["name"]: c["parameters"] for c in student["components"]}["transformer"] == 2_557_120
+    bundle = json.loads(flash_deploy("inspect", builtin_bundle.folder, "--json").stdout)
+    assert bundle["total_bytes"] == sum(f["size_bytes"] for f in bundle["files"])
+    text = flash_deploy("inspect", builtin_bundle.folder).stdout
+    assert "sigmas 1, 0.9, 0.75, 0.5, 0" in text
+    assert "denoiser" in text
+
+
+BAD_CALLS = {
+    "no bundle": (["generate", "nowhere", "x"], "nowhere is not a bundle"),
+    "unknown file type": (["generate", "{bundle}", "x", "-o", "x.gif"], "unknown kind of file"),
+    "no folder": (["generate", "{bundle}", "x", "-o", "no/where.png"], "no such folder"),
+    "pickled latents": (["generate", "{bundle}", "x", "--latents", "pickled.npy", "-o", "x.png"], "a plain .npy array"),
+    "wrong latents": (
+        ["generate", "{bundle}", "x", "--latents", "wrong.npy", "-o", "x.png"],
+        "expected [images, 16, 8, 8], got [3]",
+    ),
+    "wrong sigmas": (["build", "-o", "b", "--sigmas", "1,zwei"], "--sigmas '1,zwei' is not a list of numbers"),
+    "missing option": (["build"], "Missing option '-o'"),
+    "wrong precision": (["build", "-o", "b", "--precision", "int8"], "'int8' is not one of 'fp32', 'fp16'"),
+    "neither": (["inspect", "."], "is not a student"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
+    np.save(tmp_path / "wrong.npy", np.zeros(3, np.float32))
+    done = flash_deploy(*(a.format(bundle=builtin_bundle.folder) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pickled.npy", "wrong.npy"]

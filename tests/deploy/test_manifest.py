@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploy.bundle import Bundle, check_files, open_bundle
+from deploy.errors import BundleError
+from deploy.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def edit(bundle: Path, change: Change) -> None:
+    file = bundle / "manifest.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_manifest_survives_a_round_trip(builtin_bundle: Bundle) -> None:
+    manifest = read_manifest(builtin_bundle.folder)
+    assert manifest == builtin_bundle.manifest
+    assert manifest.to_json() == (builtin_bundle.folder / "manifest.json").read_bytes()
+
+
+def test_manifest_tells_what_the_bundle_is(builtin_bundle: Bundle) -> None:
+    manifest = builtin_bundle.manifest
+    assert [graph.name for graph in manifest.graphs] == ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
+    assert all(graph.parity_db is not None and graph.parity_db >= 100 for graph in manifest.graphs)
+    assert manifest.sampling.sigmas == pytest.approx((1, 0.9, 0.75, 0.5, 0))
+    assert manifest.text.t5 == "dropped"
+    assert check_files(builtin_bundle) == []
+
+
+BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
+    "unknown key": (lambda m: m.update(tiers="x"), r"unknown field `tiers`"),
+    "wrong type": (
+        lambda m: m["graphs"][1].update(parameters="9"),
+        r"Expected `int`, got `str` - at `\$.graphs\[1\].parameters`",
+    ),
+    "negative size": (lambda m: m["files"][0].update(size_bytes=-1), r"\$.files\[0\].size_bytes"),
+    "no checksum": (lambda m: m["files"][0].update(sha256="abc"), r"\$.files\[0\].sha256"),
+    "missing key": (lambda m: m.pop("sampling"), r"missing required field `sampling`"),
+    "newer version": (
+        lambda m: m.update(version=2, new_key=1),
+        r"made by a newer flash-deploy \(expected version 1, got 2\)[\s\S]*upgrade",
+    ),
+    "another format": (lambda m: m.update(format="zip"), r"Invalid enum value 'zip'"),
+    "parent path": (lambda m: m["files"][0].update(path="../../etc/passwd"), r"names a path outside the bundle"),
+    "absolute path": (
+        lambda m: m["graphs"][0].update(path="/etc/passwd"),
+        r"names a path outside the bundle .*'/etc/passwd'",
+    ),
+    "drive path": (lambda m: m["files"][0].update(path="C:x"), r"names a path outside the bundle"),
+    "unlisted graph": (
+        lambda m: m["files"].remove(next(f for f in m["files"] if f["path"] == "denoiser.onnx")),
+        r"denoiser.onnx is used and not listed",
+    ),
+    "sigmas": (lambda m: m["sampling"]["sigmas"].pop(), r"expected one sigma more than timesteps, got 4 and 4"),
+    "missing file": (
+        lambda m: m["files"].append({"path": "x.bin", "size_bytes": 1, "sha256": "0" * 64}),
+        r"x.bin: missing",
+    ),
+    "wrong size": (lambda m: m["files"][0].update(size_bytes=5), r"wrong size \(expected 5 bytes"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
+def test_bad_manifests_are_refused(change: Change, message: str, damaged_bundle: Path) -> None:
+    edit(damaged_bundle, change)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(damaged_bundle)
+
+
+def test_damaged_json(damaged_bundle: Path) -> None:
+    (damaged_bundle / "manifest.json").write_text('{"format":')
+    with pytest.raises(BundleError, match="The manifest is damaged"):
+        open_bundle(damaged_bundle)
+
+
+def test_not_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is not a bundle[\s\S]*flash-deploy build"):
+        open_bundle(tmp_path)
+
+
+def test_link_out_of_the_bundle(damaged_bundle: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    file = damaged_bundle / "denoiser.onnx.data"
+    secret.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(secret)
+    with pytest.raises(BundleError, match="leads outside the bundle"):
+        open_bundle(damaged_bundle)
+
+
+def test_one_changed_byte_is_found(damaged_bundle: Path) -> None:
+    file = damaged_bundle / "conditioner.onnx.data"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    complaints = check_files(open_bundle(damaged_bundle))
+    assert [c.where for c in complaints] == ["conditioner.onnx.data"]
+
+
+def test_strange_files_are_named(damaged_bundle: Path) -> None:
+    (damaged_bundle / "tokenizer" / "extra.bin").write_bytes(b"x")
+    assert [c.where for c in check_files(open_bundle(damaged_bundle))] == ["tokenizer/extra.bin"]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from exporters.errors import ExportError
+from exporters.sampling import plan_sampling
+from exporters.student import Student, open_student
+from tests.exporters.test_student import edit_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_students_own_sigmas() -> None:
+    sampling = plan_sampling(open_student(), 64, 64)
+    # Shift 3 of s: 3 s / (1 + 2 s).
+    assert sampling.sigmas == pytest.approx((1.0, 0.9, 0.75, 0.5, 0.0))
+    assert sampling.timesteps == pytest.approx((1000, 900, 750, 500))
+    assert sampling.method == "euler"
+
+
+def test_number_of_steps_is_diffusers_grid(students: dict[str, Student]) -> None:
+    sampling = plan_sampling(students["tiny"], 512, 512, steps=4)
+    assert sampling.sigmas == pytest.approx((1.0, 0.8577, 0.6022, 0.00893, 0.0), abs=1e-4)
+
+
+def test_steps_win_over_the_students_sigmas() -> None:
+    assert len(plan_sampling(open_student(), 64, 64, steps=2).timesteps) == 2
+
+
+def test_given_sigmas_win(students: dict[str, Student]) -> None:
+    assert plan_sampling(students["tiny"], 64, 64, sigmas=(1.0, 0.5)).sigmas == pytest.approx((1.0, 0.75, 0.0))
+
+
+def test_dynamic_shift_depends_on_the_size(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
+    student = open_student(tiny_folder)
+    small, large = (plan_sampling(student, size, size, steps=4).sigmas for size in (64, 1024))
+    assert small[1] < large[1]
+
+
+def test_stochastic_schedulers_are_renoised(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "scheduler/scheduler_config.json", stochastic_sampling=True)
+    student = open_student(tiny_folder)
+    assert plan_sampling(student, 64, 64).method == "renoise"
+    assert plan_sampling(student, 64, 64, method="euler").method == "euler"
+
+
+@pytest.mark.parametrize(
+    ("steps", "sigmas"),
+    [
+        (None, (1.0, 1.0)),
+        (None, (0.5, 1.0)),
+        (None, (1.0, 0.0)),
+        (None, (1.5,)),
+        (3, (1.0, 0.5)),
+        (None, (float("nan"),)),
+    ],
+    ids=str,
+)
+def test_wrong_sigmas_are_refused(steps: int | None, sigmas: tuple[float, ...]) -> None:
+    with pytest.raises(ExportError, match="sigmas"):
+        plan_sampling(open_student(), 64, 64, steps, sigmas)
+
+
+def test_guidance_is_refused(tiny_folder: Path) -> None:
+    (tiny_folder / "student.json").write_text(json.dumps({"guidance_scale": 4.5}))
+    with pytest.raises(ExportError, match="guidance is not supported"):
+        plan_sampling(open_student(tiny_folder), 64, 64)

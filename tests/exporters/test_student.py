@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from exporters.errors import StudentError
+from exporters.student import BUILTIN_STUDENT, Student, open_student
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_weights(file: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def shard(folder: Path, stem: str, variant: str = "") -> None:
+    """Split a component's single file in two, as save_pretrained does."""
+    tensors = load_file(folder / f"{stem}.safetensors")
+    (folder / f"{stem}.safetensors").unlink()
+    names = sorted(tensors)
+    middle = f".{variant}" if variant else ""
+    files = [f"{stem}{middle}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    halves = (names[::2], names[1::2])
+    for file, half in zip(files, halves, strict=True):
+        save_file({name: tensors[name] for name in half}, folder / file)
+    weight_map = {name: file for file, half in zip(files, halves, strict=True) for name in half}
+    (folder / f"{stem}.safetensors.index{middle}.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def same_weights(a: Student, b: Student) -> bool:
+    return all(
+        np.array_equal(weight.load(), b.weights[component][name].load())
+        for component, weights in a.weights.items()
+        for name, weight in weights.items()
+    )
+
+
+def test_built_in_student_opens() -> None:
+    student = open_student()
+    assert student.path == BUILTIN_STUDENT
+    assert sum(w.elements for w in student.weights["transformer"].values()) == 2_557_120
+    assert (student.defaults.steps, student.defaults.sigmas) == (4, (1.0, 0.75, 0.5, 0.25))
+    assert student.has_t5
+
+
+def test_weights_are_mapped_not_copied() -> None:
+    weight = open_student().weights["transformer"]["proj_out.weight"]
+    first, second = weight.load(), weight.load()
+    assert not first.flags.owndata
+    assert np.array_equal(first, second)
+
+
+def test_shards_and_variants_hold_the_same_weights(students: dict[str, Student], tiny_folder: Path) -> None:
+    shard(tiny_folder / "transformer", "diffusion_pytorch_model", "fp16")
+    shard(tiny_folder / "text_encoder_3", "model")
+    vae = tiny_folder / "vae"
+    (vae / WEIGHTS).rename(vae / "diffusion_pytorch_model.fp16.safetensors")
+    assert same_weights(students["tiny"], open_student(tiny_folder, variant="fp16"))
+    assert same_weights(students["tiny"], open_student(tiny_folder))  # the only variant there is
+
+
+def test_variant_must_be_chosen_among_several(tiny_folder: Path) -> None:
+    folder = tiny_folder / "transformer"
+    for variant in ("fp16", "bf16"):
+        (folder / f"diffusion_pytorch_model.{variant}.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(StudentError, match=r"several variants \(got bf16, fp16\)[\s\S]*--variant"):
+        open_student(tiny_folder)
+    open_student(tiny_folder, variant="bf16")
+
+
+def test_fingerprint_follows_content(students: dict[str, Student], tiny_folder: Path) -> None:
+    assert open_student(tiny_folder).fingerprint() == students["tiny"].fingerprint()
+    edit_weights(tiny_folder / "vae" / WEIGHTS, lambda t: t["decoder.conv_in.bias"].__setitem__(0, 7))
+    assert open_student(tiny_folder).fingerprint() != students["tiny"].fingerprint()
+
+
+def test_older_dead_tensors_are_tolerated(tiny_folder: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["text_model.embeddings.position_ids"] = np.arange(20)[None]
+
+    edit_weights(tiny_folder / "text_encoder" / "model.safetensors", change)
+    open_student(tiny_folder)
+
+
+def rename(folder: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["proj_aus.weight"] = tensors.pop("proj_out.weight")
+        tensors["context_embedder.bias"] = np.zeros(7, np.float32)
+
+    edit_weights(folder / "transformer" / WEIGHTS, change)
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "transformer" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def pickled(folder: Path) -> None:
+    file = folder / "vae" / WEIGHTS
+    file.rename(file.with_name("diffusion_pytorch_model.bin"))
+
+
+def escaping_shard(folder: Path) -> None:
+    shard(folder / "transformer", "diffusion_pytorch_model")
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(index.read_text().replace("diffusion_pytorch_model-00001", "../vae/diffusion_pytorch_model-00001"))
+
+
+def missing_shard(folder: Path) -> None:
+    shard(folder / "transformer", "diffusion_pytorch_model")
+    (folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+
+
+BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "renamed, reshaped": (
+        rename,
+        (
+            r"transformer: context_embedder.bias: wrong shape \(expected \[48\], got \[7\]\)"
+            r"\n  - transformer: proj_aus.weight: unknown tensor .*"
+            r"\n  - transformer: proj_out.weight: missing \(expected \[64, 48\]\)"
+        ),
+    ),
+    "truncated": (truncate, r"transformer: .*truncated or not a safetensors file"),
+    "pickle": (pickled, r"diffusion_pytorch_model.bin: pickle \(expected safetensors\)"),
+    "no weights": (lambda f: (f / "vae" / WEIGHTS).unlink(), r"no weight file"),
+    "shard outside": (escaping_shard, r"names a file outside its folder"),
+    "shard missing": (missing_shard, r"00002-of-00002.safetensors: shard is missing"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index.json: no such file"),
+    "damaged json": (lambda f: (f / "vae" / "config.json").write_text("{"), r"vae/config.json.*expected a JSON object"),
+    "other pipeline": (
+        lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"),
+        r"expected StableDiffusion3Pipeline, got FluxPipeline",
+    ),
+    "other scheduler": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+        r"expected FlowMatchEulerDiscreteScheduler, got DDIMScheduler",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), r"tokenizer: no tokenizer in it"),
+    "widths disagree": (
+        lambda f: edit_json(f / "text_encoder_2/config.json", projection_dim=41),
+        r"text_encoder_2: text_projection.weight: wrong shape",
+    ),
+    "unknown default": (
+        lambda f: (f / "student.json").write_text('{"step": 4}'),
+        r"unknown key 'step' \(expected one of guidance_scale, height",
+    ),
+    "wrong default": (
+        lambda f: (f / "student.json").write_text('{"steps": "4"}'),
+        r"steps is wrong \(expected a positive integer, got '4'\)",
+    ),
+    "sigmas and steps": (
+        lambda f: (f / "student.json").write_text('{"steps": 2, "sigmas": [1]}'),
+        r"expected 2 sigmas, got 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD_STUDENTS.values(), ids=BAD_STUDENTS)
+def test_bad_students_are_refused(damage: Callable[[Path], None], message: str, tiny_folder: Path) -> None:
+    damage(tiny_folder)
+    with pytest.raises(StudentError, match=message):
+        open_student(tiny_folder)
+
+
+def test_all_complaints_come_at_once(tiny_folder: Path) -> None:
+    rename(tiny_folder)
+    pickled(tiny_folder)
+    (tiny_folder / "tokenizer_2" / "tokenizer.json").unlink()
+    with pytest.raises(StudentError) as caught:
+        open_student(tiny_folder)
+    assert len(caught.value.complaints) == 5
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "model.txt"])
+def test_single_file_that_is_not_safetensors_is_not_opened(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    with pytest.raises(StudentError, match=r"pickle|not a safetensors"):
+        open_student(tmp_path / name)
