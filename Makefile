@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)
 
 demo: setup
-	$(BIN)/python -m benchmarks.demo --out out
+	$(BIN)/python -m deploy.demo --out out
 
 test: lint types unit
 

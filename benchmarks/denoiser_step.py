@@ -45,6 +45,22 @@ def plain_export(student_path: Path, file: Path, pixels: int, text_tokens: int) 
     return file
 
 
+def native_export(student_path: Path, folder: Path, pixels: int) -> Path:
+    """Export the denoiser as a desktop-cpu bundle in fp32 holds it."""
+    import torch
+
+    from exporters.graphs import GraphOptions, plan_graphs
+    from exporters.onnx.passes import PassOptions, clean_up
+    from exporters.onnx.trace import trace
+    from exporters.onnx.writer import write
+    from exporters.student import open_student
+
+    options = GraphOptions("native", pixels, pixels, (1000.0,), clip_tokens=77, keep_t5=False, max_sequence_length=256)
+    graph = next(graph for graph in plan_graphs(open_student(student_path), options) if graph.name == "denoiser")
+    write(clean_up(trace(graph, torch.float32), PassOptions(unalias_rows=True)), folder, graph.path)
+    return folder / graph.path
+
+
 def _candidate(made: Any) -> Any:
     rng = np.random.default_rng(0)
     feed = {port.name: rng.standard_normal(port.shape).astype(np.float32) for port in made.get_inputs()}
@@ -52,22 +68,19 @@ def _candidate(made: Any) -> Any:
 
 
 def main() -> None:
-    """Build, export, measure and print."""
-    from deploy.build import BuildRequest, build
-
+    """Export both, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path)
     parser.add_argument("--runs", type=int, default=8, help="runs of each, interleaved")
     parser.add_argument("--threads", type=int, default=None, help="threads of one operator (default: the runtime's choice)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.student.resolve().parent) as work:
-        request = BuildRequest(
-            output=Path(work) / "bundle", student=options.student, precision="fp32", height=512, width=512, parity="never"
-        )
-        bundle = build(request)
-        plain = plain_export(options.student, Path(work) / "plain.onnx", 512, 333)
-        sessions = {PLAIN: session(plain, options.threads), NATIVE: session(bundle.file("denoiser.onnx"), options.threads)}
-        timings = interleave({name: _candidate(made) for name, made in sessions.items()}, options.runs)
+        files = {
+            PLAIN: plain_export(options.student, Path(work) / "plain.onnx", 512, 333),
+            NATIVE: native_export(options.student, Path(work), 512),
+        }
+        candidates = {name: _candidate(session(file, options.threads)) for name, file in files.items()}
+        timings = interleave(candidates, options.runs)
     print(table(timings, PLAIN))
 
 

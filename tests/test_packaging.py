@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return zipfile.Path(next(folder.glob("*.whl")))
+
+
+def test_wheel_holds_the_four_packages_and_the_student(wheel: zipfile.Path) -> None:
+    names = wheel.root.namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"benchmarks", "deploy", "exporters", "quantization"}
+    for needed in (
+        "deploy/tiers.toml",
+        "deploy/py.typed",
+        "exporters/builtin_student/model_index.json",
+        "exporters/builtin_student/transformer/diffusion_pytorch_model.safetensors",
+        "exporters/builtin_student/tokenizer_3/tokenizer.json",
+    ):
+        assert needed in names
+
+
+def test_version_is_the_changelogs() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == version
+
+
+def test_imports_go_one_way() -> None:
+    """deploy → benchmarks → exporters → quantization; nothing points back."""
+    order = ["quantization", "exporters", "benchmarks", "deploy"]
+    for i, package in enumerate(order):
+        for file in (ROOT / package).rglob("*.py"):
+            for later in order[i + 1 :]:
+                found = re.search(rf"^\s*(from|import) {later}\b", file.read_text(), re.MULTILINE)
+                assert not found, f"{file} imports {later}"
+
+
+def test_base_dependencies_are_the_runtimes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=\[]", entry)[0] for entry in project["dependencies"]}
+    assert names == {"ml-dtypes", "msgspec", "numpy", "onnxruntime", "pillow", "rich", "tokenizers", "typer"}
+
+
+def test_constraints_pin_the_cpu_build_of_torch() -> None:
+    assert "\ntorch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
