@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,13 @@ from pathlib import Path
 SAMPLE_SECONDS = 0.1
 
 
-def peak_memory(command: list[str]) -> tuple[int, int, float]:
-    """Run a command: its peak anonymous memory and peak resident memory in bytes (``smaps_rollup``), and its seconds.
+def peak_memory(command: list[str]) -> tuple[int, int, str]:
+    """Run a command: its peak anonymous memory and peak resident memory in bytes (``smaps_rollup``), and what it printed.
 
     Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them.
     """
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         anonymous = resident = 0
         while process.poll() is None:
             try:
@@ -38,9 +39,10 @@ def peak_memory(command: list[str]) -> tuple[int, int, float]:
             except (OSError, KeyError):
                 pass  # the process has just ended
             time.sleep(SAMPLE_SECONDS)
+        printed = process.stdout.read()  # a few lines: they fit the pipe
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with {process.returncode}")
-    return anonymous, resident, time.perf_counter() - began
+    return anonymous, resident, printed
 
 
 def copy_seconds(source: Path, target: Path) -> float:
@@ -73,14 +75,18 @@ def main() -> None:
             "--precision",
             options.precision,
         ]
-        anonymous, resident, seconds = peak_memory(command)
+        anonymous, resident, printed = peak_memory(command)
         built = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    stages = {kind: float(seconds) for kind, seconds in re.findall(r"(\w+) ([\d.]+) s", printed.splitlines()[-1].split(": ")[1])}
     print("| | |\n|---|---|")
     print(f"| student on disk | {size / 1e9:.2f} GB |")
     print(f"| bundle on disk, {options.precision} | {built / 1e9:.2f} GB |")
     print(f"| peak anonymous memory of the build | {anonymous / 1e9:.2f} GB |")
     print(f"| peak resident memory (mapped weights included) | {resident / 1e9:.2f} GB |")
-    print(f"| time of the build, tracing included, over the time of copying the student | {seconds / copied:.1f} |")
+    for kind, seconds in stages.items():
+        print(f"| {kind}, over the time of copying the student | {seconds / copied:.2f} |")
+    rest = sum(stages.values()) - stages["tracing"]
+    print(f"| all but tracing, over the time of copying the student | {rest / copied:.2f} |")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -21,10 +23,6 @@ import numpy as np
 from exporters.errors import Complaint, ExportError
 from exporters.student import BUILTIN_STUDENT
 from exporters.templates import component_class, expected_shapes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DTYPES = {
     "fp16": ("F16", np.dtype(np.float16)),

@@ -10,9 +10,11 @@ import concurrent.futures
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -37,10 +39,6 @@ from deploy.tiers import Tier, find_tier
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 PARITY_LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""

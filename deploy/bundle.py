@@ -6,15 +6,12 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deploy.errors import BundleError, Complaint
 from deploy.manifest import NAME, FileRecord, Manifest, read_manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)

@@ -188,10 +188,12 @@ def build(
     began = time.perf_counter()
     with Bars(messages) as bars:
         bundle = build_bundle(request, bars)
+        bars.stage("done")
     from deploy.inspect import inspect_bundle, render
 
     typer.echo(render(inspect_bundle(bundle.folder)))
-    typer.echo(f"built in {time.perf_counter() - began:.1f} s")
+    parts = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in bars.seconds.items())
+    typer.echo(f"built in {time.perf_counter() - began:.1f} s: {parts}")
 
 
 @app.command()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from deploy.bundle import open_bundle
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:

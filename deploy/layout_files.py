@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from exporters.graphs import GraphOptions
 from exporters.student import Student, read_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from exporters.graphs import GraphOptions
 
 
 def write_layout_files(

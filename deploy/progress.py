@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -14,12 +18,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from rich.console import Console
 
 
 class _Shown:
@@ -50,9 +48,16 @@ class Bars(_Shown):
         )
         super().__init__(Progress(*columns, console=console, disable=not console.is_terminal))
         self._stage = self._progress.add_task("", total=None)
+        self._began, self._kind = time.perf_counter(), ""
+        self.seconds: dict[str, float] = {}
+        """Time spent so far in each kind of stage; the kind is the first word of its text."""
 
     def stage(self, text: str) -> None:
         """A new stage begins."""
+        now = time.perf_counter()
+        if self._kind:
+            self.seconds[self._kind] = self.seconds.get(self._kind, 0.0) + now - self._began
+        self._began, self._kind = now, text.split(" ", maxsplit=1)[0]
         self._progress.update(self._stage, description=text)
 
     def graph(self, name: str, total_bytes: int) -> Callable[[int], None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,6 @@ from deploy.errors import BundleError, Complaint, InputError
 from deploy.sampler import OnStep, sample_euler, sample_renoise
 from deploy.sessions import Sessions
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+
+from deploy.bundle import Bundle
 from deploy.errors import BundleError, Complaint, InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-
-    from deploy.bundle import Bundle
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

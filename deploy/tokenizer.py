@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from deploy.errors import BundleError, Complaint
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from deploy.manifest import TokenizerRecord
+from deploy.manifest import TokenizerRecord
 
 
 def load_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:

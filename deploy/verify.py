@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deploy.bundle import Bundle, check_files, open_bundle
 from deploy.errors import Complaint
 from deploy.runtime import Pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import numpy as np
 import torch
 
 from exporters.reference import reference_pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from exporters.sampling import Method
-    from exporters.student import Student
+from exporters.sampling import Method
+from exporters.student import Student
 
 
 def reference_picture(

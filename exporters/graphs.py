@@ -13,16 +13,13 @@ optimum (each folder)    what ``ORTStableDiffusion3Pipeline`` feeds to what it r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporters.errors import Complaint, ExportError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from exporters.student import Student
-    from exporters.weights import Weight
+from exporters.student import Student
+from exporters.weights import Weight
 
 Layout = Literal["native", "optimum"]
 Dim = int | str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.errors import Complaint, ExportError
+from exporters.graphs import GraphOptions, GraphSpec
 from exporters.reference import load_tokenizer, reference_component
 from exporters.restructure.conditioning import modulation_layout
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from exporters.graphs import GraphOptions, GraphSpec
-    from exporters.student import Student
+from exporters.student import Student
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], list[np.ndarray]]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporters.errors import Complaint, ExportError
 from exporters.reference import reference_scheduler
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from exporters.student import Student
+from exporters.student import Student
 
 Method = Literal["euler", "renoise"]
 

@@ -11,7 +11,9 @@ the file lies in. Configurations that the folder lacks are inferred from the ten
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +21,6 @@ from exporters.checkpoint import open_safetensors
 from exporters.errors import Complaint, StudentError
 from exporters.student import COMPONENTS, Student, assemble, read_json
 from exporters.weights import Weight
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 _TRANSFORMER, _VAE = "model.diffusion_model.", "first_stage_model."
 _ENCODERS = {

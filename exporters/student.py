@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporters.checkpoint import PICKLE_SUFFIXES, open_component
 from exporters.errors import Complaint, StudentError
 from exporters.templates import OPTIONAL_COMPONENTS, check_weights, component_class, resolve_config
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 BUILTIN_STUDENT = Path(__file__).parent / "builtin_student"
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporters.errors import Complaint, StudentError
-
-if TYPE_CHECKING:
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 OPTIONAL_COMPONENTS = ("text_encoder_3",)
 _CLASSES = {

@@ -12,16 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.students import PRESETS, StudentShape, make_student
 from deploy.build import BuildRequest, build
+from deploy.bundle import Bundle
 from exporters.student import Student, open_student
-
-if TYPE_CHECKING:
-    from deploy.bundle import Bundle
 
 TINY = PRESETS["tiny"]
 # Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
 
 from exporters.onnx.weights import LazyWeight
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
 _STAMP = "flash_deploy.rewritten_by"

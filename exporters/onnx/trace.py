@@ -6,21 +6,18 @@ import contextlib
 import io
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset23 as op
 
+from exporters.graphs import GraphSpec, Port
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from exporters.graphs import GraphSpec, Port
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 # 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
 # onnxruntime 1.32 and onnxruntime-web 1.30 run it; the IR version is the newest that both read.

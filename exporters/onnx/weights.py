@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
+from exporters.weights import Weight
 from quantization.schemes import SCHEMES
-
-if TYPE_CHECKING:
-    from exporters.weights import Weight
 
 _SCHEME_OF = {ir.DataType.FLOAT: SCHEMES["fp32"], ir.DataType.FLOAT16: SCHEMES["fp16"]}
 

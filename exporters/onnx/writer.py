@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.weights import LazyWeight
 from quantization.errors import Complaint, SchemeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096

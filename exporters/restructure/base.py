@@ -8,7 +8,8 @@ fp32 graph every cast below is an identity and vanishes from the trace.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.weights import Weight
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 
 class Linear(nn.Linear):

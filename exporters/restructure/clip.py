@@ -10,7 +10,8 @@ Layers as in transformers' ``CLIPTextModelWithProjection`` (Radford et al. 2021,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,6 @@ from torch import Tensor, nn
 from exporters.errors import Complaint, ExportError
 from exporters.restructure.attention import attention
 from exporters.restructure.base import Linear, Module, RestructuredModule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),

@@ -22,7 +22,8 @@ Scales leave the conditioner as ``1 + scale``, ready to be multiplied by.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +32,6 @@ from torch import Tensor, nn
 
 from exporters.restructure.base import Linear, Module, RestructuredModule, as_tensor, constant, named, prefixed
 from exporters.weights import Weight
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 SINUSOID_CHANNELS = 256  # fixed in diffusers' CombinedTimestepTextProjEmbeddings
 _SIX = ("shift", "scale", "gate", "shift", "scale", "gate")

@@ -13,7 +13,7 @@ QK-norm of SD3.5-Medium included) with these exact rewrites:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,7 @@ from exporters.restructure.attention import attention, with_null_channels
 from exporters.restructure.base import Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim, modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
-
-if TYPE_CHECKING:
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 EPS = 1e-6  # of every norm in diffusers' SD3 transformer
 Row = Callable[[], Tensor]

@@ -12,7 +12,8 @@ checked bit for bit when it is written; a trained table that is not cannot be ex
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,6 @@ from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
 from exporters.weights import Weight
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 TABLE = "pos_embed.pos_embed"
 

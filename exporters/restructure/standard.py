@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from exporters.restructure.clip import ClipTextModel
 from exporters.restructure.t5 import T5Encoder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 __all__ = ["StandardClip", "T5Encoder"]
 

@@ -11,7 +11,8 @@ that reason). Here the residual stream is fp32, and in fp16 graphs the gated act
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,7 @@ from torch import Tensor, nn
 from exporters.restructure.attention import attention
 from exporters.restructure.base import Linear, Module, RestructuredModule, constant
 from exporters.restructure.clip import activation
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 FP16_HEADROOM = 2.0**8
 

@@ -7,7 +7,8 @@ zeros to the joint width, followed by the T5 states; without T5 by K zero tokens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,7 @@ from torch import Tensor
 from exporters.restructure.base import RestructuredModule, prefixed
 from exporters.restructure.clip import ClipTextModel
 from exporters.restructure.t5 import T5Encoder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 
 class TextEncoder(RestructuredModule):

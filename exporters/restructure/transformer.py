@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from exporters.restructure.base import RestructuredModule, named, prefixed
 from exporters.restructure.conditioning import SINUSOID_CHANNELS, EmbeddingMlp, Modulations, inner_dim, sinusoid
 from exporters.restructure.denoiser import Denoiser
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from exporters.weights import Weight
+from exporters.weights import Weight
 
 
 class Transformer(RestructuredModule):

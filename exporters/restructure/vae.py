@@ -9,7 +9,8 @@ picture's border, where the convolution's padding is zero after the shift, not b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,6 @@ from torch import Tensor, nn
 from exporters.restructure.attention import attention
 from exporters.restructure.base import RestructuredModule
 from exporters.templates import reference_module
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class _AttentionProcessor:

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from deploy.build import BuildRequest, Silent, build
 from deploy.bundle import Bundle, check_files, locked, partial_folder
 from deploy.errors import CheckFailed, InputError
 from deploy.runtime import Pipeline
-
-if TYPE_CHECKING:
-    from exporters.student import Student
+from exporters.student import Student
 
 
 class Log(Silent):

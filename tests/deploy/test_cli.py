@@ -4,16 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.bundle import Bundle
 from deploy.cli_reference import START, cli_reference, with_reference
-
-if TYPE_CHECKING:
-    from deploy.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy.bundle import Bundle, check_files, open_bundle
 from deploy.errors import BundleError
 from deploy.manifest import read_manifest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Change = Callable[[dict[str, Any]], None]
 

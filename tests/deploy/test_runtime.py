@@ -4,12 +4,13 @@ import shutil
 import subprocess
 import sys
 import weakref
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploy.build import BuildRequest, build
+from deploy.bundle import Bundle
 from deploy.errors import BundleError, InputError
 from deploy.runtime import Pipeline
 from deploy.sampler import sample_euler, sample_renoise
@@ -17,11 +18,6 @@ from exporters.end_to_end import reference_picture
 from exporters.parity import psnr_db
 from exporters.reference import reference_pipeline
 from exporters.student import Student, open_student
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from deploy.bundle import Bundle
 
 PROMPT = "a red circle left of a blue square on a white background"
 

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 
+from deploy.bundle import Bundle
 from deploy.runtime import Pipeline
 from exporters.reference import load_tokenizer
 from exporters.student import open_student
-
-if TYPE_CHECKING:
-    from deploy.bundle import Bundle
 
 PROMPTS = [
     "",

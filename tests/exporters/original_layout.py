@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from exporters.student import Student
+from exporters.student import Student
 
 Arrays = dict[str, np.ndarray]
 _TOP = {

@@ -8,7 +8,7 @@ error of about sqrt(n) 2^-24; through L layers the errors add like sqrt(L). For 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +20,6 @@ from exporters.parity import measure, reference_cases, snr_db
 from exporters.restructure.attention import attention, null_channels, with_null_channels
 from exporters.restructure.base import set_precision
 from exporters.student import Student, open_student
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STEPS = (1000.0, 900.0, 750.0, 500.0)
 OPTIONS = GraphOptions("native", 96, 160, STEPS, clip_tokens=20, keep_t5=False, max_sequence_length=33)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +9,6 @@ from exporters.errors import ExportError
 from exporters.sampling import plan_sampling
 from exporters.student import Student, open_student
 from tests.exporters.test_student import edit_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_students_own_sigmas() -> None:

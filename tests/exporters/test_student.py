@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 from exporters.errors import StudentError
 from exporters.student import BUILTIN_STUDENT, Student, open_student
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +13,8 @@ from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.trace import IR_VERSION, OPSET, trace
 from exporters.onnx.writer import PAGE_BYTES, write
 from exporters.parity import measure, onnx_runner, reference_cases
+from exporters.student import Student
 from quantization.errors import SchemeError
-
-if TYPE_CHECKING:
-    from exporters.student import Student
 
 OPTIONS = GraphOptions("native", 48, 80, (1000.0, 500.0), clip_tokens=20, keep_t5=False, max_sequence_length=9)
 CPU = PassOptions(unalias_rows=True)
