@@ -186,9 +186,13 @@ def build(
         force=force,
     )
     began = time.perf_counter()
-    with Bars(messages) as bars:
-        bundle = build_bundle(request, bars)
-        bars.stage("done")
+    try:
+        with Bars(messages) as bars:
+            bundle = build_bundle(request, bars)
+            bars.stage("done")
+    except KeyboardInterrupt:
+        messages.print("interrupted: nothing was sealed; the same command goes on where this one stopped")
+        raise
     from deploy.inspect import inspect_bundle, render
 
     typer.echo(render(inspect_bundle(bundle.folder)))
@@ -401,7 +405,7 @@ def _need_export() -> None:
 
 
 def main() -> None:
-    """Entry point: turns errors into messages and exit codes."""
+    """Entry point: turns errors into messages and exit codes (typer itself exits with 130 when interrupted)."""
     try:
         app()
     except InputError as error:
@@ -410,9 +414,6 @@ def main() -> None:
     except CheckFailed as error:
         messages.print(f"failed:\n{error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        messages.print("interrupted")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def write_layout_files(
     """
     files = {"scheduler/scheduler_config.json": _json(read_json(student.folder / "scheduler" / "scheduler_config.json"))}
     for _, name, tokenizer in tokenizers:
-        files[f"{name}/tokenizer.json"] = _tokenizer_json(tokenizer)
+        files[f"{name}/tokenizer.json"] = tokenizer_json(tokenizer)
     files |= student.licences()
     if options.layout == "optimum":
         files |= _optimum_files(student, options, tokenizers)
@@ -37,7 +37,7 @@ def write_layout_files(
     return sorted(files)
 
 
-def _tokenizer_json(tokenizer: Any) -> str:
+def tokenizer_json(tokenizer: Any) -> str:
     """The tokenizer without padding and truncation: the manifest says how long its output is."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None

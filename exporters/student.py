@@ -313,6 +313,10 @@ def _check_fit(path: Path, configs: dict[str, dict[str, Any]]) -> None:
         )
     if "text_encoder_3" in configs and (got := configs["text_encoder_3"]["d_model"]) != joint:
         complaints.append(Complaint("text_encoder_3: d_model", "differs from joint_attention_dim", str(joint), str(got)))
+    if (got := transformer["caption_projection_dim"]) != (
+        inner := transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    ):
+        complaints.append(Complaint("transformer: caption_projection_dim", "differs from heads x head_dim", str(inner), str(got)))
     if (got := vae["latent_channels"]) != transformer["in_channels"]:
         complaints.append(
             Complaint(

@@ -96,7 +96,8 @@ def test_damaged_leftovers_are_not_taken_over(
     assert log.traced == ["conditioner"]
 
 
-def test_killed_build_leaves_no_half_bundle(students: dict[str, Student], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kill", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
+def test_stopped_build_leaves_no_half_bundle(kill: int, code: int, students: dict[str, Student], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     command = [
         sys.executable,
@@ -112,15 +113,18 @@ def test_killed_build_leaves_no_half_bundle(students: dict[str, Student], tmp_pa
         "48",
     ]
     command += ["--max-sequence-length", "7", "--parity", "never"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     marker = partial_folder(output) / "conditioner.done.json"
     deadline = time.monotonic() + 120
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if not output.exists():  # the kill may come too late on a fast machine; then the bundle is whole
+    process.send_signal(kill)
+    _, errors = process.communicate()
+    if not output.exists():  # the signal may come too late on a fast machine; then the bundle is whole
+        assert process.returncode == code
         assert partial_folder(output).exists()
+        assert ("goes on where this one stopped" in errors) == (kill == signal.SIGINT)
+        assert "Traceback" not in errors
     bundle = build(small(students, output, force=True))
     assert check_files(bundle) == []
     assert left_behind(tmp_path) == ["bundle"]

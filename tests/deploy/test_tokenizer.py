@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from deploy.bundle import Bundle
+from deploy.layout_files import tokenizer_json
 from deploy.runtime import Pipeline
-from exporters.reference import load_tokenizer
-from exporters.student import open_student
+from exporters.reference import load_tokenizer as load_transformers_tokenizer
+from exporters.student import BUILTIN_STUDENT, open_student
 
 PROMPTS = [
     "",
@@ -24,8 +30,34 @@ PROMPTS = [
 def test_same_ids_as_transformers(prompt: str, builtin_bundle: Bundle) -> None:
     student, ids = open_student(), Pipeline(builtin_bundle).tokenize(prompt)
     for component, name in (("text_encoder", "input_ids"), ("text_encoder_2", "input_ids_2")):
-        expected = load_tokenizer(student, component)(prompt, padding="max_length", max_length=16, truncation=True)["input_ids"]
+        expected = load_transformers_tokenizer(student, component)(prompt, padding="max_length", max_length=16, truncation=True)[
+            "input_ids"
+        ]
         assert np.array_equal(ids[name], [expected])
+
+
+def test_hub_layout_gives_the_same_ids(tmp_path: Path) -> None:
+    """Real checkpoints hold vocab.json and merges.txt, and no tokenizer.json."""
+    folder = Path(shutil.copytree(BUILTIN_STUDENT, tmp_path / "student"))
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        file = folder / name / "tokenizer.json"
+        model = json.loads(file.read_text("utf-8"))["model"]
+        (folder / name / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        (folder / name / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        config = {"model_max_length": 16, "tokenizer_class": "CLIPTokenizer", "pad_token": pad}
+        config |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(config))
+        file.unlink()
+    hub, builtin = open_student(folder), open_student()
+    for component in ("text_encoder", "text_encoder_2"):
+        ours, theirs = load_transformers_tokenizer(hub, component), load_transformers_tokenizer(builtin, component)
+        runtime = Tokenizer.from_str(tokenizer_json(ours))
+        runtime.enable_truncation(16)
+        runtime.enable_padding(length=16, pad_id=ours.pad_token_id)
+        for prompt in PROMPTS:
+            expected = theirs(prompt, padding="max_length", max_length=16, truncation=True)["input_ids"]
+            assert runtime.encode(prompt).ids == expected, prompt
 
 
 def test_cut_tokens_are_counted(builtin_bundle: Bundle) -> None:

@@ -20,6 +20,7 @@ from exporters.parity import measure, reference_cases, snr_db
 from exporters.restructure.attention import attention, null_channels, with_null_channels
 from exporters.restructure.base import set_precision
 from exporters.student import Student, open_student
+from tests.exporters.test_student import edit_json
 
 STEPS = (1000.0, 900.0, 750.0, 500.0)
 OPTIONS = GraphOptions("native", 96, 160, STEPS, clip_tokens=20, keep_t5=False, max_sequence_length=33)
@@ -123,6 +124,14 @@ def test_t5_in_fp16_survives_activations_that_overflow(tmp_path: Path) -> None:
     wide = reference_cases(spec, student, options)[0].outputs[0]
     assert np.isfinite(wide).all()
     assert torch_db(spec, student, options, torch.float16) >= 50
+
+
+def test_legacy_end_of_text_is_the_highest_id(tiny_folder: Path) -> None:
+    """Configurations from before transformers#24773 say eos_token_id 2 and mean the highest id; SD3's do."""
+    for component in ("text_encoder", "text_encoder_2"):
+        edit_json(tiny_folder / component / "config.json", eos_token_id=2)
+    student = open_student(tiny_folder)
+    assert torch_db(plan_graphs(student, OPTIONS)[0], student, OPTIONS) >= 100
 
 
 def test_last_clip_layer_runs_on_one_token(students: dict[str, Student]) -> None:
