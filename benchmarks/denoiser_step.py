@@ -54,10 +54,12 @@ def native_export(student_path: Path, folder: Path, pixels: int) -> Path:
     from exporters.onnx.trace import trace
     from exporters.onnx.writer import write
     from exporters.student import open_student
+    from quantization.profile import uniform
 
     options = GraphOptions("native", pixels, pixels, (1000.0,), clip_tokens=77, keep_t5=False, max_sequence_length=256)
     graph = next(graph for graph in plan_graphs(open_student(student_path), options) if graph.name == "denoiser")
-    write(clean_up(trace(graph, torch.float32), PassOptions(unalias_rows=True)), folder, graph.path)
+    model, _ = clean_up(trace(graph, torch.float32), PassOptions(uniform("fp32"), unalias_rows=True))
+    write(model, folder, graph.path)
     return folder / graph.path
 
 

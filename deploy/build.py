@@ -10,7 +10,7 @@ import concurrent.futures
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from deploy.manifest import (
     VERSION,
     FileRecord,
     GraphRecord,
+    KeptRecord,
     Manifest,
     PictureRecord,
     PortRecord,
@@ -37,8 +38,10 @@ from deploy.manifest import (
 )
 from deploy.tiers import Tier, find_tier
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
+from exporters.onnx.quantize import Kept
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
+from quantization.profile import Profile, load_profile, uniform
 
 PARITY_LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""
@@ -54,7 +57,8 @@ class BuildRequest:
         tier: a key of ``tiers.toml``.
         output: the bundle's folder.
         layout: ``native`` or ``optimum``.
-        precision: how matrices are stored.
+        precision: how matrices are stored, all alike.
+        profile: a profile's file, in place of a precision.
         height: picture height in pixels.
         width: picture width in pixels.
         dynamic: let height and width change at run time.
@@ -73,6 +77,7 @@ class BuildRequest:
     tier: str = "desktop-cpu"
     layout: Literal["native", "optimum"] = "native"
     precision: Literal["fp32", "fp16"] | None = None
+    profile: Path | None = None
     height: int | None = None
     width: int | None = None
     dynamic: bool = False
@@ -93,8 +98,9 @@ class Plan:
     request: BuildRequest
     student: Student
     tier: Tier
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "mixed"]
     compute: Literal["fp32", "fp16"]
+    profile: Profile
     sampling: Sampling
     options: GraphOptions
     tokenizers: tuple[tuple[str, str, Any], ...]
@@ -136,7 +142,8 @@ def plan(request: BuildRequest) -> Plan:
     width = request.width or defaults.width or tier.resolution
     keep_t5 = (tier.keep_t5 and student.has_t5) if request.keep_t5 is None else request.keep_t5
     steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
-    precision = request.precision or tier.precision
+    profile = _choose_profile(request, tier)
+    precision = _precision(profile)
     tokenizers = _load_tokenizers(student, keep_t5)
     options = GraphOptions(
         layout=request.layout,
@@ -153,8 +160,27 @@ def plan(request: BuildRequest) -> Plan:
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
     # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
-    compute = tier.compute if precision == "fp16" else "fp32"
-    return Plan(request, student, tier, precision, compute, sampling, options, tokenizers, graphs)
+    compute = "fp32" if precision == "fp32" else tier.compute
+    kept_components = {component for graph in graphs for component in graph.components}
+    addressed = ((c, name) for c in kept_components for name, weight in student.weights[c].items() if len(weight.shape) > 1)
+    profile.check_coverage(addressed)
+    return Plan(request, student, tier, precision, compute, profile, sampling, options, tokenizers, graphs)
+
+
+def _choose_profile(request: BuildRequest, tier: Tier) -> Profile:
+    if request.profile is None:
+        return uniform(request.precision or tier.precision)
+    if request.precision is not None:
+        raise InputError("--precision and --profile cannot both be given.", remedy="a profile says how every weight is stored")
+    return load_profile(request.profile)
+
+
+def _precision(profile: Profile) -> Literal["fp32", "fp16", "mixed"]:
+    """What the bundle can promise: only a profile of one floating-point scheme promises that scheme's accuracy."""
+    names = {rule.scheme.name for rule in profile.rules}
+    if names == {"fp32"}:
+        return "fp32"
+    return "fp16" if names <= {"fp32", "fp16"} else "mixed"
 
 
 def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
@@ -188,23 +214,23 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
         fingerprint = pool.submit(made.student.fingerprint)
         resumable = any(partial.glob("*.done.json"))
         finished = {g.name: _finished(partial, g, _key(made, g, fingerprint.result())) for g in made.graphs} if resumable else {}
-        models = {}
+        models, kept = {}, {}
         for graph in made.graphs:
             if not finished.get(graph.name):
                 reporter.stage(f"tracing {graph.name}")
-                models[graph.name] = _trace(made, graph)
+                models[graph.name], kept[graph.name] = _trace(made, graph)
         _check_disk(partial, sum(data_bytes(model) for model in models.values()))
         records = []
         for graph in made.graphs:
             done = finished.get(graph.name)
             if done is None:
-                done = _write(partial, graph, models.pop(graph.name), reporter)
+                done = _write(partial, graph, models.pop(graph.name), kept[graph.name], reporter)
                 _mark_finished(partial, graph, _key(made, graph, fingerprint.result()), done)
             records.append(done)
         reporter.stage("measuring parity")
         graphs = [_measured(made, partial, graph, done.graph) for graph, done in zip(made.graphs, records, strict=True)]
         reporter.stage("sealing")
-        manifest = _manifest(made, partial, graphs, [file for done in records for file in done.files], fingerprint.result())
+        manifest = _manifest(made, partial, graphs, records, fingerprint.result())
         for leftover in partial.glob("*.done.json"):
             leftover.unlink()
         _remove_strangers(partial, manifest)
@@ -217,36 +243,37 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     graph: GraphRecord
     files: tuple[FileRecord, ...]
+    kept: tuple[KeptRecord, ...]
 
 
-def _trace(made: Plan, graph: GraphSpec) -> Any:
+def _trace(made: Plan, graph: GraphSpec) -> tuple[Any, list[Kept]]:
     import torch
 
     from exporters.onnx.passes import PassOptions, clean_up
     from exporters.onnx.trace import trace
 
     model = trace(graph, torch.float16 if made.compute == "fp16" else torch.float32)
-    half_weights = made.precision == "fp16" and made.compute == "fp32"
-    return clean_up(model, PassOptions(made.tier.attention, half_weights, unalias_rows=made.tier.compute == "fp32"))
+    return clean_up(model, PassOptions(made.profile, made.tier.attention, unalias_rows=made.tier.compute == "fp32"))
 
 
-def _write(partial: Path, graph: GraphSpec, model: Any, reporter: Reporter) -> _Done:
-    from exporters.onnx.writer import write
+def _write(partial: Path, graph: GraphSpec, model: Any, kept: list[Kept], reporter: Reporter) -> _Done:
+    from exporters.onnx.writer import parameters, write
 
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    total = sum(tensor.nbytes for tensor in tensors)
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    count = parameters(model)
     files = write(model, partial, graph.path, reporter.graph(graph.name, total))
     record = GraphRecord(
         name=graph.name,
         path=graph.path,
         components=graph.components,
-        parameters=sum(tensor.size for tensor in tensors),
+        parameters=count,
         weight_bytes=total,
         inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
         outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
     )
     records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
-    return _Done(key="", graph=record, files=records)
+    reasons = tuple(KeptRecord(component=k.component, weight=k.name, scheme=k.scheme, reason=k.reason) for k in kept)
+    return _Done(key="", graph=record, files=records, kept=reasons)
 
 
 def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
@@ -261,7 +288,7 @@ def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) 
             record, parity_note=f"not measured in the build ({note}); run flash-deploy verify --student"
         )
     db = measure(reference_cases(graph, made.student, made.options), onnx_runner(partial / graph.path), graph)
-    if db < (required := REQUIRED_DB[made.precision]):
+    if db < (required := REQUIRED_DB.get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
     return msgspec.structs.replace(record, parity_db=min(db, 999.0))
 
@@ -274,9 +301,9 @@ def _parity_bytes(graph: GraphSpec, record: GraphRecord) -> int:
     return 4 * (3 * record.parameters + 16 * graph.largest_activation)
 
 
-def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], files: list[FileRecord], fingerprint: str) -> Manifest:
+def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records: Sequence[_Done], fingerprint: str) -> Manifest:
     paths = write_layout_files(made.student, made.options, made.tokenizers, partial)
-    files = files + [record_file(partial, path) for path in paths]
+    files = [file for done in records for file in done.files] + [record_file(partial, path) for path in paths]
     config, vae = made.student.configs["transformer"], made.student.configs["vae"]
     tokenizers = tuple(
         TokenizerRecord(
@@ -297,7 +324,11 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], files: l
         layout=made.request.layout,
         compute=made.compute,
         precision=made.precision,
-        profile=(RuleRecord(component="*", weights="*", scheme=made.precision),),
+        profile=tuple(
+            RuleRecord(component=r.component, weights=r.weights, scheme=r.scheme.name, reason=r.reason)
+            for r in made.profile.rules
+        ),
+        kept=tuple(kept for done in records for kept in done.kept),
         sampling=SamplingRecord(method=made.sampling.method, sigmas=made.sampling.sigmas, timesteps=made.sampling.timesteps),
         picture=PictureRecord(
             height=made.options.height,

@@ -108,6 +108,9 @@ def build(
     precision: Annotated[
         Precision | None, typer.Option(help="How matrices are stored. Default: the tier's.", show_default=False)
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile (TOML): how each weight is stored, in place of --precision.", show_default=False)
+    ] = None,
     height: Annotated[
         int | None,
         typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False),
@@ -173,6 +176,7 @@ def build(
         tier=tier,
         layout=layout.value,
         precision=None if precision is None else precision.value,
+        profile=profile,
         height=height,
         width=width,
         dynamic=dynamic,

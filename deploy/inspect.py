@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         "",
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
+        *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",
@@ -122,6 +124,12 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
     ]
+
+
+def _reasons(kept: list[dict[str, str]]) -> str:
+    """How many weights kept their floating-point form, for each reason."""
+    counts = collections.Counter(f"{entry['component']}, {entry['scheme']}: {entry['reason']}" for entry in kept)
+    return "; ".join(f"{count} of {reason}" for reason, count in counts.items())
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -115,11 +115,21 @@ class StudentRecord(_Record, frozen=True):
 
 
 class RuleRecord(_Record, frozen=True):
-    """One rule of the profile: which component's which weights (glob) are stored how. The last matching rule wins."""
+    """One rule of the profile: which component's which weights (globs) are stored how, and why. The last matching rule wins."""
 
     component: str
     weights: str
     scheme: str
+    reason: str = ""
+
+
+class KeptRecord(_Record, frozen=True):
+    """A weight that keeps its floating-point form though a rule gave it an integer scheme, and why."""
+
+    component: str
+    weight: str
+    scheme: str
+    reason: str
 
 
 class Manifest(_Record, frozen=True):
@@ -133,8 +143,9 @@ class Manifest(_Record, frozen=True):
     model_format: Literal["onnx"]
     layout: Literal["native", "optimum"]
     compute: Literal["fp32", "fp16"]
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "mixed"]
     profile: tuple[RuleRecord, ...]
+    kept: tuple[KeptRecord, ...]
     sampling: SamplingRecord
     picture: PictureRecord
     text: TextRecord

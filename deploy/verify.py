@@ -14,7 +14,8 @@ from deploy.errors import Complaint
 from deploy.runtime import Pipeline
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
-"""Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up."""
+"""Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
+A profile with integer schemes promises nothing: its figures are reported."""
 
 
 @dataclass
@@ -91,7 +92,7 @@ def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Re
             Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
-    required = REQUIRED_DB[manifest.precision]
+    required = REQUIRED_DB.get(manifest.precision, float("-inf"))
     for graph in plan_graphs(student, options):
         tell(f"measuring {graph.name}")
         try:
@@ -136,6 +137,6 @@ def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -
         noise[0],
     )
     db = report.picture_db[prompt] = psnr_db(reference, got)
-    required = PSNR_REQUIRED_DB[manifest.precision]
+    required = PSNR_REQUIRED_DB.get(manifest.precision, float("-inf"))
     if not db >= required:
         report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))

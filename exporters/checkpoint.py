@@ -89,7 +89,12 @@ def open_safetensors(file: Path, component: str) -> dict[str, Weight]:
             complaints.append(Complaint(f"{component}: {name}", "stored in an unsupported type", " or ".join(_DTYPES), kind))
             continue
         weights[name] = Weight(
-            tuple(header.get_shape()), _DTYPES[kind], _loader(handle, name), f"{component}: {name} in {file.name}"
+            tuple(header.get_shape()),
+            _DTYPES[kind],
+            _loader(handle, name),
+            f"{component}: {name} in {file.name}",
+            component,
+            name,
         )
     if complaints:
         raise StudentError(f"{file} cannot be used.", complaints, "convert the checkpoint to fp32, fp16 or bf16")

@@ -12,6 +12,7 @@ the file lies in. Configurations that the folder lacks are inferred from the ten
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def open_single_file(path: Path, variant: str | None = None) -> Student:
     for component, prefix in _ENCODERS.items():
         if weights := _below(source, prefix):
             config = _folder_config(folder, component)
+            weights = {name: replace(weight, component=component, name=name) for name, weight in weights.items()}
             if component == "text_encoder":
                 weights.setdefault("text_projection.weight", _identity(config["projection_dim"]))  # as diffusers does
             given[component] = (config, weights)
@@ -105,7 +107,7 @@ def _from_rows(name: str, numbers: np.ndarray, sources: list[Weight], component:
         parts = [sources[source].load()[start : start + count] for source, start, count in runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
 
-    return Weight(shape, first.dtype, load, f"{component}: {name} (single file)")
+    return Weight(shape, first.dtype, load, f"{component}: {name} (single file)", component, name)
 
 
 def infer_transformer_config(source: Mapping[str, Weight]) -> dict[str, Any]:
@@ -174,4 +176,11 @@ def _folder_config(folder: Path, component: str) -> dict[str, Any]:
 
 
 def _identity(size: int) -> Weight:
-    return Weight((size, size), np.dtype(np.float32), lambda: np.eye(size, dtype=np.float32), "text_encoder: identity projection")
+    return Weight(
+        (size, size),
+        np.dtype(np.float32),
+        lambda: np.eye(size, dtype=np.float32),
+        "text_encoder: identity projection",
+        "text_encoder",
+        "text_projection.weight",
+    )

@@ -17,12 +17,16 @@ class Weight:
         dtype: its numpy type (``float16``, ``bfloat16`` of ml_dtypes, ``float32``, ``int64``).
         load: reads or computes it. What comes back may be a view of a memory-mapped file: do not write to it.
         origin: where it comes from, as a user would look for it (``transformer: proj_out.weight``).
+        component: the student's component that it is a tensor of; empty for what is computed at export.
+        name: its diffusers name there.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray]
     origin: str
+    component: str = ""
+    name: str = ""
 
     @property
     def elements(self) -> int:

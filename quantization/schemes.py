@@ -1,72 +1,83 @@
-"""The grammar of schemes: how one weight tensor is stored.
+"""The grammar of schemes: how one weight tensor is stored. A scheme's name decodes itself.
 
-A scheme's name decodes itself. ``fp32`` and ``fp16`` store the value in that floating-point type.
+=============  ============================================================================================
+``fp32``       IEEE single precision
+``fp16``       IEEE half precision
+``int8``       8-bit integers, one scale for each output channel
+``int4g32``    4-bit (2, 4 or 8) integers in blocks of 32 (16 to 256) along the input axis, a scale for each
+``w8a8``       ``int8`` weights whose products take activations rounded to 8 bits as they come
+=============  ============================================================================================
+
+Weights are ``[out, in]`` (a convolution's are flattened to that). Integer schemes are symmetric: ``w = scale * code``.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy: checkpoints hold it)
-import numpy as np
+from typing import Literal
 
 from quantization.errors import Complaint, SchemeError
 
+Kind = Literal["float", "integer"]
+BLOCKS = (16, 32, 64, 128, 256)
+_INTEGER = re.compile(r"^int(?P<bits>[248])(?:g(?P<block>\d+))?$")
+
 
 @dataclass(frozen=True)
-class FloatScheme:
-    """A weight stored as IEEE floating point.
+class Scheme:
+    """How one tensor is stored.
 
     Attributes:
-        name: the scheme's name, ``fp32`` or ``fp16``.
-        dtype: the numpy type that is stored.
+        name: the name that decodes itself.
+        kind: floating point, or integers with scales.
+        bits: bits of one stored value.
+        block: values along the input axis that share a scale; none for a whole output channel.
+        dynamic_activations: whether products round their activations to 8 bits too.
     """
 
     name: str
-    dtype: np.dtype[np.floating]
+    kind: Kind
+    bits: int
+    block: int | None = None
+    dynamic_activations: bool = False
 
-    def size_bytes(self, elements: int) -> int:
-        """Exact stored size of a tensor.
+    def size_bytes(self, shape: tuple[int, ...], scale_bytes: int = 4) -> int:
+        """Exact stored size of a weight ``[out, in, ...]``: codes, padded to whole blocks, and scales.
 
-        >>> SCHEMES["fp16"].size_bytes(10)
-        20
+        >>> parse_scheme("int4g32").size_bytes((10, 64))
+        400
+        >>> parse_scheme("fp16").size_bytes((10, 64))
+        1280
         """
-        return elements * self.dtype.itemsize
-
-    def encode(self, tensor: np.ndarray, origin: str) -> np.ndarray:
-        """Round ``tensor`` to the stored type (ties to even); no copy when it has that type already.
-
-        Args:
-            tensor: any shape; float16, bfloat16, float32 or float64.
-            origin: where the tensor comes from, for the complaint.
-
-        Raises:
-            SchemeError: a value is NaN or infinite, or is too large for the stored type.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, and named
-            encoded = tensor.astype(self.dtype, copy=False)
-        if not _all_finite(encoded):
-            raise SchemeError(f"A weight cannot be stored as {self.name}.", [_why_not_finite(tensor, self, origin)])
-        return encoded
+        rows = shape[0] if shape else 1
+        columns = 1
+        for size in shape[1:]:
+            columns *= size
+        if self.kind == "float":
+            return rows * columns * self.bits // 8
+        blocks = 1 if self.block is None else -(-columns // self.block)
+        stored = columns if self.block is None else blocks * self.block
+        return rows * (stored * self.bits // 8 + blocks * scale_bytes)
 
 
-SCHEMES = {
-    "fp32": FloatScheme("fp32", np.dtype(np.float32)),
-    "fp16": FloatScheme("fp16", np.dtype(np.float16)),
-}
+def parse_scheme(name: str) -> Scheme:
+    """The scheme of that name.
 
+    Raises:
+        SchemeError: the grammar has no such name.
 
-def _all_finite(tensor: np.ndarray, chunk_elements: int = 1 << 22) -> bool:
-    """``np.isfinite(tensor).all()`` in chunks, so that the temporary stays at a few megabytes."""
-    flat = tensor.reshape(-1) if tensor.flags.c_contiguous else tensor.ravel(order="K")
-    return all(np.isfinite(flat[i : i + chunk_elements]).all() for i in range(0, flat.size, chunk_elements))
-
-
-def _why_not_finite(tensor: np.ndarray, scheme: FloatScheme, origin: str) -> Complaint:
-    wide = tensor.astype(np.float32)
-    bad = ~np.isfinite(wide)
-    if bad.any():
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
-        return Complaint(origin, f"{int(bad.sum())} values are NaN or infinite, the first at {list(first)}", "finite weights")
-    limit = float(np.finfo(scheme.dtype).max)
-    return Complaint(origin, f"too large for {scheme.name}; use --precision fp32", f"|w| <= {limit:g}", f"{np.abs(wide).max():g}")
+    >>> parse_scheme("int4g32")
+    Scheme(name='int4g32', kind='integer', bits=4, block=32, dynamic_activations=False)
+    """
+    if name in ("fp32", "fp16"):
+        return Scheme(name, "float", int(name[2:]))
+    if name == "w8a8":
+        return Scheme(name, "integer", 8, None, dynamic_activations=True)
+    match = _INTEGER.match(name)
+    if match and match["block"] is None and match["bits"] == "8":
+        return Scheme(name, "integer", 8)
+    if match and match["block"] is not None and int(match["block"]) in BLOCKS:
+        return Scheme(name, "integer", int(match["bits"]), int(match["block"]))
+    expected = f"fp32, fp16, int8, w8a8, or int8gN, int4gN, int2gN with N one of {', '.join(map(str, BLOCKS))}"
+    raise SchemeError("There is no such scheme.", [Complaint("scheme", "unknown", expected, repr(name))])

@@ -10,7 +10,9 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
 
+from exporters.onnx.quantize import Kept, QuantizeWeights
 from exporters.onnx.weights import LazyWeight
+from quantization.profile import Profile
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
 _STAMP = "flash_deploy.rewritten_by"
@@ -21,34 +23,40 @@ class PassOptions:
     """What the runtime of a tier wants.
 
     Attributes:
+        profile: how weights are stored.
         attention: ``MultiHeadAttention`` (com.microsoft: onnxruntime's flash kernel on CPU, and the one on WebGPU) or
             ``Attention`` (ai.onnx 23).
-        half_weights: store matrices as fp16 and compute in fp32 (CPUs without fp16 arithmetic).
         unalias_rows: pad feed-forward activations whose rows would fall on the same cache sets (CPUs).
     """
 
+    profile: Profile
     attention: AttentionKernel = "MultiHeadAttention"
-    half_weights: bool = False
     unalias_rows: bool = False
 
 
-def clean_up(model: ir.Model, options: PassOptions) -> ir.Model:
-    """Run all passes over a traced model, in place; weights are not read."""
+def clean_up(model: ir.Model, options: PassOptions) -> tuple[ir.Model, list[Kept]]:
+    """Run all passes over a traced model, in place; weights are not read.
+
+    Returns:
+        The model, and the weights that could not take the scheme that a rule gave them.
+    """
+    quantize = QuantizeWeights(options.profile)
     passes: list[InPlacePass | Callable[[ir.Model], PassResult]] = [
         FoldTransposedWeights(),  # before folding constants, which would read each weight to transpose it
         _FoldConstants(),  # shapes that the exporter computes node by node
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),  # one cast of the text states, not one for each block
         *([RewriteAttention()] if options.attention == "MultiHeadAttention" else []),
+        quantize,  # before what is for floating-point weights only
         *([UnaliasRows()] if options.unalias_rows else []),
-        *([StoreHalfWeights()] if options.half_weights else []),
+        StoreHalfWeights(options.profile),
         common.RemoveUnusedNodesPass(),  # what the rewrites left behind
         common.RemoveUnusedOpsetsPass(),
         common.NameFixPass(),  # unique names: external data and profiles are addressed by them
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),  # stack traces of the trace, with this machine's paths
     ]
-    return Sequential(*passes)(model).model  # type: ignore[arg-type]
+    return Sequential(*passes)(model).model, quantize.kept  # type: ignore[arg-type]
 
 
 class _FoldConstants(InPlacePass):
@@ -193,7 +201,14 @@ class StoreHalfWeights(InPlacePass):
 
     onnxruntime folds the cast when it loads the graph. A CPU without fp16 arithmetic would cast every activation back and
     forth in an fp16 graph: no faster, less exact. Vectors (biases, norms) and constants stay fp32: they weigh nothing.
+
+    Args:
+        profile: weights that it stores as fp32 are left alone.
     """
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__()
+        self.profile = profile
 
     def call(self, model: ir.Model) -> PassResult:
         modified = False
@@ -202,6 +217,8 @@ class StoreHalfWeights(InPlacePass):
             if not isinstance(tensor, LazyWeight) or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
                 continue
             if not (value.name or "").endswith(".weight"):  # a table or a constant, not a matrix
+                continue
+            if self.profile.scheme(tensor.weight.component, tensor.weight.name).name == "fp32":
                 continue
             stored = ir.Value(
                 name=f"{value.name}.fp16",

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.weights import Weight
-from quantization.schemes import SCHEMES
+from quantization.codecs.floating import encode_float
 
-_SCHEME_OF = {ir.DataType.FLOAT: SCHEMES["fp32"], ir.DataType.FLOAT16: SCHEMES["fp16"]}
+_SCHEME_OF = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
 
 
 class LazyWeight(ir.LazyTensor):
@@ -54,7 +54,7 @@ class LazyWeight(ir.LazyTensor):
         Raises:
             SchemeError: it holds NaN or infinity, or does not fit the stored type.
         """
-        encoded = _SCHEME_OF[self.dtype].encode(self.weight.load(), self.weight.origin)
+        encoded = encode_float(self.weight.load(), _SCHEME_OF[self.dtype], self.weight.origin)
         if self.transposed:
             import torch  # its blocked transpose runs at several times the speed of numpy's
 

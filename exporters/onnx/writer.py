@@ -12,12 +12,14 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
+from exporters.onnx.quantize import SCALE_FORMS, LazyCodes
 from exporters.onnx.weights import LazyWeight
 from quantization.errors import Complaint, SchemeError
 
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096
 INLINE_BYTES = 1024
+_STREAMED = (LazyWeight, LazyCodes)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,18 @@ class WrittenFile:
 def data_bytes(model: ir.Model) -> int:
     """Upper bound of the external data's size."""
     return sum(v.const_value.nbytes + PAGE_BYTES for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def parameters(model: ir.Model) -> int:
+    """How many of the student's numbers the model's weights stand for, however they are stored."""
+    total = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, LazyWeight):
+            total += tensor.weight.elements
+        elif isinstance(tensor, LazyCodes) and tensor.form not in SCALE_FORMS:
+            total += tensor.encoding.weight.elements
+    return total
 
 
 def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], None] | None = None) -> list[WrittenFile]:
@@ -55,9 +69,9 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
             tensor = value.const_value
             assert tensor is not None
             try:
-                if isinstance(tensor, LazyWeight) and tensor.nbytes > INLINE_BYTES:
+                if isinstance(tensor, _STREAMED) and tensor.nbytes > INLINE_BYTES:
                     value.const_value = data.append(tensor)
-                elif isinstance(tensor, LazyWeight):
+                elif isinstance(tensor, _STREAMED):
                     value.const_value = ir.Tensor(tensor.read(), name=tensor.name)
             except SchemeError as error:
                 complaints += error.complaints
@@ -96,7 +110,7 @@ class _DataFile:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def append(self, tensor: LazyWeight) -> ir.ExternalTensor:
+    def append(self, tensor: LazyWeight | LazyCodes) -> ir.ExternalTensor:
         array = tensor.read()
         page = PAGE_BYTES if array.nbytes >= PAGE_BYTES else SMALL_BYTES if array.nbytes >= SMALL_BYTES else 64
         self._put(np.zeros(-self.size_bytes % page, np.uint8))

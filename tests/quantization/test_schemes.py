@@ -1,43 +1,28 @@
 from __future__ import annotations
 
-import ml_dtypes
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from quantization.errors import SchemeError
-from quantization.schemes import SCHEMES
+from quantization.schemes import parse_scheme
 
 
-def test_fp16_golden_values() -> None:
-    # 1/3 in binary16 is 0x3555; 2049 lies between 2048 and 2050 and goes to the even one.
-    encoded = SCHEMES["fp16"].encode(np.array([1 / 3, 2049.0, -0.0], np.float32), "w")
-    assert encoded.view(np.uint16).tolist() == [0x3555, 0x6800, 0x8000]
+@pytest.mark.parametrize(
+    ("name", "shape", "size"),
+    [
+        ("fp32", (3, 5), 60),
+        ("fp16", (4, 3, 2, 2), 96),
+        ("int8", (4, 10), 4 * 10 + 4 * 4),
+        ("w8a8", (4, 10), 4 * 10 + 4 * 4),
+        ("int8g16", (4, 33), 4 * 3 * 16 + 4 * 3 * 4),
+        ("int4g32", (10, 64), 10 * 32 + 10 * 2 * 4),
+        ("int2g256", (2, 256), 2 * 64 + 2 * 4),
+    ],
+)
+def test_size_is_exact(name: str, shape: tuple[int, ...], size: int) -> None:
+    assert parse_scheme(name).size_bytes(shape) == size
 
 
-def test_same_type_is_not_copied() -> None:
-    weight = np.ones(4, np.float16)
-    assert SCHEMES["fp16"].encode(weight, "w") is weight
-
-
-@given(st.lists(st.floats(-65504, 65504, width=32), min_size=1))
-def test_fp16_error_is_at_most_half_a_unit(values: list[float]) -> None:
-    weight = np.array(values, np.float32)
-    error = np.abs(SCHEMES["fp16"].encode(weight, "w").astype(np.float64) - weight)
-    # Round to nearest: half a unit in the last of 11 bits, or half the smallest subnormal, 2^-25.
-    assert (error <= np.maximum(np.abs(weight.astype(np.float64)) * 2.0**-11, 2.0**-25)).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16], ids=["fp16", "fp32", "bf16"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_non_finite_weights_are_refused_by_name(bad: float, dtype: type) -> None:
-    weight = np.zeros((2, 3), dtype)
-    weight[1, 2] = bad
-    with pytest.raises(SchemeError, match=r"(?s)transformer: x: 1 values are NaN or infinite, the first at \[1, 2\]"):
-        SCHEMES["fp32"].encode(weight, "transformer: x")
-
-
-def test_too_large_for_fp16_says_what_to_do() -> None:
-    with pytest.raises(SchemeError, match=r"too large for fp16; use --precision fp32 \(expected \|w\| <= 65504, got 70000\)"):
-        SCHEMES["fp16"].encode(np.array([70000.0], np.float32), "w")
+@pytest.mark.parametrize("name", ["int4", "int8g33", "int3g32", "fp8", "w8a16", "INT8", "", "int8g", "int4g32 "])
+def test_names_outside_the_grammar(name: str) -> None:
+    with pytest.raises(SchemeError, match=r"unknown \(expected fp32, fp16, int8, w8a8, or int8gN, .* got"):
+        parse_scheme(name)

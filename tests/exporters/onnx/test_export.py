@@ -15,13 +15,15 @@ from exporters.onnx.writer import PAGE_BYTES, write
 from exporters.parity import measure, onnx_runner, reference_cases
 from exporters.student import Student
 from quantization.errors import SchemeError
+from quantization.profile import uniform
 
 OPTIONS = GraphOptions("native", 48, 80, (1000.0, 500.0), clip_tokens=20, keep_t5=False, max_sequence_length=9)
-CPU = PassOptions(unalias_rows=True)
+CPU = PassOptions(uniform("fp32"), unalias_rows=True)
 
 
 def export(spec: GraphSpec, folder: Path, compute: torch.dtype = torch.float32, options: PassOptions = CPU) -> ir.Model:
-    model = clean_up(trace(spec, compute), options)
+    model, kept = clean_up(trace(spec, compute), options)
+    assert kept == []
     write(model, folder, spec.path)
     return model
 
@@ -55,14 +57,14 @@ def test_fp16_graphs(half_weights: bool, students: dict[str, Student], tmp_path:
     """50 dB is the design's bound; see test_restructure for where it comes from."""
     student, options = students["tiny"], replace(OPTIONS, keep_t5=True)
     for spec in plan_graphs(student, options):
-        export(spec, tmp_path, torch.float32 if half_weights else torch.float16, replace(CPU, half_weights=half_weights))
+        export(spec, tmp_path, torch.float32 if half_weights else torch.float16, replace(CPU, profile=uniform("fp16")))
         assert db(spec, tmp_path, student, options) >= 50, spec.name
 
 
 def test_ai_onnx_attention_computes_the_same(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["tiny"]
     spec = plan_graphs(student, OPTIONS)[2]
-    model = export(spec, tmp_path, options=PassOptions(attention="Attention"))
+    model = export(spec, tmp_path, options=PassOptions(uniform("fp32"), attention="Attention"))
     assert {node.domain for node in model.graph} == {""}
     assert db(spec, tmp_path, student, OPTIONS) >= 100
 

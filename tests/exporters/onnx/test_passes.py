@@ -8,6 +8,7 @@ import pytest
 from exporters.onnx.passes import FoldTransposedWeights, RewriteAttention, StoreHalfWeights, UnaliasRows
 from exporters.onnx.weights import LazyWeight
 from exporters.weights import Weight
+from quantization.profile import uniform
 
 RNG = np.random.default_rng(0)
 
@@ -143,7 +144,7 @@ def test_half_weights_leave_the_computation_in_fp32() -> None:
     made = transposed(1)
     FoldTransposedWeights()(made)
     full = made.graph.initializers["w.weight"].const_value.read()
-    assert StoreHalfWeights()(made).modified
+    assert StoreHalfWeights(uniform("fp16"))(made).modified
     stored = made.graph.initializers["w.weight.fp16"].const_value
     assert stored.dtype == ir.DataType.FLOAT16
     x = RNG.standard_normal((3, 8)).astype(np.float32)

@@ -1,0 +1,268 @@
+"""A profile's integer schemes as ONNX operators; weights are encoded when they are written, one at a time.
+
+::
+
+    x -> MatMul(W)                      scheme intBgN:  x -> MatMulNBits(codes, scales)          (com.microsoft)
+                                        scheme int8:    codes -> Cast -> MatMul -> Mul(scales)
+                                        scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes) -> Cast -> Mul
+
+    x -> Conv(W)                        scheme int8:    codes -> DequantizeLinear -> W; x -> Conv(W)
+
+``MatMulNBits`` is given ``accuracy_level`` 4: without it onnxruntime's 8-bit kernel has no fast path on CPU. Its codes are
+unsigned with the middle of their range for zero. The pattern for ``w8a8`` is the one that onnxruntime fuses into
+``DynamicQuantizeMatMul`` (or ``MatMulIntegerToFloat``, where several products share one input's rounding, as here).
+
+``int8`` multiplies by its scales after the product: onnxruntime 1.32 turns DequantizeLinear -> MatMul into MatMulNBits that
+rounds activations to 8 bits, unasked (46 dB on normal data, where weights alone would give 135 dB).
+
+A weight that a rule speaks of and that has no such form keeps its floating-point form and is reported with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from exporters.onnx.weights import LazyWeight
+from exporters.weights import Weight
+from quantization.codecs.integer import IntegerTensor, encode_integer
+from quantization.profile import Profile
+from quantization.schemes import Scheme
+
+_STAMP = "flash_deploy.rewritten_by"
+SCALE_FORMS = ("scales", "block scales")
+FLOAT_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A weight that keeps its floating-point form though a rule gave it an integer scheme."""
+
+    component: str
+    name: str
+    scheme: str
+    reason: str
+
+
+class _Encoding:
+    """One weight's codes and scales: encoded when the first of them is written, dropped after the last."""
+
+    def __init__(self, weight: Weight, scheme: Scheme) -> None:
+        self.weight, self.scheme = weight, scheme
+        self._left: set[str] = set()
+        self._made: IntegerTensor | None = None
+
+    def part(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> LazyCodes:
+        """One initializer made of this encoding."""
+        self._left.add(form)
+        return LazyCodes(self, name, dtype, shape, form)
+
+    def take(self, form: str) -> IntegerTensor:
+        if self._made is None:
+            self._made = encode_integer(self.weight.load(), self.scheme, self.weight.origin)
+        made = self._made
+        self._left.discard(form)
+        if not self._left:
+            self._made = None
+        return made
+
+
+class LazyCodes(ir.LazyTensor):
+    """Codes or scales of a weight as an ONNX initializer, encoded when its turn comes.
+
+    Args:
+        encoding: the weight's encoding, shared by its initializers.
+        name: the initializer's name.
+        dtype: the stored type.
+        shape: the stored shape.
+        form: ``blocks`` and ``block scales`` (MatMulNBits), ``transposed`` (MatMul), ``rows`` (Conv), ``scales``.
+    """
+
+    def __init__(self, encoding: _Encoding, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> None:
+        super().__init__(lambda: ir.Tensor(self.read(), name=name), dtype=dtype, shape=ir.Shape(shape), cache=False, name=name)
+        self.encoding, self.form = encoding, form
+
+    def read(self) -> np.ndarray:
+        """The stored numbers."""
+        made, shape = self.encoding.take(self.form), self.shape.numpy()
+        if self.form in SCALE_FORMS:
+            return np.ascontiguousarray(made.scales.reshape(shape).astype(FLOAT_TYPES[self.dtype]))
+        if self.form == "blocks":
+            return pack_unsigned(made.codes, self.encoding.scheme.bits)
+        codes = made.codes.reshape(len(made.codes), -1)[:, : made.columns]
+        return np.ascontiguousarray(codes.T if self.form == "transposed" else codes.reshape(shape))
+
+
+def pack_unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Two's-complement codes as MatMulNBits stores them: offset to unsigned, the first value in the lowest bits.
+
+    >>> pack_unsigned(np.array([[[-8, 7, 0, 1]]], np.int8), 4)
+    array([[[240, 152]]], dtype=uint8)
+    """
+    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    per_byte = 8 // bits
+    parts = unsigned.reshape(*unsigned.shape[:-1], -1, per_byte)
+    packed = np.zeros(parts.shape[:-1], np.uint8)
+    for i in range(per_byte):
+        packed |= parts[..., i] << (bits * i)
+    return packed
+
+
+class QuantizeWeights(InPlacePass):
+    """Give every weight the scheme that the profile says.
+
+    Args:
+        profile: the rules.
+
+    Attributes:
+        kept: what kept its floating-point form, with the reasons.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__()
+        self.profile = profile
+        self.kept: list[Kept] = []
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        modified = False
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if not isinstance(tensor, LazyWeight) or not tensor.weight.name or len(tensor.weight.shape) < 2:
+                continue
+            scheme = self.profile.scheme(tensor.weight.component, tensor.weight.name)
+            if scheme.kind == "float":
+                continue
+            reason = self._unfit(value, tensor, scheme)
+            if reason:
+                self.kept.append(Kept(tensor.weight.component, tensor.weight.name, scheme.name, reason))
+                continue
+            self._rewrite(graph, value, tensor, scheme, rounded)
+            modified = True
+        if modified:
+            model.graph.opset_imports["com.microsoft"] = 1
+        return PassResult(model, modified)
+
+    @staticmethod
+    def _unfit(value: ir.Value, tensor: LazyWeight, scheme: Scheme) -> str:
+        """Why a weight cannot take its scheme; empty where it can."""
+        readers = value.consumers()
+        kinds = {reader.op_type for reader in readers}
+        if len(readers) != 1 or value.is_graph_output():
+            return "it has several readers"
+        if kinds == {"Conv"}:
+            return "" if scheme.block is None else "onnxruntime has no convolution with block scales"
+        if kinds not in ({"MatMul"}, {"Gemm"}) or readers[0].inputs[1] is not value:
+            return f"it is read by {'/'.join(kinds)}, not by a product"
+        if any(tensor.padding):
+            return "it is padded"
+        return ""
+
+    def _rewrite(
+        self,
+        graph: ir.Graph,
+        value: ir.Value,
+        tensor: LazyWeight,
+        scheme: Scheme,
+        rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
+    ) -> None:
+        node = value.consumers()[0]
+        rows = tensor.weight.shape[0]
+        columns = tensor.weight.elements // rows
+        encoding = _Encoding(tensor.weight, scheme)
+
+        def initializer(suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
+            made = encoding.part(f"{value.name}.{suffix}", dtype, shape, form)
+            new = ir.Value(name=made.name, shape=made.shape, type=ir.TensorType(dtype), const_value=made)
+            graph.initializers.add(new)
+            return new
+
+        if node.op_type == "Conv":
+            codes = initializer("int8", ir.DataType.INT8, tensor.weight.shape, "rows")
+            scales = initializer("scales", tensor.dtype, (rows,), "scales")
+            restore = _node("DequantizeLinear", [codes, scales], {"axis": 0}, tensor.dtype)
+            restore.outputs[0].shape = ir.Shape(tensor.weight.shape)
+            graph.insert_before(node, restore)
+            node.replace_input_with(1, restore.outputs[0])
+        elif scheme.block is None and not scheme.dynamic_activations:
+            node = next(_as_products(graph, node))
+            codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
+            scales = initializer("scales", tensor.dtype, (rows,), "scales")
+            widen = _node("Cast", [codes], {"to": tensor.dtype}, tensor.dtype)
+            product = _node("MatMul", [node.inputs[0], widen.outputs[0]], {}, tensor.dtype)
+            _replace(graph, node, [widen, product, _node("Mul", [product.outputs[0], scales], {}, tensor.dtype)])
+        elif scheme.dynamic_activations:
+            node = next(_as_products(graph, node))
+            codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
+            scales = initializer("scales", tensor.dtype, (rows,), "scales")
+            _replace(graph, node, _dynamic_product(node, codes, scales, tensor.dtype, rounded))
+        else:
+            assert scheme.block is not None
+            node = next(_as_products(graph, node))
+            blocks = -(-columns // scheme.block)
+            codes = initializer(f"int{scheme.bits}", ir.DataType.UINT8, (rows, blocks, scheme.block * scheme.bits // 8), "blocks")
+            scales = initializer("scales", tensor.dtype, (rows * blocks,), "block scales")
+            attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block, "accuracy_level": 4}
+            product = _node("MatMulNBits", [node.inputs[0], codes, scales], attributes, tensor.dtype, "com.microsoft")
+            _replace(graph, node, [product])
+        assert value.name is not None
+        del graph.initializers[value.name]
+
+
+def _as_products(graph: ir.Graph, node: ir.Node) -> Iterator[ir.Node]:
+    """A MatMul as it is; a Gemm (transB = 1, as linear layers of matrices are traced) as MatMul and Add.
+
+    Stock quantizers skip Gemm, which in an MMDiT leaves the AdaLN layers, a third of the weights, in floating point.
+    """
+    if node.op_type == "MatMul":
+        yield node
+        return
+    x, weight, bias = (*node.inputs, None)[:3]
+    dtype = node.outputs[0].dtype
+    product = _node("MatMul", [x, weight], {}, dtype)
+    nodes = [product]
+    if bias is not None:
+        nodes.append(_node("Add", [product.outputs[0], bias], {}, dtype))
+    _replace(graph, node, nodes)
+    yield product
+
+
+def _dynamic_product(
+    node: ir.Node,
+    codes: ir.Value,
+    scales: ir.Value,
+    dtype: ir.DataType,
+    rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
+) -> list[ir.Node]:
+    x = node.inputs[0]
+    assert x is not None
+    nodes = []
+    if x not in rounded:
+        rounding = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, metadata_props={_STAMP: "QuantizeWeights"})
+        nodes.append(rounding)
+        rounded[x] = (rounding.outputs[0], rounding.outputs[1], rounding.outputs[2])
+    levels, scale, zero = rounded[x]
+    product = _node("MatMulInteger", [levels, codes, zero], {}, ir.DataType.INT32)
+    cast = _node("Cast", [product.outputs[0]], {"to": dtype}, dtype)
+    both = _node("Mul", [scale, scales], {}, dtype)
+    return [*nodes, product, cast, both, _node("Mul", [cast.outputs[0], both.outputs[0]], {}, dtype)]
+
+
+def _node(
+    kind: str, inputs: list[ir.Value | None], attributes: Mapping[str, object], dtype: ir.DataType | None, domain: str = ""
+) -> ir.Node:
+    made = ir.node(kind, inputs, dict(attributes), domain=domain, metadata_props={_STAMP: "QuantizeWeights"})  # type: ignore[arg-type]
+    if dtype is not None:
+        made.outputs[0].type = ir.TensorType(dtype)
+    return made
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [old], [new])

@@ -1,0 +1,56 @@
+"""``fp32`` and ``fp16``: round to nearest, and refuse what cannot be stored."""
+
+from __future__ import annotations
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy: checkpoints hold it)
+import numpy as np
+
+from quantization.errors import Complaint, SchemeError
+
+DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
+
+
+def encode_float(tensor: np.ndarray, scheme: str, origin: str) -> np.ndarray:
+    """Round ``tensor`` to the stored type (ties to even); no copy when it has that type already.
+
+    Args:
+        tensor: any shape; float16, bfloat16, float32 or float64.
+        scheme: ``fp32`` or ``fp16``.
+        origin: where the tensor comes from, for the complaint.
+
+    Raises:
+        SchemeError: a value is NaN or infinite, or is too large for the stored type.
+    """
+    dtype = DTYPES[scheme]
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for below, and named
+        encoded: np.ndarray = tensor.astype(dtype, copy=False)
+    if not all_finite(encoded):
+        raise SchemeError(f"A weight cannot be stored as {scheme}.", [_why_not_finite(tensor, scheme, origin)])
+    return encoded
+
+
+def require_finite(tensor: np.ndarray, origin: str) -> None:
+    """Refuse NaN and infinity, by name.
+
+    Raises:
+        SchemeError: there are such values.
+    """
+    if not all_finite(tensor):
+        raise SchemeError("A weight cannot be stored.", [_why_not_finite(tensor, "fp32", origin)])
+
+
+def all_finite(tensor: np.ndarray, chunk_elements: int = 1 << 22) -> bool:
+    """``np.isfinite(tensor).all()`` in chunks, so that the temporary stays at a few megabytes."""
+    flat = tensor.reshape(-1) if tensor.flags.c_contiguous else tensor.ravel(order="K")
+    return all(np.isfinite(flat[i : i + chunk_elements]).all() for i in range(0, flat.size, chunk_elements))
+
+
+def _why_not_finite(tensor: np.ndarray, scheme: str, origin: str) -> Complaint:
+    wide = tensor.astype(np.float32)
+    bad = ~np.isfinite(wide)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        what = f"{int(bad.sum())} values are NaN or infinite, the first at {list(first)}"
+        return Complaint(origin, what, "finite weights")
+    limit = float(np.finfo(DTYPES[scheme]).max)
+    return Complaint(origin, f"too large for {scheme}; use --precision fp32", f"|w| <= {limit:g}", f"{np.abs(wide).max():g}")
