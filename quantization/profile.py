@@ -70,10 +70,10 @@ class Profile:
         raise ProfileError("The profile leaves a weight out.", [complaint], 'begin it with a rule for component "*", weights "*"')
 
     def check_coverage(self, weights: Iterable[tuple[str, str]]) -> None:
-        """Refuse rules that match none of the weights, given as (component, name).
+        """Refuse rules that match none of the weights, given as (component, name), and weights that no rule matches.
 
         Raises:
-            ProfileError: there are such rules: a typo, most likely.
+            ProfileError: there are such rules (typos, most likely) or such weights.
         """
         known = list(weights)
         complaints = [
@@ -83,6 +83,8 @@ class Profile:
         ]
         if complaints:
             raise ProfileError("The profile does not fit the student.", complaints, "`flash-deploy inspect` lists its components")
+        for component, name in known:
+            self.scheme(component, name)
 
 
 def uniform(scheme: str) -> Profile:
