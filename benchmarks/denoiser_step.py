@@ -4,7 +4,8 @@
     python -m benchmarks.denoiser_step students/mid
 
 Plain means: diffusers' ``SD3Transformer2DModel`` through ``torch.onnx.export(dynamo=True)`` with its defaults, fed 77 CLIP tokens
-and 256 zero tokens, as diffusers feeds it without T5. Both in fp32, at 512 px.
+and 256 zero tokens, as diffusers feeds it without T5. At 512 px; both in fp32, unless
+``--scheme`` asks for more.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def plain_export(student_path: Path, file: Path, pixels: int, text_tokens: int) 
     return file
 
 
-def native_export(student_path: Path, folder: Path, pixels: int) -> Path:
-    """Export the denoiser as a desktop-cpu bundle in fp32 holds it."""
+def native_export(student_path: Path, folder: Path, pixels: int, scheme: str) -> Path:
+    """Export the denoiser as a desktop-cpu bundle holds it, all weights in one scheme."""
     import torch
 
     from exporters.graphs import GraphOptions, plan_graphs
@@ -58,7 +59,7 @@ def native_export(student_path: Path, folder: Path, pixels: int) -> Path:
 
     options = GraphOptions("native", pixels, pixels, (1000.0,), clip_tokens=77, keep_t5=False, max_sequence_length=256)
     graph = next(graph for graph in plan_graphs(open_student(student_path), options) if graph.name == "denoiser")
-    model, _ = clean_up(trace(graph, torch.float32), PassOptions(uniform("fp32"), unalias_rows=True))
+    model, _ = clean_up(trace(graph, torch.float32), PassOptions(uniform(scheme), unalias_rows=True))
     write(model, folder, graph.path)
     return folder / graph.path
 
@@ -73,14 +74,15 @@ def main() -> None:
     """Export both, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path)
+    parser.add_argument("--scheme", action="append", default=[], help="also time the native denoiser in this scheme (repeatable)")
     parser.add_argument("--runs", type=int, default=8, help="runs of each, interleaved")
     parser.add_argument("--threads", type=int, default=None, help="threads of one operator (default: the runtime's choice)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.student.resolve().parent) as work:
-        files = {
-            PLAIN: plain_export(options.student, Path(work) / "plain.onnx", 512, 333),
-            NATIVE: native_export(options.student, Path(work), 512),
-        }
+        files = {PLAIN: plain_export(options.student, Path(work) / "plain.onnx", 512, 333)}
+        for scheme in ["fp32", *options.scheme]:
+            name = NATIVE if scheme == "fp32" else f"{NATIVE}, {scheme}"
+            files[name] = native_export(options.student, Path(work) / scheme, 512, scheme)
         candidates = {name: _candidate(session(file, options.threads)) for name, file in files.items()}
         timings = interleave(candidates, options.runs)
     print(table(timings, PLAIN))
