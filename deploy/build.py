@@ -37,6 +37,7 @@ from deploy.manifest import (
     TokenizerRecord,
 )
 from deploy.tiers import Tier, find_tier
+from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.onnx.quantize import Kept
 from exporters.sampling import Sampling, plan_sampling
@@ -400,11 +401,9 @@ def _mark_finished(partial: Path, graph: GraphSpec, key: str, done: _Done) -> No
 
 def _finished(partial: Path, graph: GraphSpec, key: str) -> _Done | None:
     """A graph that an earlier build finished, if it is the one wanted and still as it was written."""
-    from deploy.bundle import sha256_file
-
     try:
         done = msgspec.json.decode(_done_file(partial, graph).read_bytes(), type=_Done)
-        whole = all(sha256_file(partial / record.path) == record.sha256 for record in done.files)
+        whole = all(hash_file(partial / record.path) == record.sha256 for record in done.files)
     except (OSError, msgspec.MsgspecError):
         return None
     return done if whole and done.key == key else None

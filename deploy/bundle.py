@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from deploy.errors import BundleError, Complaint
 from deploy.manifest import NAME, FileRecord, Manifest, read_manifest
+from exporters.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_files(bundle: Bundle, progress: Callable[[int], None] | None = None) -
     complaints = [
         Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got)
         for record in bundle.manifest.files
-        if (got := sha256_file(bundle.file(record.path), progress)) != record.sha256
+        if (got := hash_file(bundle.file(record.path), progress)) != record.sha256
     ]
     known = {record.path for record in bundle.manifest.files} | {NAME}
     for file in sorted(bundle.folder.rglob("*")):
@@ -68,23 +68,12 @@ def check_files(bundle: Bundle, progress: Callable[[int], None] | None = None) -
     return complaints
 
 
-def sha256_file(file: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file in hexadecimal, read in pieces of 4 MiB."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-            if progress:
-                progress(len(piece))
-    return digest.hexdigest()
-
-
 def record_file(folder: Path, path: str) -> FileRecord:
     """Describe a file that was written, and flush it to disk."""
     file = folder / path
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-    return FileRecord(path=path, size_bytes=file.stat().st_size, sha256=sha256_file(file))
+    return FileRecord(path=path, size_bytes=file.stat().st_size, sha256=hash_file(file))
 
 
 def partial_folder(target: Path) -> Path:

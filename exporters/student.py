@@ -15,6 +15,7 @@ from typing import Any
 
 from exporters.checkpoint import PICKLE_SUFFIXES, open_component
 from exporters.errors import Complaint, StudentError
+from exporters.files import hash_file
 from exporters.templates import OPTIONAL_COMPONENTS, check_weights, component_class, resolve_config
 from exporters.weights import Weight
 
@@ -99,17 +100,6 @@ class Student:
         yield self.folder / "scheduler" / "scheduler_config.json"
         for component in sorted(self.weights.keys() & TOKENIZERS.keys()):
             yield from sorted(p for p in self.tokenizer_folder(component).iterdir() if p.is_file())
-
-
-def hash_file(file: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file's content, in hexadecimal, read in pieces of 4 MiB."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-            if progress:
-                progress(len(piece))
-    return digest.hexdigest()
 
 
 def open_student(path: Path | str = BUILTIN_STUDENT, variant: str | None = None) -> Student:
