@@ -162,6 +162,9 @@ def plan(request: BuildRequest) -> Plan:
     graphs = tuple(plan_graphs(student, options))
     # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
     compute = "fp32" if precision == "fp32" else tier.compute
+    if compute == "fp16" and any(rule.scheme.dynamic_activations for rule in profile.rules):
+        complaint = Complaint("profile", "w8a8 needs fp32 around its products", "a tier that computes in fp32", request.tier)
+        raise InputError("The tier cannot run this profile.", [complaint], "use another scheme or another tier")
     kept_components = {component for graph in graphs for component in graph.components}
     addressed = ((c, name) for c in kept_components for name, weight in student.weights[c].items() if len(weight.shape) > 1)
     profile.check_coverage(addressed)
@@ -192,6 +195,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
         CheckFailed: a graph does not compute what diffusers computes; no bundle is made.
     """
     reporter = reporter or Silent()
+    request = replace(request, output=request.output.resolve())
     reporter.stage("opening the student")
     made = plan(request)
     partial = partial_folder(request.output)
@@ -340,6 +344,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
             multiple_of=VAE_SCALE * config["patch_size"],
             scaling_factor=vae["scaling_factor"],
             shift_factor=vae["shift_factor"] or 0.0,
+            largest=config["pos_embed_max_size"] * VAE_SCALE * config["patch_size"],
         ),
         text=TextRecord(
             tokenizers=tokenizers,
@@ -375,14 +380,15 @@ def _load_tokenizers(student: Student, keep_t5: bool) -> tuple[tuple[str, str, A
 def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
     """What a finished graph depends on; equal keys mean equal graphs."""
     versions = [metadata.version(tool) for tool in TOOLS]
+    rules = [(rule.component, rule.weights, rule.scheme.name) for rule in made.profile.rules]
     recipe = [
         fingerprint,
         graph.name,
         graph.path,
         asdict(made.options),
-        made.precision,
+        rules,
         made.compute,
-        made.tier.attention,
+        msgspec.to_builtins(made.tier),
         versions,
     ]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

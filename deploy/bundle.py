@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import BundleError, Complaint
-from deploy.manifest import NAME, FileRecord, Manifest, read_manifest
+from deploy.manifest import NAME, FileRecord, Manifest, parse_manifest, read_manifest
 from exporters.files import hash_file
 
 
@@ -102,8 +102,10 @@ def locked(partial: Path) -> Iterator[None]:
 
 def seal(partial: Path, target: Path, manifest: Manifest) -> Bundle:
     """Write the manifest and move the partial bundle to its place in one step; an older bundle there is replaced."""
+    content = manifest.to_json()
+    parse_manifest(content, partial / NAME)  # before the rename: a bundle that cannot be read must not take its place
     with (partial / NAME).open("wb") as stream:
-        stream.write(manifest.to_json())
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     (partial / ".lock").unlink(missing_ok=True)

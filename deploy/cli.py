@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -190,13 +191,16 @@ def build(
         force=force,
     )
     began = time.perf_counter()
+    interrupted = _note_interrupts()
     try:
         with Bars(messages) as bars:
             bundle = build_bundle(request, bars)
             bars.stage("done")
-    except KeyboardInterrupt:
+    except BaseException:
+        if not interrupted:
+            raise
         messages.print("interrupted: nothing was sealed; the same command goes on where this one stopped")
-        raise
+        raise typer.Exit(130) from None
     from deploy.inspect import inspect_bundle, render
 
     typer.echo(render(inspect_bundle(bundle.folder)))
@@ -384,6 +388,18 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
+
+
+def _note_interrupts() -> list[int]:
+    """Remember Ctrl-C beside raising it: extension modules turn a KeyboardInterrupt inside them into errors of their own."""
+    seen: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handler)
+    return seen
 
 
 def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:

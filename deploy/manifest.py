@@ -85,7 +85,10 @@ class SamplingRecord(_Record, frozen=True):
 
 
 class PictureRecord(_Record, frozen=True):
-    """Picture size in pixels (the default where it is dynamic), latent channels, pixels per latent and their alignment."""
+    """Picture size in pixels: the default, and the largest side where it is dynamic.
+
+    Also latent channels, pixels per latent, what sizes must be a multiple of, and the VAE's scaling and shift.
+    """
 
     height: Annotated[int, msgspec.Meta(gt=0)]
     width: Annotated[int, msgspec.Meta(gt=0)]
@@ -95,6 +98,7 @@ class PictureRecord(_Record, frozen=True):
     multiple_of: Annotated[int, msgspec.Meta(gt=0)]
     scaling_factor: float
     shift_factor: float
+    largest: Annotated[int, msgspec.Meta(gt=0)]
 
 
 class TextRecord(_Record, frozen=True):
@@ -180,6 +184,15 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         complaint = Complaint(str(file), error.strerror or str(error), "a bundle folder with a manifest.json")
         raise BundleError(f"{folder} is not a bundle.", [complaint], "give the folder that `flash-deploy build` made") from error
+    return parse_manifest(raw, file)
+
+
+def parse_manifest(raw: bytes, file: Path) -> Manifest:
+    """Decode and check a manifest's content.
+
+    Raises:
+        BundleError: as :func:`read_manifest`.
+    """
     try:
         version = msgspec.json.decode(raw, type=_Version)
         if version.format == FORMAT and version.version > VERSION:

@@ -131,8 +131,9 @@ class Pipeline:
             fixed = getattr(picture, name)
             if not picture.dynamic and size != fixed:
                 complaints.append(Complaint(f"--{name}", "this bundle has a fixed size", f"{fixed} pixels", str(size)))
-            elif size <= 0 or size % picture.multiple_of:
-                complaints.append(Complaint(f"--{name}", "wrong size", f"a multiple of {picture.multiple_of}", str(size)))
+            elif size <= 0 or size % picture.multiple_of or size > picture.largest:
+                expected = f"a multiple of {picture.multiple_of}, at most {picture.largest}"
+                complaints.append(Complaint(f"--{name}", "wrong size", expected, str(size)))
         if complaints:
             raise InputError("The picture's size does not fit the bundle.", complaints, "build with --dynamic for other sizes")
         return wanted["height"], wanted["width"]

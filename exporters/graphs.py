@@ -271,7 +271,7 @@ def _check(student: Student, options: GraphOptions) -> None:
             complaints.append(
                 Complaint(name, "has too few positions for its tokenizer", f"at least {options.clip_tokens}", str(limit))
             )
-    if options.max_sequence_length <= 0:
-        complaints.append(Complaint("max_sequence_length", "wrong", "a positive number", str(options.max_sequence_length)))
+    if not 0 < options.max_sequence_length <= 512:  # the pipeline of diffusers takes no more
+        complaints.append(Complaint("max_sequence_length", "wrong", "1 to 512", str(options.max_sequence_length)))
     if complaints:
         raise ExportError("These options do not fit the student.", complaints)

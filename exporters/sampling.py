@@ -56,7 +56,7 @@ def plan_sampling(
     if defaults.guidance_scale not in (0.0, 1.0):
         complaint = Complaint("student.json: guidance_scale", "guidance is not supported", "1.0", str(defaults.guidance_scale))
         raise ExportError("This student cannot be sampled.", [complaint], "distil the guidance into the student")
-    if sigmas is None and (steps is None or steps == defaults.steps):
+    if sigmas is None and defaults.sigmas is not None and steps in (None, len(defaults.sigmas)):
         sigmas = defaults.sigmas
     steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or 4
     if sigmas is not None:
@@ -67,6 +67,11 @@ def plan_sampling(
         scheduler.set_timesteps(sigmas=list(sigmas), device="cpu", **extra)
     else:
         scheduler.set_timesteps(num_inference_steps=steps, device="cpu", **extra)
+    made = scheduler.sigmas.tolist()
+    falling = all(a > b for a, b in itertools.pairwise(made))
+    if not (all(0 <= sigma <= 1 for sigma in made) and falling and made[-1] == 0):
+        complaint = Complaint("scheduler_config.json", "makes unusable sigmas", "falling from at most 1 to 0", str(made))
+        raise ExportError("The scheduler cannot be used.", [complaint])
     chosen: Method = method or ("renoise" if scheduler.config.stochastic_sampling else "euler")
     return Sampling(chosen, tuple(scheduler.sigmas.tolist()), tuple(scheduler.timesteps.tolist()))
 

@@ -91,7 +91,7 @@ class Student:
         """
         total = hashlib.sha256()
         for file in [*self.weight_files, *self._small_files()]:
-            total.update(f"{file.parent.name}/{file.name}:{hash_file(file, progress)}\n".encode())
+            total.update(f"{file.relative_to(self.folder).as_posix()}:{hash_file(file, progress)}\n".encode())
         return f"sha256:{total.hexdigest()}"
 
     def _small_files(self) -> Iterable[Path]:

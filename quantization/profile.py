@@ -130,6 +130,8 @@ def _entry_complaints(entry: object, where: str) -> list[Complaint]:
             complaints.append(Complaint(where, f"{key} is missing"))
         elif not isinstance(entry[key], str):
             complaints.append(Complaint(where, f"{key} is wrong", "a string", repr(entry[key])))
+    if not isinstance(entry.get("reason", ""), str):
+        complaints.append(Complaint(where, "reason is wrong", "a string", repr(entry["reason"])))
     if isinstance(entry.get("scheme"), str):
         try:
             parse_scheme(entry["scheme"])

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
         "--quiet",
         "--wheel-dir",
         str(folder),
-        str(ROOT),
+        str(source),
     ]
     subprocess.run(command, check=True, capture_output=True)
     return zipfile.Path(next(folder.glob("*.whl")))

@@ -300,3 +300,26 @@ def test_bad_profiles_leave_nothing(text: str, changes: dict, message: str, stud
     with pytest.raises(InputError, match=message):
         build(small(students, tmp_path / "b", profile=tmp_path / "profile.toml", **changes))
     assert left_behind(tmp_path) == ["profile.toml"]
+
+
+def test_another_profile_takes_nothing_over(
+    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, profile = tmp_path / "bundle", tmp_path / "profile.toml"
+    rule = '[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "{}"\n'
+    profile.write_text(rule.format("int4g32"))
+    monkeypatch.setattr(deploy.build, "_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(small(students, output, profile=profile))
+    monkeypatch.undo()
+    profile.write_text(rule.format("int8"))
+    log = Log()
+    build(small(students, output, profile=profile), log)
+    assert len(log.traced) == 4
+
+
+def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], tmp_path: Path) -> None:
+    pipeline = Pipeline(build(small(students, tmp_path / "b", dynamic=True)))
+    assert pipeline.generate("x", height=192, width=16).shape == (1, 192, 16, 3)
+    with pytest.raises(InputError, match=r"--height: wrong size \(expected a multiple of 16, at most 192, got 208\)"):
+        pipeline.generate("x", height=208, width=16)

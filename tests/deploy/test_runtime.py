@@ -157,10 +157,12 @@ def test_swapped_graphs_are_found(damaged_bundle: Path) -> None:
 def test_external_data_out_of_the_bundle_is_not_read(damaged_bundle: Path, tmp_path: Path) -> None:
     """onnxruntime itself refuses external data outside the model's folder; this pins that it does."""
     data = damaged_bundle / "denoiser.onnx.data"
-    shutil.copy(data, tmp_path / "secretsss.onnx.data")
+    outside = b"../secret.onnx.dat"
+    assert len(outside) == len(data.name)
+    shutil.copy(data, damaged_bundle / outside.decode())
     graph = damaged_bundle / "denoiser.onnx"
-    graph.write_bytes(graph.read_bytes().replace(b"denoiser.onnx.data", b"../secretsss.onnx.data"[:18]))
-    with pytest.raises(BundleError):
+    graph.write_bytes(graph.read_bytes().replace(data.name.encode(), outside))
+    with pytest.raises(BundleError, match="escape"):
         Pipeline(damaged_bundle).generate(PROMPT)
 
 
