@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ def check_output(file: Path) -> None:
     if file.suffix.lower() not in (*PICTURE_SUFFIXES, ".npy"):
         complaint = Complaint("-o", "unknown kind of file", " or ".join((*PICTURE_SUFFIXES, ".npy")), str(file))
         raise InputError("The pictures cannot be written.", [complaint])
+    if file.is_dir():
+        raise InputError("The pictures cannot be written.", [Complaint("-o", "is a folder", "a file", str(file))])
     if not file.parent.is_dir():
         raise InputError(
             "The pictures cannot be written.",
@@ -36,7 +39,7 @@ def load_latents(file: Path) -> np.ndarray:
     """
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError("The latents cannot be read.", [Complaint(str(file), str(error), "a plain .npy array")]) from error
     if not isinstance(array, np.ndarray):
         raise InputError(

@@ -104,6 +104,8 @@ BAD_CALLS = {
     "unknown file type": (["generate", "{bundle}", "x", "-o", "x.gif"], "unknown kind of file"),
     "no folder": (["generate", "{bundle}", "x", "-o", "no/where.png"], "no such folder"),
     "pickled latents": (["generate", "{bundle}", "x", "--latents", "pickled.npy", "-o", "x.png"], "a plain .npy array"),
+    "empty latents": (["generate", "{bundle}", "x", "--latents", "empty.npy", "-o", "x.png"], "a plain .npy array"),
+    "output is a folder": (["generate", "{bundle}", "x", "-o", "folder.png"], "is a folder"),
     "wrong latents": (
         ["generate", "{bundle}", "x", "--latents", "wrong.npy", "-o", "x.png"],
         "expected [images, 16, 8, 8], got [3]",
@@ -119,8 +121,10 @@ BAD_CALLS = {
 def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundle: Bundle, tmp_path: Path) -> None:
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     np.save(tmp_path / "wrong.npy", np.zeros(3, np.float32))
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "folder.png").mkdir()
     done = flash_deploy(*(a.format(bundle=builtin_bundle.folder) for a in arguments), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pickled.npy", "wrong.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.npy", "folder.png", "pickled.npy", "wrong.npy"]
