@@ -168,7 +168,7 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
     The transformer's output is ``out_sample``: named ``out_hidden_states``, optimum-onnx's IO binding writes it over the
     latents where guidance is off.
     """
-    from exporters.restructure import standard, transformer, vae
+    from exporters.restructure import standard, t5, transformer, vae
 
     configs, config = student.configs, student.configs["transformer"]
     joint, pooled, latents = config["joint_attention_dim"], config["pooled_projection_dim"], config["in_channels"]
@@ -194,17 +194,17 @@ def _optimum(student: Student, options: GraphOptions) -> list[GraphSpec]:
             )
         )
     if options.keep_t5:
-        t5 = configs["text_encoder_3"]
+        t5_config = configs["text_encoder_3"]
         specs.append(
             GraphSpec(
                 "text_encoder_3",
                 "text_encoder_3/model.onnx",
                 ("text_encoder_3",),
                 (Port("input_ids", "int64", ("batch", "sequence")),),
-                (Port("last_hidden_state", "float32", ("batch", "sequence", t5["d_model"])),),
-                lambda: standard.T5Encoder(t5),
+                (Port("last_hidden_state", "float32", ("batch", "sequence", t5_config["d_model"])),),
+                lambda: t5.T5Encoder(t5_config),
                 _weights_of(student, "text_encoder_3"),
-                options.max_sequence_length * t5["d_ff"],
+                options.max_sequence_length * t5_config["d_ff"],
             )
         )
     return [

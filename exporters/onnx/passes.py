@@ -11,11 +11,10 @@ import onnxscript.optimizer
 from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
 
 from exporters.onnx.quantize import Kept, QuantizeWeights
-from exporters.onnx.weights import LazyWeight
+from exporters.onnx.weights import STAMP, LazyWeight
 from quantization.profile import Profile
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
-_STAMP = "flash_deploy.rewritten_by"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class RewriteAttention(InPlacePass):
                 },
                 domain="com.microsoft",
                 name=node.name,
-                metadata_props={**node.metadata_props, _STAMP: type(self).__name__},
+                metadata_props={**node.metadata_props, STAMP: type(self).__name__},
             )
             new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], [node.outputs[0]], [new.outputs[0]])
@@ -226,7 +225,7 @@ class StoreHalfWeights(InPlacePass):
                 type=ir.TensorType(ir.DataType.FLOAT16),
                 const_value=tensor.stored_as(ir.DataType.FLOAT16),
             )
-            cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, metadata_props={_STAMP: type(self).__name__})
+            cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, metadata_props={STAMP: type(self).__name__})
             cast.outputs[0].shape, cast.outputs[0].type = tensor.shape, ir.TensorType(ir.DataType.FLOAT)
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
             model.graph.insert_before(model.graph[0], cast)

@@ -27,13 +27,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from exporters.onnx.weights import LazyWeight
+from exporters.onnx.weights import STAMP, LazyWeight
 from exporters.weights import Weight
 from quantization.codecs.integer import IntegerTensor, encode_integer
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
-_STAMP = "flash_deploy.rewritten_by"
 SCALE_FORMS = ("scales", "block scales")
 FLOAT_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
@@ -243,7 +242,7 @@ def _dynamic_product(
     assert x is not None
     nodes = []
     if x not in rounded:
-        rounding = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, metadata_props={_STAMP: "QuantizeWeights"})
+        rounding = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, metadata_props={STAMP: "QuantizeWeights"})
         nodes.append(rounding)
         rounded[x] = (rounding.outputs[0], rounding.outputs[1], rounding.outputs[2])
     levels, scale, zero = rounded[x]
@@ -256,7 +255,7 @@ def _dynamic_product(
 def _node(
     kind: str, inputs: list[ir.Value | None], attributes: Mapping[str, object], dtype: ir.DataType | None, domain: str = ""
 ) -> ir.Node:
-    made = ir.node(kind, inputs, dict(attributes), domain=domain, metadata_props={_STAMP: "QuantizeWeights"})  # type: ignore[arg-type]
+    made = ir.node(kind, inputs, dict(attributes), domain=domain, metadata_props={STAMP: "QuantizeWeights"})  # type: ignore[arg-type]
     if dtype is not None:
         made.outputs[0].type = ir.TensorType(dtype)
     return made

@@ -8,6 +8,8 @@ import onnx_ir as ir
 from exporters.weights import Weight
 from quantization.codecs.floating import encode_float
 
+# The metadata key that says which rewrite made a node.
+STAMP = "flash_deploy.rewritten_by"
 _SCHEME_OF = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
 
 
