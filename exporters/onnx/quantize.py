@@ -3,10 +3,12 @@
 ::
 
     x -> MatMul(W)                      scheme intBgN:  x -> MatMulNBits(codes, scales)          (com.microsoft)
+                                        scheme uintBgN: x -> MatMulNBits(codes, scales, zeros)
                                         scheme int8:    codes -> Cast -> MatMul -> Mul(scales)
                                         scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes) -> Cast -> Mul
 
     x -> Conv(W)                        scheme int8:    codes -> DequantizeLinear -> W; x -> Conv(W)
+    ids -> Gather(W)                    scheme int8:    Mul(Cast(Gather(codes, ids)), Gather(scales, ids))
 
 ``MatMulNBits`` is given ``accuracy_level`` 4: without it onnxruntime's 8-bit kernel has no fast path on CPU. Its codes are
 unsigned with the middle of their range for zero. The pattern for ``w8a8`` is the one that onnxruntime fuses into
@@ -34,6 +36,7 @@ from quantization.profile import Profile
 from quantization.schemes import Scheme
 
 SCALE_FORMS = ("scales", "block scales")
+BESIDE_CODES = (*SCALE_FORMS, "block zeros")  # what is no weight itself
 FLOAT_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
@@ -78,7 +81,8 @@ class LazyCodes(ir.LazyTensor):
         name: the initializer's name.
         dtype: the stored type.
         shape: the stored shape.
-        form: ``blocks`` and ``block scales`` (MatMulNBits), ``transposed`` (MatMul), ``rows`` (Conv), ``scales``.
+        form: ``blocks``, ``block scales`` and ``block zeros`` (MatMulNBits), ``transposed`` (MatMul), ``rows`` (Conv, Gather),
+            ``scales``.
     """
 
     def __init__(self, encoding: _Encoding, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> None:
@@ -92,6 +96,11 @@ class LazyCodes(ir.LazyTensor):
             return np.ascontiguousarray(made.scales.reshape(shape).astype(FLOAT_TYPES[self.dtype]))
         if self.form == "blocks":
             return pack_unsigned(made.codes, self.encoding.scheme.bits)
+        if self.form == "block zeros":
+            assert made.zeros is not None
+            per_byte = 8 // self.encoding.scheme.bits
+            zeros = np.pad(made.zeros, ((0, 0), (0, -made.zeros.shape[1] % per_byte)))
+            return pack_unsigned(zeros, self.encoding.scheme.bits).reshape(shape)
         codes = made.codes.reshape(len(made.codes), -1)[:, : made.columns]
         return np.ascontiguousarray(codes.T if self.form == "transposed" else codes.reshape(shape))
 
@@ -154,8 +163,12 @@ class QuantizeWeights(InPlacePass):
         kinds = {reader.op_type for reader in readers}
         if len(readers) != 1 or value.is_graph_output():
             return "it has several readers"
+        if scheme.kind == "lookup":
+            return "onnxruntime has no operator for look-up tables"
         if kinds == {"Conv"}:
             return "" if scheme.block is None else "onnxruntime has no convolution with block scales"
+        if kinds == {"Gather"} and scheme.block is None and readers[0].inputs[0] is value and not any(tensor.padding):
+            return ""
         if kinds not in ({"MatMul"}, {"Gemm"}) or readers[0].inputs[1] is not value:
             return f"it is read by {'/'.join(kinds)}, not by a product"
         if any(tensor.padding):
@@ -188,6 +201,14 @@ class QuantizeWeights(InPlacePass):
             restore.outputs[0].shape = ir.Shape(tensor.weight.shape)
             graph.insert_before(node, restore)
             node.replace_input_with(1, restore.outputs[0])
+        elif node.op_type == "Gather":
+            codes = initializer("int8", ir.DataType.INT8, tensor.weight.shape, "rows")
+            scales = initializer("scales", tensor.dtype, (rows, 1), "scales")
+            ids = node.inputs[1]
+            found, scale = _node("Gather", [codes, ids], {}, ir.DataType.INT8), _node("Gather", [scales, ids], {}, tensor.dtype)
+            widen = _node("Cast", [found.outputs[0]], {"to": tensor.dtype}, tensor.dtype)
+            product = _node("Mul", [widen.outputs[0], scale.outputs[0]], {}, tensor.dtype)
+            _replace(graph, node, [found, scale, widen, product])
         elif scheme.block is None and not scheme.dynamic_activations:
             node = next(_as_products(graph, node))
             codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
@@ -207,7 +228,11 @@ class QuantizeWeights(InPlacePass):
             codes = initializer(f"int{scheme.bits}", ir.DataType.UINT8, (rows, blocks, scheme.block * scheme.bits // 8), "blocks")
             scales = initializer("scales", tensor.dtype, (rows * blocks,), "block scales")
             attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block, "accuracy_level": 4}
-            product = _node("MatMulNBits", [node.inputs[0], codes, scales], attributes, tensor.dtype, "com.microsoft")
+            inputs = [node.inputs[0], codes, scales]
+            if scheme.zero_points:
+                packed = -(-blocks * scheme.bits // 8)
+                inputs.append(initializer("zeros", ir.DataType.UINT8, (rows * packed,), "block zeros"))
+            product = _node("MatMulNBits", inputs, attributes, tensor.dtype, "com.microsoft")
             _replace(graph, node, [product])
         assert value.name is not None
         del graph.initializers[value.name]

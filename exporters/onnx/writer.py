@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.quantize import SCALE_FORMS, LazyCodes
+from exporters.onnx.quantize import BESIDE_CODES, LazyCodes
 from exporters.onnx.weights import LazyWeight
 from quantization.errors import Complaint, SchemeError
 
@@ -43,7 +43,7 @@ def parameters(model: ir.Model) -> int:
         tensor = value.const_value
         if isinstance(tensor, LazyWeight):
             total += tensor.weight.elements
-        elif isinstance(tensor, LazyCodes) and tensor.form not in SCALE_FORMS:
+        elif isinstance(tensor, LazyCodes) and tensor.form not in BESIDE_CODES:
             total += tensor.encoding.weight.elements
     return total
 

@@ -1,14 +1,16 @@
-"""Symmetric integers with scales, per output channel or per block along the input axis.
+"""Integers with scales, per output channel or per block along the input axis; with zero points where the scheme has them.
 
 Scales are searched, not taken from the largest value. For codes ``q`` of a block ``w``, the best scale is the least-squares
 fit ``<w, q> / <q, q>``, with error ``|w|^2 - <w, q>^2 / <q, q>``. Each candidate scale rounds the block to its codes; the
 candidate whose codes fit best wins, with its refitted scale. Candidates shrink the range from the block's largest value,
 which is laid on the longer, negative end of the two's-complement range (-8 of -8..7), sign included: with few bits that
-end is worth a twelfth of the range.
+end is worth a twelfth of the range. With zero points the candidates shrink the block's whole range, zero included, and
+``q`` above is ``code - zero``. Where inputs differ in importance, every product above is weighted by it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,20 +32,23 @@ class IntegerTensor:
         codes: int8 ``[out, blocks, block]``, two's complement of the scheme's bits; the last block is padded with zeros.
         scales: fp32 ``[out, blocks]``.
         columns: values of a row, without the padding.
+        zeros: int8 ``[out, blocks]``, the code that stands for zero; none in symmetric schemes.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     columns: int
+    zeros: np.ndarray | None = None
 
 
-def encode_integer(weight: np.ndarray, scheme: Scheme, origin: str) -> IntegerTensor:
+def encode_integer(weight: np.ndarray, scheme: Scheme, origin: str, importance: np.ndarray | None = None) -> IntegerTensor:
     """Encode a weight ``[out, in, ...]``; trailing axes are flattened.
 
     Args:
         weight: float16, bfloat16, float32 or float64.
         scheme: an integer scheme.
         origin: where the weight comes from, for complaints.
+        importance: of each input's squared error, positive ``[in]``; none where all count alike.
 
     Raises:
         SchemeError: the weight holds NaN or infinity.
@@ -53,40 +58,71 @@ def encode_integer(weight: np.ndarray, scheme: Scheme, origin: str) -> IntegerTe
     columns = rows.shape[1]
     block = scheme.block or columns
     blocks = -(-columns // block)
+    padding = blocks * block - columns
     codes = np.empty((rows.shape[0], blocks, block), np.int8)
     scales = np.empty((rows.shape[0], blocks), np.float32)
+    zeros = np.zeros((rows.shape[0], blocks), np.int8) if scheme.zero_points else None
+    shares = None
+    if importance is not None:
+        shares = np.pad(importance / importance.mean(), (0, padding)).astype(np.float32).reshape(blocks, block)
     step = max(1, CHUNK_ELEMENTS // (blocks * block))
     for start in range(0, rows.shape[0], step):
         chunk = rows[start : start + step].astype(np.float32)
-        if blocks * block != columns:
-            chunk = np.pad(chunk, ((0, 0), (0, blocks * block - columns)))
-        made = _encode_blocks(chunk.reshape(-1, blocks, block), scheme.bits)
-        codes[start : start + step], scales[start : start + step] = made
-    return IntegerTensor(codes, scales, columns)
+        if padding:
+            chunk = np.pad(chunk, ((0, 0), (0, padding)))
+        part = slice(start, start + step)
+        codes[part], scales[part], offsets = encode_blocks(chunk.reshape(-1, blocks, block), scheme, shares)
+        if zeros is not None:
+            zeros[part] = offsets
+    return IntegerTensor(codes, scales, columns, zeros)
 
 
 def decode_integer(encoded: IntegerTensor) -> np.ndarray:
     """The weight that the codes stand for: fp32 ``[out, in]``."""
-    values: np.ndarray = encoded.codes.astype(np.float32) * encoded.scales[..., None]
+    codes = encoded.codes.astype(np.float32)
+    if encoded.zeros is not None:
+        codes -= encoded.zeros[..., None]
+    values: np.ndarray = codes * encoded.scales[..., None]
     return values.reshape(len(values), -1)[:, : encoded.columns]
 
 
-def _encode_blocks(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 and scales fp32 of blocks ``[rows, blocks, block]``."""
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    largest = np.take_along_axis(weights, np.abs(weights).argmax(axis=-1)[..., None], axis=-1)  # signed
+def encode_blocks(
+    weights: np.ndarray, scheme: Scheme, importance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes int8, scales fp32 and zeros int8 of blocks fp32 ``[rows, blocks, block]``; importance ``[blocks, block]``."""
+    low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
     best_gain = np.full(weights.shape[:-1], -1.0, np.float32)
     best_codes, best_scales = np.zeros(weights.shape, np.int8), np.ones(weights.shape[:-1], np.float32)
-    for fraction in CANDIDATES[bits]:
-        scale = largest * np.float32(fraction / low)
+    best_zeros = np.zeros(weights.shape[:-1], np.int8)
+    for scale, zero in _candidates(weights, scheme, low, high):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             codes = np.rint(weights / scale)
-        codes = np.clip(np.nan_to_num(codes, copy=False, nan=0.0), low, high)  # a block of zeros has no scale
-        against = np.einsum("rbi,rbi->rb", weights, codes)
-        norm = np.einsum("rbi,rbi->rb", codes, codes)
+        codes = np.clip(np.nan_to_num(codes, copy=False, nan=0.0) + zero, low, high)  # a block of zeros has no scale
+        centred = codes - zero
+        weighted = centred if importance is None else centred * importance
+        against = np.einsum("rbi,rbi->rb", weights, weighted)
+        norm = np.einsum("rbi,rbi->rb", centred, weighted)
         gain = np.divide(against**2, norm, out=np.zeros_like(norm), where=norm > 0)
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)
         best_scales = np.where(better, np.divide(against, norm, out=np.ones_like(norm), where=norm > 0), best_scales)
         best_codes = np.where(better[..., None], codes.astype(np.int8), best_codes)
-    return best_codes, best_scales.astype(np.float32)
+        best_zeros = np.where(better, np.broadcast_to(zero, (*weights.shape[:-1], 1))[..., 0].astype(np.int8), best_zeros)
+    return best_codes, best_scales.astype(np.float32), best_zeros
+
+
+def _candidates(weights: np.ndarray, scheme: Scheme, low: int, high: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scales and zero points to try, ``[rows, blocks, 1]`` each."""
+    if scheme.zero_points:
+        bottom = np.minimum(weights.min(axis=-1, keepdims=True), 0)
+        top = np.maximum(weights.max(axis=-1, keepdims=True), 0)
+        for fraction in CANDIDATES[scheme.bits]:
+            scale = (top - bottom) * np.float32(fraction / (high - low))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                zero = np.rint(low - bottom * np.float32(fraction) / scale)
+            yield scale, np.clip(np.nan_to_num(zero, copy=False, nan=0.0), low, high)
+        return
+    largest = np.take_along_axis(weights, np.abs(weights).argmax(axis=-1)[..., None], axis=-1)  # signed
+    nothing = np.zeros((1, 1, 1), np.float32)
+    for fraction in CANDIDATES[scheme.bits]:
+        yield largest * np.float32(fraction / low), nothing

@@ -71,10 +71,12 @@ OPERATORS = {
     "int8g32": "MatMulNBits",
     "int4g16": "MatMulNBits",
     "int2g32": "MatMulNBits",
+    "uint4g32": "MatMulNBits",
+    "uint8g16": "MatMulNBits",
 }
 # What rounding the activations to 8 bits costs: half a step of range/255 over normal activations (range 8): 41 dB, and per block
 # a little less range. Weight-only operators differ from the decoded weight by fp32 rounding alone.
-ACTIVATION_DB = {"int8": 120, "w8a8": 36, "int8g32": 36, "int4g16": 36, "int2g32": 36}
+ACTIVATION_DB = {"int8": 120, "w8a8": 36, "int8g32": 36, "int4g16": 36, "int2g32": 36, "uint4g32": 36, "uint8g16": 36}
 
 
 @pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
@@ -105,6 +107,15 @@ def test_convolutions_take_int8() -> None:
     assert snr_db(run(plain, x), run(quantized, x)) >= 120
 
 
+@pytest.mark.parametrize("scheme", ["int8", "w8a8"])
+def test_embeddings_take_int8(scheme: str) -> None:
+    weight = RNG.standard_normal((11, 6)).astype(np.float32)
+    model = graph_of("Gather", weight, (2, 3))
+    assert quantize(model, scheme).kept == []
+    ids = np.array([[0, 10, 3], [10, 1, 7]])
+    assert np.array_equal(run(model, ids), decoded(weight, "int8")[ids])  # the same product of a code and a scale
+
+
 def test_products_of_one_input_share_its_rounding() -> None:
     model = graph_of("MatMul", RNG.standard_normal((8, 32)).astype(np.float32), (4, 32))
     x = model.graph.inputs[0]
@@ -125,7 +136,8 @@ def test_products_of_one_input_share_its_rounding() -> None:
 @pytest.mark.parametrize(
     ("kind", "scheme", "readers", "reason"),
     [
-        ("Gather", "int8", 1, "it is read by Gather, not by a product"),
+        ("Gather", "int4g32", 1, "it is read by Gather, not by a product"),
+        ("MatMul", "lut4", 1, "onnxruntime has no operator for look-up tables"),
         ("Conv", "int4g32", 1, "onnxruntime has no convolution with block scales"),
         ("MatMul", "int8", 2, "it has several readers"),
     ],
