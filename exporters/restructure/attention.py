@@ -21,6 +21,7 @@ low part, so that fp16 keeps it to 2^-20). Values are untouched; a head grows fr
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,10 @@ def attention(
     Returns:
         ``[batch, queries, num_heads * value_dim]``.
     """
+    return _mix(query, key, value, bias, num_heads, scale, causal)
 
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool) -> Tensor:
     def split(packed: Tensor) -> Tensor:
         return packed.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [batch, heads, tokens, dim]
 
@@ -57,6 +61,23 @@ def attention(
 @attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, bias, *ctx.rest = inputs
+    ctx.save_for_backward(query, key, value, bias)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of query, key and value by computing the attention again, this time as torch sees it."""
+    query, key, value, bias = ctx.saved_tensors
+    with torch.enable_grad():
+        query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
+        gradients = torch.autograd.grad(_mix(query, key, value, bias, *ctx.rest), (query, key, value), gradient)
+    return (*gradients, None, None, None, None)
+
+
+attention.register_autograd(_backward, setup_context=_keep)
 
 
 def null_channels(null_tokens: int, scale: float) -> tuple[float, float, float]:

@@ -27,12 +27,21 @@ class Linear(nn.Linear):
         return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
+class TokenEmbedding(nn.Embedding):
+    """A table that is looked up by token id; tables that are read whole are plain ``nn.Embedding``."""
+
+
 class Module(nn.Module):
     """A module whose parts are named at run time, because diffusers' names are not identifiers.
 
     Args:
         parts: submodules by name.
+
+    Attributes:
+        recomputed: whether gradients keep this module's inputs alone and compute the rest again (:mod:`exporters.streamed`).
     """
+
+    recomputed = False
 
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
 from exporters.restructure.attention import attention
-from exporters.restructure.base import Linear, Module, RestructuredModule
+from exporters.restructure.base import Linear, Module, RestructuredModule, TokenEmbedding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -62,6 +62,8 @@ class _ClipAttention(Module):
 
 
 class _ClipLayer(Module):
+    recomputed = True
+
     def __init__(self, config: Mapping[str, Any], act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         channels = config["hidden_size"]
@@ -98,7 +100,7 @@ class ClipTextModel(RestructuredModule):
         act = activation(config["hidden_act"], component)
         self.text_model = Module(
             embeddings=Module(
-                token_embedding=nn.Embedding(config["vocab_size"], channels),
+                token_embedding=TokenEmbedding(config["vocab_size"], channels),
                 position_embedding=nn.Embedding(config["max_position_embeddings"], channels),
             ),
             encoder=Module(layers=nn.ModuleList([_ClipLayer(config, act) for _ in range(config["num_hidden_layers"])])),

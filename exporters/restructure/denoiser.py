@@ -12,7 +12,8 @@ QK-norm of SD3.5-Medium included) with these exact rewrites:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from exporters.restructure.positions import TABLE, FixedPositions, SeparablePosi
 from exporters.weights import Weight
 
 EPS = 1e-6  # of every norm in diffusers' SD3 transformer
-Row = Callable[[], Tensor]
 
 
 class _RmsNorm(nn.Module):
@@ -115,6 +115,8 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class _Block(Module):
     """One MMDiT(-X) block."""
 
+    recomputed = True
+
     def __init__(self, config: Mapping[str, Any], index: int, null_tokens: int) -> None:
         super().__init__()
         self.last = index == config["num_layers"] - 1
@@ -125,13 +127,14 @@ class _Block(Module):
         self.ff = _FeedForward(inner_dim(config))
         self.ff_context = None if self.last else _FeedForward(inner_dim(config))
 
-    def forward(self, image: Tensor, text: Tensor, row: Row) -> tuple[Tensor, Tensor | None]:
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = (row() for _ in range(6))
-        shift2, scale2, gate2 = (row() if self.attn2 is not None else shift for _ in range(3))
+    def forward(self, image: Tensor, text: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        shift, scale, gate, ff_shift, ff_scale, ff_gate, *rest = rows
+        if self.attn2 is not None:
+            shift2, scale2, gate2, *rest = rest
         if self.last:
-            text_scale, text_shift = row(), row()
+            text_scale, text_shift = rest
         else:
-            text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = (row() for _ in range(6))
+            text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = rest
 
         normed = image  # both attentions see the block's input
         attended, text_attended = self.attn(_modulate(image, scale, shift), _modulate(text, text_scale, text_shift))
@@ -170,7 +173,8 @@ class Denoiser(RestructuredModule):
         super().__init__()
         channels = inner_dim(config)
         self.patch, self.out_channels = config["patch_size"], config["out_channels"] or config["in_channels"]
-        self.layout = [kind for _, kinds in modulation_layout(config) for kind in kinds]
+        counts = [len(kinds) for _, kinds in modulation_layout(config)]
+        self.rows_of_block = [sum(counts[i : i + 2]) for i in range(0, len(counts) - 1, 2)]  # image stream and text stream
         self.pos_embed = _PatchEmbed(config)
         self.positions = FixedPositions(config, grid, channels) if grid else SeparablePositions(config, channels)
         self.context_embedder = Linear(config["joint_attention_dim"], config["caption_projection_dim"])
@@ -191,17 +195,17 @@ class Denoiser(RestructuredModule):
         """
         batch, _, height, width = hidden_states.shape
         rows, columns = height // self.patch, width // self.patch
-        taken = iter(range(len(self.layout)))
+        taken = itertools.count()
 
-        def row() -> Tensor:
-            index = next(taken)
-            return modulation[index] if modulation.ndim == 2 else modulation[:, index, None]
+        def take(count: int) -> list[Tensor]:
+            indices = itertools.islice(taken, count)
+            return [modulation[i] if modulation.ndim == 2 else modulation[:, i, None] for i in indices]
 
         image = self.pos_embed(hidden_states) + self.positions(rows, columns).to(torch.float32)
         text: Tensor | None = self.context_embedder(encoder_hidden_states).to(torch.float32)
-        for block in self.transformer_blocks:
-            image, text = block(image, text, row)
-        scale, shift = row(), row()
+        for block, count in zip(self.transformer_blocks, self.rows_of_block, strict=True):
+            image, text = block(image, text, take(count))
+        scale, shift = take(2)
         patches = self.proj_out(_modulate(image, scale, shift)).to(torch.float32)
         patches = patches.reshape(batch, rows, columns, self.patch, self.patch, self.out_channels)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.out_channels, height, width)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.restructure.attention import attention
-from exporters.restructure.base import Linear, Module, RestructuredModule, constant
+from exporters.restructure.base import Linear, Module, RestructuredModule, TokenEmbedding, constant
 from exporters.restructure.clip import activation
 from exporters.weights import Weight
 
@@ -55,6 +55,8 @@ class _SelfAttention(Module):
 
 
 class _FeedForward(Module):
+    recomputed = True
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.gated = config["is_gated_act"]
@@ -108,7 +110,7 @@ class T5Encoder(RestructuredModule):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.shared = nn.Embedding(config["vocab_size"], config["d_model"])
+        self.shared = TokenEmbedding(config["vocab_size"], config["d_model"])
         self.max_distance = config["relative_attention_max_distance"]
         self.relative_buckets = relative_buckets(config["relative_attention_num_buckets"], self.max_distance)
         self.buckets = nn.Buffer(torch.empty(len(self.relative_buckets), dtype=torch.int64))

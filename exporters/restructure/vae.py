@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from exporters.restructure.attention import attention
@@ -75,6 +76,8 @@ class _VaeHalf(RestructuredModule):
         if getattr(vae, quant) is not None:
             self.add_module(quant, getattr(vae, quant))
         for module in list(self.modules()):
+            if isinstance(module, ResnetBlock2D):
+                module.recomputed = True  # type: ignore[assignment]
             for name, child in list(module.named_children()):
                 if type(child) is nn.GroupNorm:
                     setattr(module, name, _GroupNorm(child.num_groups, child.num_channels, child.eps))

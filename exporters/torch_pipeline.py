@@ -1,0 +1,114 @@
+"""The native graphs one after another in torch: text to latents to picture, differentiable from end to end.
+
+The chain computes what a ``native`` bundle computes; its weights are streamed (:mod:`exporters.streamed`) and may be replaced
+by what a profile would store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
+from exporters.reference import load_tokenizer
+from exporters.sampling import Sampling
+from exporters.streamed import Streaming, stream
+from exporters.student import Student
+
+ENCODERS = {"text_encoder": "input_ids", "text_encoder_2": "input_ids_2", "text_encoder_3": "input_ids_3"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn: latents ``[images, channels, height / 8, width / 8]`` and pictures ``[images, 3, height, width]``."""
+
+    latents: Tensor
+    pictures: Tensor
+
+
+class TorchPipeline:
+    """A student in torch.
+
+    Args:
+        student: the student.
+        options: ``native``, of a fixed size.
+        sampling: the schedule.
+        streaming: how its products get their weights.
+    """
+
+    def __init__(self, student: Student, options: GraphOptions, sampling: Sampling, streaming: Streaming | None = None) -> None:
+        self.student, self.options, self.sampling = student, options, sampling
+        self.streaming = streaming or Streaming({})
+        self._specs = {spec.name: spec for spec in plan_graphs(student, options)}
+
+    def spec(self, graph: str) -> GraphSpec:
+        """A graph's specification."""
+        return self._specs[graph]
+
+    @cached_property
+    def _modules(self) -> dict[str, Any]:
+        return {name: stream(spec, self.streaming) for name, spec in self._specs.items()}
+
+    @cached_property
+    def _tokenizers(self) -> dict[str, Any]:
+        kept = [name for name in ENCODERS if name in self._specs["text_encoder"].components]
+        return {name: load_tokenizer(self.student, name) for name in kept}
+
+    def token_ids(self, prompt: str) -> list[Tensor]:
+        """Ids for every kept encoder, ``[1, tokens]`` each."""
+        found = []
+        for name, tokenizer in self._tokenizers.items():
+            length = self.options.max_sequence_length if name == "text_encoder_3" else self.options.clip_tokens
+            encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+            found.append(torch.tensor([encoded["input_ids"]]))
+        return found
+
+    def condition(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""
+        states, tables = [], []
+        for prompt in prompts:
+            encoded, pooled = self._modules["text_encoder"](*self.token_ids(prompt))
+            states.append(encoded)
+            tables.append(self._modules["conditioner"](pooled))
+        return torch.cat(states), torch.stack(tables, dim=1)
+
+    def sample(self, condition: tuple[Tensor, Tensor], noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """Latents from noise, both ``[images, channels, height / 8, width / 8]``.
+
+        Args:
+            condition: of :meth:`condition`.
+            noise: the initial latents.
+            step_noise: what a re-noising sampler adds, ``[steps, images, ...]``.
+        """
+        states, modulations = condition
+        sigmas, latents = self.sampling.sigmas, noise
+        for i in range(len(sigmas) - 1):
+            rows = modulations[i] if len(noise) > 1 else modulations[i, 0]  # a single picture takes the graph's own path
+            velocity = self._modules["denoiser"](latents, states, rows)
+            if self.sampling.method == "euler":
+                latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity
+            else:
+                assert step_noise is not None
+                latents = (1 - sigmas[i + 1]) * (latents - sigmas[i] * velocity) + sigmas[i + 1] * step_noise[i]
+        return latents
+
+    def draw(self, prompts: Sequence[str], noise: Tensor, step_noise: Tensor | None = None) -> Drawn:
+        """Draw one picture of each prompt; arguments as of :meth:`sample`."""
+        latents = self.sample(self.condition(prompts), noise, step_noise)
+        return Drawn(latents, self._modules["vae_decoder"](latents))
+
+    def noise(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Initial noise of some pictures and what a re-noising sampler adds; picture i is the same whatever their number."""
+        options, channels = self.options, self.student.configs["transformer"]["in_channels"]
+        shape = (channels, options.height // 8, options.width // 8)
+        made = []
+        for i in range(images):
+            generator = torch.Generator().manual_seed((seed << 20) + i)
+            made.append(torch.randn(len(self.sampling.sigmas), *shape, generator=generator))
+        stacked = torch.stack(made, dim=1)
+        return stacked[0], stacked[1:]
