@@ -1,12 +1,16 @@
 """Run a student over prompts, forwards and backwards, and keep what says how sensitive its weights are.
 
 One pass per prompt: draw the picture, send a random projection of it back through VAE, every denoising step, conditioner and
-text encoders. Each product's gradients are reduced to two vectors as they pass by (:mod:`quantization.sensitivity`).
+text encoders. Each product's gradients are reduced to two vectors as they pass by (:mod:`quantization.sensitivity`); the Gram
+matrices of linear layers' inputs are summed in files that are mapped into memory, for those of a full-size student are larger
+than it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +21,8 @@ from exporters.sampling import Sampling
 from exporters.streamed import Product, Streaming
 from exporters.student import Student
 from exporters.torch_pipeline import TorchPipeline
-from quantization.sensitivity import Sensitivity
-
-Key = tuple[str, str]
-"""A weight: (component, tensor name)."""
+from quantization.calibration import GRAMS, Calibration, Entry, Key, Recipe, gram_file, save_calibration
+from quantization.schemes import BLOCKS
 
 
 class _Sums:
@@ -30,14 +32,17 @@ class _Sums:
         self.rows, self.columns = np.zeros(rows), np.zeros(columns)
         self.gradient: Tensor | None = None  # of the current prompt: a weight that is used at every step adds them up
         self.rounding: dict[int, float] = {}
+        self.gram: int | None = None
+        self.shares_gram = False
 
 
 class _Collector:
     """The observer of one calibration."""
 
-    def __init__(self, blocks: Sequence[int]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Sequence[int], folder: Path | None) -> None:
+        self.blocks, self.folder = blocks, folder
         self.sums: dict[Key, _Sums] = {}
+        self._grams: list[np.memmap] = []
 
     def __call__(self, product: Product, x: Tensor, weight_gradient: Tensor, x_gradient: Tensor) -> None:
         key = (product.weight.component, product.weight.name)
@@ -54,6 +59,27 @@ class _Collector:
         for block in self.blocks:
             error = _rounding_error(x.movedim(channels, -1), x_gradient.movedim(channels, -1), block)
             sums.rounding[block] = sums.rounding.get(block, 0.0) + error
+        if self.folder is not None and isinstance(product.layer, nn.Linear) and not sums.shares_gram:
+            self._add_gram(sums, x.reshape(-1, x.shape[-1]))
+
+    def _add_gram(self, sums: _Sums, x: Tensor) -> None:
+        assert self.folder is not None
+        if sums.gram is None:
+            sums.gram, size = len(self._grams), x.shape[1]
+            file = gram_file(self.folder, sums.gram)
+            self._grams.append(np.lib.format.open_memmap(file, "w+", np.float32, (size, size)))
+        torch.from_numpy(self._grams[sums.gram]).addmm_(x.T, x)
+
+    def share_grams(self) -> None:
+        """After the first prompt: products whose Gram matrices are equal to the last bit share their input; keep one of each."""
+        assert self.folder is not None
+        first: dict[bytes, int] = {}
+        for sums in self.sums.values():
+            if sums.gram is not None:
+                owner = first.setdefault(hashlib.sha256(self._grams[sums.gram].data).digest(), sums.gram)
+                if owner != sums.gram:
+                    gram_file(self.folder, sums.gram).unlink()
+                    sums.gram, sums.shares_gram = owner, True
 
     def finish_prompt(self) -> None:
         """Square what the steps of one prompt have summed to."""
@@ -81,10 +107,12 @@ def calibrate(
     options: GraphOptions,
     sampling: Sampling,
     prompts: Sequence[str],
-    blocks: Sequence[int] = (0, 32, 128),
+    folder: Path,
+    grams: bool = True,
+    blocks: Sequence[int] = (0, *BLOCKS),
     seed: int = 0,
     on_prompt: Callable[[int], None] | None = None,
-) -> dict[Key, Sensitivity]:
+) -> Calibration:
     """Measure the sensitivity of every matrix of the student.
 
     Args:
@@ -92,11 +120,14 @@ def calibrate(
         options: ``native``, of a fixed size.
         sampling: the schedule.
         prompts: one pass each.
+        folder: an empty folder for the calibration.
+        grams: keep Gram matrices: four bytes for each pair of a layer's inputs, 10 GB for SD3.5-Medium.
         blocks: block sizes for which rounding of activations is measured; 0 for whole tensors.
         seed: of the noise and the projections.
         on_prompt: called with the number of prompts that are done.
     """
-    collector = _Collector(blocks)
+    (folder / GRAMS).mkdir(exist_ok=True)
+    collector = _Collector(blocks, folder if grams else None)
     pipeline = TorchPipeline(student, options, sampling, Streaming({}, collector))
     noise, step_noise = pipeline.noise(len(prompts), seed)
     generator = torch.Generator().manual_seed(seed)
@@ -106,10 +137,24 @@ def calibrate(
         projection = torch.randn(picture.shape, generator=generator) / picture.numel() ** 0.5
         picture.backward(projection)  # type: ignore[no-untyped-call]
         collector.finish_prompt()
+        if i == 0 and grams:
+            collector.share_grams()
         if on_prompt:
             on_prompt(i + 1)
+    recipe = Recipe(
+        fingerprint=student.fingerprint(),
+        prompts=tuple(prompts),
+        seed=seed,
+        height=options.height,
+        width=options.width,
+        timesteps=sampling.timesteps,
+        keep_t5=options.keep_t5,
+        max_sequence_length=options.max_sequence_length,
+    )
     count = len(prompts)
-    return {
-        key: Sensitivity(sums.rows / count, sums.columns / count, {b: e / count for b, e in sums.rounding.items()})
-        for key, sums in collector.sums.items()
-    }
+    entries = [
+        Entry(component=component, name=name, rounding={b: e / count for b, e in sums.rounding.items()}, gram=sums.gram)
+        for (component, name), sums in collector.sums.items()
+    ]
+    save_calibration(folder, recipe, entries, [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()])
+    return Calibration(folder)

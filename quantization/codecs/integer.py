@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantization.codecs.feedback import encode_with_feedback
 from quantization.codecs.floating import require_finite
 from quantization.schemes import Scheme
 
@@ -75,6 +76,50 @@ def encode_integer(weight: np.ndarray, scheme: Scheme, origin: str, importance: 
         if zeros is not None:
             zeros[part] = offsets
     return IntegerTensor(codes, scales, columns, zeros)
+
+
+def encode_integer_with_feedback(weight: np.ndarray, scheme: Scheme, origin: str, gram: np.ndarray) -> IntegerTensor:
+    """Encode a weight so that its product's output changes least (:mod:`quantization.codecs.feedback`).
+
+    Args:
+        weight: as of :func:`encode_integer`.
+        scheme: an integer scheme.
+        origin: where the weight comes from, for complaints.
+        gram: of the product's inputs, ``[in, in]``.
+
+    Raises:
+        SchemeError: the weight holds NaN or infinity.
+    """
+    require_finite(weight, origin)
+    rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
+    columns = rows.shape[1]
+    block = scheme.block or columns
+    grid = _IntegerGrid(scheme, len(rows), -(-columns // block), block)
+    codes = np.pad(encode_with_feedback(rows, gram, grid, min(block, columns)), ((0, 0), (0, -columns % block)))
+    if scheme.zero_points:  # padding stands for zero
+        codes[:, columns:] = grid.zeros[:, -1:]
+    zeros = grid.zeros if scheme.zero_points else None
+    return IntegerTensor(codes.reshape(len(rows), -1, block).astype(np.int8), grid.scales, columns, zeros)
+
+
+class _IntegerGrid:
+    """Scales of each block, chosen when its turn comes."""
+
+    def __init__(self, scheme: Scheme, rows: int, blocks: int, block: int) -> None:
+        self.scheme, self.block = scheme, block
+        self.scales, self.zeros = np.ones((rows, blocks), np.float32), np.zeros((rows, blocks), np.int8)
+        self.low, self.high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
+
+    def fit(self, start: int, weights: np.ndarray) -> None:
+        padded = np.pad(weights, ((0, 0), (0, self.block - weights.shape[1])))
+        _, scales, zeros = encode_blocks(padded[:, None], self.scheme)
+        self.scales[:, start // self.block], self.zeros[:, start // self.block] = scales[:, 0], zeros[:, 0]
+
+    def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale, zero = self.scales[:, column // self.block], self.zeros[:, column // self.block].astype(np.float32)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            codes = np.clip(np.nan_to_num(np.rint(weights / scale)) + zero, self.low, self.high)
+        return codes, (codes - zero) * scale
 
 
 def decode_integer(encoded: IntegerTensor) -> np.ndarray:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantization.codecs.feedback import encode_with_feedback
 from quantization.codecs.floating import encode_float
 from quantization.codecs.kmeans import kmeans
 from quantization.schemes import Scheme
 
 BINS = 1 << 16
 CHUNK_ELEMENTS = 1 << 21
+FEEDBACK_COLUMNS = 128  # inputs between two updates of all that follow
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class LookupTensor:
     group: int
 
 
-def encode_lookup(weight: np.ndarray, scheme: Scheme, origin: str, importance: np.ndarray | None = None) -> LookupTensor:
+def encode_lookup(
+    weight: np.ndarray, scheme: Scheme, origin: str, importance: np.ndarray | None = None, gram: np.ndarray | None = None
+) -> LookupTensor:
     """Encode a weight ``[out, in, ...]``; trailing axes are flattened.
 
     Args:
@@ -41,6 +45,8 @@ def encode_lookup(weight: np.ndarray, scheme: Scheme, origin: str, importance: n
         scheme: a look-up scheme.
         origin: where the weight comes from, for complaints.
         importance: of each weight's squared error, positive, broadcastable to ``[out, in]``; none where all count alike.
+        gram: of the product's inputs, ``[in, in]``: weights are then rounded to the tables with error feedback
+            (:mod:`quantization.codecs.feedback`).
 
     Raises:
         SchemeError: the weight holds NaN or infinity, or does not fit fp16.
@@ -56,7 +62,27 @@ def encode_lookup(weight: np.ndarray, scheme: Scheme, origin: str, importance: n
         shares = None if importance is None else np.broadcast_to(importance, rows.shape)[start : start + group]
         tables[index], code_of = _table(_histogram(bits, shares), entries)
         codes[start : start + group] = code_of[bits]
+    if gram is not None:
+        grid = _TableGrid(tables, np.arange(len(rows)) // group)
+        codes = encode_with_feedback(rows.astype(np.float32), gram, grid, FEEDBACK_COLUMNS).astype(np.uint8)
     return LookupTensor(codes, tables, group)
+
+
+class _TableGrid:
+    """Fixed tables, one for each group of rows."""
+
+    def __init__(self, tables: np.ndarray, group_of_row: np.ndarray) -> None:
+        self.tables, self.group_of_row = tables.astype(np.float32), group_of_row
+
+    def fit(self, start: int, weights: np.ndarray) -> None:
+        """Nothing: the tables stay."""
+
+    def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes = np.empty(len(weights), np.int16)
+        for group, table in enumerate(self.tables):
+            here = self.group_of_row == group
+            codes[here] = np.searchsorted((table[1:] + table[:-1]) / 2, weights[here])
+        return codes, self.tables[self.group_of_row, codes]
 
 
 def decode_lookup(encoded: LookupTensor) -> np.ndarray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.shapes import sample_captions
-from exporters.calibrate import Key, calibrate
+from exporters.calibrate import calibrate
 from exporters.end_to_end import reference_picture
 from exporters.graphs import GraphOptions
 from exporters.parity import psnr_db, snr_db
@@ -18,11 +19,14 @@ from exporters.sampling import Sampling, plan_sampling
 from exporters.streamed import Streaming, Substitute, input_rounding, stream
 from exporters.student import BUILTIN_STUDENT, Student, open_student
 from exporters.torch_pipeline import Drawn, TorchPipeline
-from quantization.codecs.roundtrip import roundtrip
+from quantization.calibration import Key
+from quantization.codecs.codec import roundtrip
 from quantization.schemes import parse_scheme
+from quantization.sensitivity import Sensitivity
 from tests.exporters.test_restructure import torch_module
 
 PROMPTS = ["a red circle left of a blue square on a white background", "two green triangles on a black background"]
+KEY = ("transformer", "transformer_blocks.0.ff.net.2.weight")
 SIZES = {"tiny": (96, 160), "no qk_norm, no dual": (64, 64), "all dual, bf16": (64, 96)}
 
 
@@ -93,16 +97,17 @@ def test_gradients_are_those_of_torch(graph: str, students: dict[str, Student]) 
     assert compared > 10
 
 
-def test_sensitivities_are_sums_of_squared_gradients(students: dict[str, Student]) -> None:
+def test_sensitivities_are_sums_of_squared_gradients(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["no qk_norm, no dual"]
     options, sampling = options_of(student)
-    sensitivities = calibrate(student, options, sampling, PROMPTS[:1], seed=5)
-    key = ("transformer", "transformer_blocks.0.ff.net.2.weight")
-    gradients = []
+    sensitivity = calibrate(student, options, sampling, PROMPTS[:1], tmp_path, seed=5).known(*KEY)
+    assert sensitivity is not None
+    gradients, inputs = [], []
 
     def observe(product, x, weight_gradient, x_gradient) -> None:
-        if (product.weight.component, product.weight.name) == key:
+        if (product.weight.component, product.weight.name) == KEY:
             gradients.append(weight_gradient)
+            inputs.append(x.reshape(-1, x.shape[-1]))
 
     pipeline = TorchPipeline(student, options, sampling, Streaming({}, observe))
     noise, step_noise = pipeline.noise(1, 5)
@@ -110,16 +115,46 @@ def test_sensitivities_are_sums_of_squared_gradients(students: dict[str, Student
     picture.backward(torch.randn(picture.shape, generator=torch.Generator().manual_seed(5)) / picture.numel() ** 0.5)
     squares = sum(gradients).square()
     assert len(gradients) == len(sampling.timesteps)  # one for each step
-    assert np.allclose(sensitivities[key].rows, squares.sum(dim=1), rtol=1e-4)
-    assert np.allclose(sensitivities[key].columns, squares.sum(dim=0), rtol=1e-4)
+    assert np.allclose(sensitivity.rows, squares.sum(dim=1), rtol=1e-4)
+    assert np.allclose(sensitivity.columns, squares.sum(dim=0), rtol=1e-4)
+    assert sensitivity.gram is not None
+    seen = torch.cat(inputs).detach()
+    assert snr_db((seen.T @ seen).numpy(), np.asarray(sensitivity.gram)) > 100  # fp32 sums in another order
+
+
+def test_products_of_one_input_share_its_gram_matrix(students: dict[str, Student], tmp_path: Path) -> None:
+    student = students["tiny"]
+    options, sampling = options_of(student)
+    found = calibrate(student, options, sampling, PROMPTS, tmp_path)
+    block = "transformer_blocks.0"
+    grams = [
+        found.known("transformer", f"{block}.{name}.weight") for name in ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.0.proj")
+    ]
+    arrays = [np.asarray(known.gram) for known in grams if known is not None and known.gram is not None]
+    assert len(arrays) == 4
+    assert np.array_equal(arrays[0], arrays[1])
+    assert np.array_equal(arrays[0], arrays[2])
+    assert not np.array_equal(arrays[0], arrays[3])
+    linear = sum(known is not None and known.gram is not None for known in (found.known(*key) for key in found.weights()))
+    assert len(list((tmp_path / "grams").iterdir())) < linear
+
+
+def test_without_gram_matrices(students: dict[str, Student], tmp_path: Path) -> None:
+    student = students["no qk_norm, no dual"]
+    options, sampling = options_of(student)
+    sensitivity = calibrate(student, options, sampling, PROMPTS[:1], tmp_path, grams=False).known(*KEY)
+    assert sensitivity is not None
+    assert sensitivity.gram is None
 
 
 @pytest.fixture(scope="module")
-def builtin() -> tuple[Student, GraphOptions, Sampling, dict[Key, object]]:
+def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, GraphOptions, Sampling, dict[Key, Sensitivity]]:
     student = open_student(BUILTIN_STUDENT)
     options, sampling = options_of(student)
     captions = [str(caption) for caption in sample_captions(16, seed=1)]
-    return student, options, sampling, calibrate(student, options, sampling, captions)
+    found = calibrate(student, options, sampling, captions, tmp_path_factory.mktemp("calibration"))
+    known = {key: sensitivity for key in found.weights() if (sensitivity := found.known(*key)) is not None}
+    return student, options, sampling, known
 
 
 @pytest.mark.parametrize("scheme", ["int4g32", "lut4"])
@@ -158,8 +193,8 @@ def test_rounding_of_activations_is_foretold(builtin) -> None:
         assert abs(10 * np.log10(foretold / float((got - truth).square().mean()))) < 6
 
 
-def test_other_schedules_and_sizes(students: dict[str, Student]) -> None:
+def test_other_schedules_and_sizes(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["tiny"]
     options, sampling = options_of(student, 64, 96)
-    found = calibrate(student, options, replace(sampling, method="renoise"), PROMPTS[:1])
-    assert all(np.isfinite(s.rows).all() and s.rows.sum() >= 0 for s in found.values())
+    found = calibrate(student, options, replace(sampling, method="renoise"), PROMPTS[:1], tmp_path)
+    assert all(known is not None and known.rows.sum() >= 0 for known in (found.known(*key) for key in found.weights()))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quantization.codecs.codec import roundtrip
 from quantization.codecs.lookup import decode_lookup, encode_lookup
-from quantization.codecs.roundtrip import roundtrip
 from quantization.errors import SchemeError
 from quantization.schemes import parse_scheme
 

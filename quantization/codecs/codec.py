@@ -1,0 +1,66 @@
+"""Encode and decode a weight, whatever the scheme; what is known of the weight's part in the picture is made use of.
+
+================  ============================================================================================
+``intBgN``        with at most 4 bits: error feedback, where the product's inputs are known
+``lutB[gN]``      tables weighted by importance, then error feedback
+the others        their errors are small: to nearest
+================  ============================================================================================
+
+Without a :class:`~quantization.sensitivity.Sensitivity` every scheme is data-free.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantization.codecs.floating import encode_float
+from quantization.codecs.integer import IntegerTensor, decode_integer, encode_integer, encode_integer_with_feedback
+from quantization.codecs.lookup import LookupTensor, decode_lookup, encode_lookup
+from quantization.schemes import Scheme
+from quantization.sensitivity import Sensitivity
+
+FEEDBACK_BITS = 4
+
+
+def encode_codes(
+    weight: np.ndarray, scheme: Scheme, origin: str, known: Sensitivity | None = None
+) -> IntegerTensor | LookupTensor:
+    """Encode a weight as integers or table indices.
+
+    Args:
+        weight: ``[out, in, ...]``; float16, bfloat16, float32 or float64.
+        scheme: an integer or look-up scheme.
+        origin: where the weight comes from, for complaints.
+        known: its sensitivity; none for data-free encoding.
+
+    Raises:
+        SchemeError: the weight holds NaN or infinity, or does not fit.
+    """
+    gram = None if known is None else known.gram
+    if scheme.kind == "lookup":
+        if known is None:
+            return encode_lookup(weight, scheme, origin)
+        rows, columns = known.importance()
+        return encode_lookup(weight, scheme, origin, rows[:, None] * columns, gram)
+    if gram is not None and scheme.block is not None and scheme.bits <= FEEDBACK_BITS:
+        return encode_integer_with_feedback(weight, scheme, origin, gram)
+    return encode_integer(weight, scheme, origin)
+
+
+def roundtrip(weight: np.ndarray, scheme: Scheme, origin: str, known: Sensitivity | None = None) -> np.ndarray:
+    """The weight that a scheme stores, fp32, in the weight's own shape; of ``w8a8`` only the weights are meant.
+
+    Args:
+        weight: as of :func:`encode_codes`.
+        scheme: any scheme.
+        origin: where the weight comes from, for complaints.
+        known: its sensitivity; none for data-free encoding.
+
+    Raises:
+        SchemeError: the weight holds NaN or infinity, or does not fit.
+    """
+    if scheme.kind == "float":
+        return encode_float(weight, scheme.name, origin).astype(np.float32)
+    encoded = encode_codes(weight, scheme, origin, known)
+    decoded = decode_lookup(encoded) if isinstance(encoded, LookupTensor) else decode_integer(encoded)
+    return decoded.reshape(weight.shape)
