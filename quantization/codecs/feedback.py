@@ -2,8 +2,8 @@
 
 GPTQ (Frantar et al. 2022, arXiv 2210.17323, algorithm 1), after optimal brain surgery. For inputs ``x`` with Gram matrix
 ``G = sum x x^T``, the error of a product's output is ``tr(D G D^T)`` for a change ``D`` of the weight. Inputs are rounded in
-order; with ``U`` the upper Cholesky factor of the inverse of ``G``, rounding input ``j`` by ``e`` is made up for best by moving the
-weights of the inputs after it by ``-e U[j, k] / U[j, j]``. ``G`` is damped, so that inputs that the calibration hardly saw stay.
+order; with ``U`` the upper Cholesky factor of the inverse of ``G``, rounding input ``j`` by ``e`` is made up for best by moving
+the weights of the inputs after it by ``-e U[j, k] / U[j, j]``. ``G`` is damped: inputs that the calibration hardly saw stay.
 """
 
 from __future__ import annotations
