@@ -36,14 +36,16 @@ from deploy.manifest import (
     TextRecord,
     TokenizerRecord,
 )
-from deploy.tiers import Tier, find_tier
+from deploy.tiers import Tier, check_schemes, default_profile, find_tier
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.onnx.quantize import Kept
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
+from quantization.calibration import Calibration
 from quantization.profile import Profile, load_profile, uniform
 
+COMPONENTS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"})
 PARITY_LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""
 TOOLS = ("flash-deploy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
@@ -60,6 +62,7 @@ class BuildRequest:
         layout: ``native`` or ``optimum``.
         precision: how matrices are stored, all alike.
         profile: a profile's file, in place of a precision.
+        calibration: a folder that ``flash-deploy calibrate`` made of this student; without it every scheme is data-free.
         height: picture height in pixels.
         width: picture width in pixels.
         dynamic: let height and width change at run time.
@@ -79,6 +82,7 @@ class BuildRequest:
     layout: Literal["native", "optimum"] = "native"
     precision: Literal["fp32", "fp16"] | None = None
     profile: Path | None = None
+    calibration: Path | None = None
     height: int | None = None
     width: int | None = None
     dynamic: bool = False
@@ -102,6 +106,7 @@ class Plan:
     precision: Literal["fp32", "fp16", "mixed"]
     compute: Literal["fp32", "fp16"]
     profile: Profile
+    calibration: Calibration | None
     sampling: Sampling
     options: GraphOptions
     tokenizers: tuple[tuple[str, str, Any], ...]
@@ -143,7 +148,8 @@ def plan(request: BuildRequest) -> Plan:
     width = request.width or defaults.width or tier.resolution
     keep_t5 = (tier.keep_t5 and student.has_t5) if request.keep_t5 is None else request.keep_t5
     steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
-    profile = _choose_profile(request, tier)
+    profile = _choose_profile(request)
+    calibration = None if request.calibration is None else Calibration(request.calibration)
     precision = _precision(profile)
     tokenizers = _load_tokenizers(student, keep_t5)
     options = GraphOptions(
@@ -167,16 +173,21 @@ def plan(request: BuildRequest) -> Plan:
         raise InputError("The tier cannot run this profile.", [complaint], "use another scheme or another tier")
     kept_components = {component for graph in graphs for component in graph.components}
     addressed = ((c, name) for c in kept_components for name, weight in student.weights[c].items() if len(weight.shape) > 1)
-    profile.check_coverage(addressed)
-    return Plan(request, student, tier, precision, compute, profile, sampling, options, tokenizers, graphs)
+    profile.check_coverage(addressed, COMPONENTS - kept_components)
+    return Plan(request, student, tier, precision, compute, profile, calibration, sampling, options, tokenizers, graphs)
 
 
-def _choose_profile(request: BuildRequest, tier: Tier) -> Profile:
-    if request.profile is None:
-        return uniform(request.precision or tier.precision)
-    if request.precision is not None:
+def _choose_profile(request: BuildRequest) -> Profile:
+    if request.profile is not None and request.precision is not None:
         raise InputError("--precision and --profile cannot both be given.", remedy="a profile says how every weight is stored")
-    return load_profile(request.profile)
+    if request.profile is not None:
+        profile = load_profile(request.profile)
+    elif request.precision is not None:
+        return uniform(request.precision)  # a floating-point bundle is a reference: any tier may have one
+    else:
+        profile = default_profile(request.tier)
+    check_schemes(request.tier, profile)
+    return profile
 
 
 def _precision(profile: Profile) -> Literal["fp32", "fp16", "mixed"]:
@@ -218,6 +229,7 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
         # Reading the student to fingerprint it takes as long as tracing does, and leaves it in the page cache.
         fingerprint = pool.submit(made.student.fingerprint)
         resumable = any(partial.glob("*.done.json"))
+        _check_calibration(made, fingerprint)
         finished = {g.name: _finished(partial, g, _key(made, g, fingerprint.result())) for g in made.graphs} if resumable else {}
         models, kept = {}, {}
         for graph in made.graphs:
@@ -242,6 +254,12 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
         return seal(partial, made.request.output, manifest)
 
 
+def _check_calibration(made: Plan, fingerprint: concurrent.futures.Future[str]) -> None:
+    if made.calibration is not None and (of := made.calibration.recipe.fingerprint) != fingerprint.result():
+        complaint = Complaint(str(made.calibration.folder), "is of another student", fingerprint.result(), of)
+        raise InputError("The calibration cannot be used.", [complaint], "flash-deploy calibrate makes one of this student")
+
+
 class _Done(msgspec.Struct, frozen=True, kw_only=True):
     """A graph that was written: what the next build of the same needs to take it over."""
 
@@ -258,7 +276,8 @@ def _trace(made: Plan, graph: GraphSpec) -> tuple[Any, list[Kept]]:
     from exporters.onnx.trace import trace
 
     model = trace(graph, torch.float16 if made.compute == "fp16" else torch.float32)
-    return clean_up(model, PassOptions(made.profile, made.tier.attention, unalias_rows=made.tier.compute == "fp32"))
+    unalias = made.tier.compute == "fp32"
+    return clean_up(model, PassOptions(made.profile, made.tier.attention, made.calibration, unalias))
 
 
 def _write(partial: Path, graph: GraphSpec, model: Any, kept: list[Kept], reporter: Reporter) -> _Done:
@@ -334,6 +353,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
             for r in made.profile.rules
         ),
         kept=tuple(kept for done in records for kept in done.kept),
+        calibration_prompts=0 if made.calibration is None else len(made.calibration.recipe.prompts),
         sampling=SamplingRecord(method=made.sampling.method, sigmas=made.sampling.sigmas, timesteps=made.sampling.timesteps),
         picture=PictureRecord(
             height=made.options.height,
@@ -389,6 +409,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         rules,
         made.compute,
         msgspec.to_builtins(made.tier),
+        None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,
     ]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

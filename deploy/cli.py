@@ -91,6 +91,31 @@ StudentArgument = Annotated[
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)
 ]
+TierOption = Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help="Prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False),
+]
+HeightOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False),
+]
+WidthOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False),
+]
+KeepT5Option = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-t5/--drop-t5",
+        help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.",
+        show_default=False,
+    ),
+]
 VariantOption = Annotated[
     str | None,
     typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False),
@@ -101,32 +126,27 @@ VariantOption = Annotated[
 def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
     student: StudentArgument = None,
-    tier: Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")] = "desktop-cpu",
+    tier: TierOption = "desktop-cpu",
     format: Annotated[Format, typer.Option(help="Model format.")] = Format.onnx,  # noqa: A002
     layout: Annotated[
         Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")
     ] = Layout.native,
     precision: Annotated[
-        Precision | None, typer.Option(help="How matrices are stored. Default: the tier's.", show_default=False)
+        Precision | None, typer.Option(help="Store all matrices alike. Default: the tier's profile.", show_default=False)
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Profile (TOML): how each weight is stored, in place of --precision.", show_default=False)
+        Path | None, typer.Option(help="Profile (TOML): how each weight is stored, in place of the tier's.", show_default=False)
     ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `flash-deploy calibrate`: better codes from it; data-free without.", show_default=False),
     ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False),
-    ] = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")
     ] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False),
-    ] = None,
+    steps: StepsOption = None,
     sigmas: Annotated[
         str | None,
         typer.Option(
@@ -141,14 +161,7 @@ def build(
             show_default=False,
         ),
     ] = None,
-    keep_t5: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-t5/--drop-t5",
-            help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.",
-            show_default=False,
-        ),
-    ] = None,
+    keep_t5: KeepT5Option = None,
     max_sequence_length: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +191,7 @@ def build(
         layout=layout.value,
         precision=None if precision is None else precision.value,
         profile=profile,
+        calibration=calibration,
         height=height,
         width=width,
         dynamic=dynamic,
@@ -206,6 +220,124 @@ def build(
     typer.echo(render(inspect_bundle(bundle.folder)))
     parts = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in bars.seconds.items())
     typer.echo(f"built in {time.perf_counter() - began:.1f} s: {parts}")
+
+
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new calibration.", show_default=False)],
+    student: StudentArgument = None,
+    tier: TierOption = "desktop-cpu",
+    prompts: PromptsOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of the prompts are drawn.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and projections.")] = 0,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    steps: StepsOption = None,
+    keep_t5: KeepT5Option = None,
+    variant: VariantOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
+) -> None:
+    """Measure what errors of a student's weights do to its pictures, for better codes in builds and for tuning."""
+    _need_export()
+    from deploy.build import BuildRequest
+    from deploy.calibration import calibrate_student
+    from exporters.student import BUILTIN_STUDENT
+
+    request = BuildRequest(
+        output=output,
+        student=student or BUILTIN_STUDENT,
+        tier=tier,
+        height=height,
+        width=width,
+        steps=steps,
+        keep_t5=keep_t5,
+        variant=variant,
+        force=force,
+    )
+    with messages.status("calibrating") as status:
+        found = calibrate_student(request, prompts, count, seed, status.update)
+    typer.echo(f"{output}: {len(found.weights())} weights, {len(found.recipe.prompts)} prompts")
+
+
+@app.command()
+def tune(
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of the new profile (TOML).", show_default=False)],
+    student: StudentArgument = None,
+    tier: TierOption = "desktop-cpu",
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Bytes of all weights. Default: what --min-db needs.", show_default=False)
+    ] = None,
+    min_db: Annotated[
+        float | None,
+        typer.Option(help="PSNR of pictures against the student's. Default: 40, unless bytes are given.", show_default=False),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(help="Time of products over their time in fp32, on tiers that know it, e.g. 0.6.", show_default=False),
+    ] = None,
+    prompts: PromptsOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts that calibrate, and others that measure.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and projections.")] = 0,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `flash-deploy calibrate`, in place of an own calibration.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the Pareto front (picture and CSV) and every weight's options.", show_default=False),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for findings on the way. Default: beside the profile, removed at the end.", show_default=False),
+    ] = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    steps: StepsOption = None,
+    keep_t5: KeepT5Option = None,
+    variant: VariantOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
+) -> None:
+    """Choose a profile for a tier: measure sensitivities, search, and draw with what was found."""
+    _need_export()
+    from deploy.build import BuildRequest
+    from deploy.calibration import read_prompts
+    from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
+    from deploy.tune import tune as tune_profile
+    from deploy.tune_report import table, write_report
+    from exporters.student import BUILTIN_STUDENT
+
+    check_profile_file(output, force)
+    build_request = BuildRequest(
+        output=output,
+        student=student or BUILTIN_STUDENT,
+        tier=tier,
+        height=height,
+        width=width,
+        steps=steps,
+        keep_t5=keep_t5,
+        variant=variant,
+    )
+    request = TuneRequest(
+        build=build_request,
+        work=work or output.with_name(f".{output.name}.tuning"),
+        max_bytes=max_bytes,
+        min_db=min_db,
+        max_time=max_time,
+        prompts=() if prompts is None else read_prompts(prompts),
+        count=count,
+        calibration=calibration,
+        seed=seed,
+    )
+    began = time.perf_counter()
+    with messages.status("tuning") as status:
+        tuned = tune_profile(request, status.update)
+    write_profile(tuned, request, output)
+    typer.echo(table(tuned))
+    for file in [output, *(write_report(tuned, report) if report is not None else [])]:
+        typer.echo(str(file))
+    if work is None:
+        remove_work(request.work)
+    messages.print(f"tuned in {time.perf_counter() - began:.1f} s")
 
 
 @app.command()
@@ -321,12 +453,16 @@ def inspect(
 @app.command()
 def tiers() -> None:
     """List the device tiers."""
-    from deploy.tiers import all_tiers
+    from deploy.tiers import all_tiers, default_profile
 
     for name, tier in all_tiers().items():
         t5 = "T5 kept" if tier.keep_t5 else "T5 dropped"
-        facts = ["/".join(tier.formats), tier.precision, f"{tier.resolution} px", f"{tier.steps} steps", t5]
-        typer.echo(f"{name:18} {tier.description}: {', '.join(facts)}")
+        budgets = f"memory {tier.memory_bytes / 1e9:.1f} GB, download {tier.download_bytes / 1e9:.1f} GB"
+        facts = ["/".join(tier.formats), f"{tier.resolution} px", f"{tier.steps} steps", t5, budgets]
+        stored = dict.fromkeys(rule.scheme.name for rule in default_profile(name).rules)
+        typer.echo(f"{name}: {tier.description}")
+        typer.echo(f"    {', '.join(facts)}")
+        typer.echo(f"    default profile: {', '.join(stored)}; can run {', '.join(tier.schemes)}")
 
 
 @app.command("make-student")

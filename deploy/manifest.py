@@ -137,7 +137,11 @@ class KeptRecord(_Record, frozen=True):
 
 
 class Manifest(_Record, frozen=True):
-    """Everything a runtime must know of a bundle."""
+    """Everything a runtime must know of a bundle.
+
+    Attributes:
+        calibration_prompts: how many prompts the weights' codes were calibrated on; 0 means data-free.
+    """
 
     format: Literal["flash-deploy bundle"]
     version: int
@@ -150,6 +154,7 @@ class Manifest(_Record, frozen=True):
     precision: Literal["fp32", "fp16", "mixed"]
     profile: tuple[RuleRecord, ...]
     kept: tuple[KeptRecord, ...]
+    calibration_prompts: Size
     sampling: SamplingRecord
     picture: PictureRecord
     text: TextRecord

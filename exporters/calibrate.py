@@ -21,14 +21,15 @@ from exporters.sampling import Sampling
 from exporters.streamed import Product, Streaming
 from exporters.student import Student
 from exporters.torch_pipeline import TorchPipeline
-from quantization.calibration import GRAMS, Calibration, Entry, Key, Recipe, gram_file, save_calibration
+from quantization.calibration import GRAMS, Calibration, Entry, Key, Layer, Recipe, gram_file, save_calibration
 from quantization.schemes import BLOCKS
 
 
 class _Sums:
     """Running sums of one weight."""
 
-    def __init__(self, rows: int, columns: int) -> None:
+    def __init__(self, layer: Layer, rows: int, columns: int) -> None:
+        self.layer, self.inputs = layer, 0
         self.rows, self.columns = np.zeros(rows), np.zeros(columns)
         self.gradient: Tensor | None = None  # of the current prompt: a weight that is used at every step adds them up
         self.rounding: dict[int, float] = {}
@@ -47,7 +48,7 @@ class _Collector:
     def __call__(self, product: Product, x: Tensor, weight_gradient: Tensor, x_gradient: Tensor) -> None:
         key = (product.weight.component, product.weight.name)
         rows = product.weight.shape[0]
-        sums = self.sums.setdefault(key, _Sums(rows, product.weight.elements // rows))
+        sums = self.sums.setdefault(key, _Sums(_layer(product.layer), rows, product.weight.elements // rows))
         flat = weight_gradient.reshape(len(weight_gradient), -1)
         if isinstance(product.layer, nn.Embedding):  # a prompt has a few tokens; each row is as likely to be among them
             squares = (flat**2).sum(dim=0).double().numpy()
@@ -56,6 +57,8 @@ class _Collector:
             return
         sums.gradient = flat if sums.gradient is None else sums.gradient + flat
         channels = 1 if isinstance(product.layer, nn.Conv2d) else -1
+        stride = product.layer.stride[0] * product.layer.stride[1] if isinstance(product.layer, nn.Conv2d) else 1
+        sums.inputs += x.numel() // x.shape[channels] // int(stride)
         for block in self.blocks:
             error = _rounding_error(x.movedim(channels, -1), x_gradient.movedim(channels, -1), block)
             sums.rounding[block] = sums.rounding.get(block, 0.0) + error
@@ -89,6 +92,12 @@ class _Collector:
                 sums.rows += squares.sum(dim=1).double().numpy()
                 sums.columns += squares.sum(dim=0).double().numpy()
                 sums.gradient = None
+
+
+def _layer(module: nn.Module) -> Layer:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "convolution" if isinstance(module, nn.Conv2d) else "embedding"
 
 
 def _rounding_error(x: Tensor, gradient: Tensor, block: int) -> float:
@@ -153,7 +162,14 @@ def calibrate(
     )
     count = len(prompts)
     entries = [
-        Entry(component=component, name=name, rounding={b: e / count for b, e in sums.rounding.items()}, gram=sums.gram)
+        Entry(
+            component=component,
+            name=name,
+            layer=sums.layer,
+            inputs=sums.inputs // count,
+            rounding={b: e / count for b, e in sums.rounding.items()},
+            gram=sums.gram,
+        )
         for (component, name), sums in collector.sums.items()
     ]
     save_calibration(folder, recipe, entries, [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()])

@@ -77,6 +77,8 @@ def input_rounding(scheme: Scheme) -> Callable[[Tensor], Tensor] | None:
 
 
 def _round_tensor(x: Tensor) -> Tensor:
+    if x.ndim == 4:  # convolutions have no such kernel; their weights alone are stored in 8 bits
+        return x
     axes = tuple(range(1 if x.ndim > 2 else 0, x.ndim))
     low, high = x.amin(dim=axes, keepdim=True).clamp(max=0), x.amax(dim=axes, keepdim=True).clamp(min=0)
     step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
@@ -85,7 +87,7 @@ def _round_tensor(x: Tensor) -> Tensor:
 
 
 def _round_blocks(x: Tensor, block: int) -> Tensor:
-    if x.ndim == 4:  # convolutions have no such kernel and keep their weights' floating-point form
+    if x.ndim == 4:
         return x
     blocks = F.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
     step = (blocks.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)

@@ -12,6 +12,7 @@ Products that share an input (query, key and value) share its Gram matrix.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from quantization.errors import Complaint, InputError
 from quantization.sensitivity import Sensitivity
 
 FILE, VECTORS, GRAMS = "calibration.json", "vectors.npz", "grams"
+Layer = Literal["linear", "convolution", "embedding"]
 Key = tuple[str, str]
 """A weight: (component, tensor name)."""
 
@@ -53,10 +55,21 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One weight: its squared gradients are in the vectors under its index; ``gram`` is the number of its Gram matrix."""
+    """One weight: its squared gradients are in the vectors under its index; ``gram`` is the number of its Gram matrix.
+
+    Attributes:
+        component: whose it is.
+        name: its tensor's name.
+        layer: what kind of layer it is of.
+        inputs: vectors that it is multiplied by in one picture (tokens times steps; pixels of a convolution's output).
+        rounding: as :class:`~quantization.sensitivity.Sensitivity` has it.
+        gram: the number of its Gram matrix.
+    """
 
     component: str
     name: str
+    layer: Layer
+    inputs: int
     rounding: dict[int, float]
     gram: int | None = None
 
@@ -96,6 +109,10 @@ class Calibration:
     def weights(self) -> list[Key]:
         """The weights that it knows, in the order in which the student uses them last."""
         return list(self._entries)
+
+    def entry(self, component: str, name: str) -> Entry:
+        """What the index says of a weight that it knows."""
+        return self._entries[component, name][1]
 
     def known(self, component: str, name: str) -> Sensitivity | None:
         """What is known of a weight; none for weights that the calibration did not meet.

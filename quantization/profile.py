@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,17 +70,19 @@ class Profile:
         complaint = Complaint(f"{component}: {name}", "no rule speaks of this weight")
         raise ProfileError("The profile leaves a weight out.", [complaint], 'begin it with a rule for component "*", weights "*"')
 
-    def check_coverage(self, weights: Iterable[tuple[str, str]]) -> None:
+    def check_coverage(self, weights: Iterable[tuple[str, str]], absent: Iterable[str] = ()) -> None:
         """Refuse rules that match none of the weights, given as (component, name), and weights that no rule matches.
+
+        Rules that name an ``absent`` component, one that is not part of this bundle (T5, dropped), may match nothing.
 
         Raises:
             ProfileError: there are such rules (typos, most likely) or such weights.
         """
-        known = list(weights)
+        known, missing = list(weights), set(absent)
         complaints = [
             Complaint(f"rule {i + 1}", "matches no weight", got=f'component "{rule.component}", weights "{rule.weights}"')
             for i, rule in enumerate(self.rules)
-            if not any(rule.matches(component, name) for component, name in known)
+            if rule.component not in missing and not any(rule.matches(component, name) for component, name in known)
         ]
         if complaints:
             raise ProfileError("The profile does not fit the student.", complaints, "`flash-deploy inspect` lists its components")
@@ -119,6 +122,21 @@ def load_profile(file: Path) -> Profile:
     if complaints:
         raise ProfileError("The profile cannot be used.", complaints)
     return Profile(tuple(rules))
+
+
+def profile_toml(profile: Profile, comment: str = "") -> str:
+    """A profile as TOML; :func:`load_profile` reads it back.
+
+    Args:
+        profile: the profile.
+        comment: put before the rules, line by line.
+    """
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    for rule in profile.rules:
+        entry = {"component": rule.component, "weights": rule.weights, "scheme": rule.scheme.name, "reason": rule.reason}
+        # JSON strings are TOML's basic strings, but for DEL, which no tensor's name holds.
+        lines += ["", "[[rule]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items() if value)]
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _entry_complaints(entry: object, where: str) -> list[Complaint]:

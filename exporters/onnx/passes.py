@@ -12,6 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
 
 from exporters.onnx.quantize import Kept, QuantizeWeights
 from exporters.onnx.weights import STAMP, LazyWeight
+from quantization.calibration import Calibration
 from quantization.profile import Profile
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
@@ -25,11 +26,13 @@ class PassOptions:
         profile: how weights are stored.
         attention: ``MultiHeadAttention`` (com.microsoft: onnxruntime's flash kernel on CPU, and the one on WebGPU) or
             ``Attention`` (ai.onnx 23).
+        calibration: what is known of the weights, for schemes that make use of it.
         unalias_rows: pad feed-forward activations whose rows would fall on the same cache sets (CPUs).
     """
 
     profile: Profile
     attention: AttentionKernel = "MultiHeadAttention"
+    calibration: Calibration | None = None
     unalias_rows: bool = False
 
 
@@ -39,7 +42,7 @@ def clean_up(model: ir.Model, options: PassOptions) -> tuple[ir.Model, list[Kept
     Returns:
         The model, and the weights that could not take the scheme that a rule gave them.
     """
-    quantize = QuantizeWeights(options.profile)
+    quantize = QuantizeWeights(options.profile, options.calibration)
     passes: list[InPlacePass | Callable[[ir.Model], PassResult]] = [
         FoldTransposedWeights(),  # before folding constants, which would read each weight to transpose it
         _FoldConstants(),  # shapes that the exporter computes node by node

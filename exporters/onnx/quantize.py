@@ -31,13 +31,29 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from exporters.onnx.weights import STAMP, LazyWeight
 from exporters.weights import Weight
-from quantization.codecs.integer import IntegerTensor, encode_integer
+from quantization.calibration import Calibration, Layer
+from quantization.codecs.codec import encode_codes
+from quantization.codecs.integer import IntegerTensor
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
 SCALE_FORMS = ("scales", "block scales")
 BESIDE_CODES = (*SCALE_FORMS, "block zeros")  # what is no weight itself
 FLOAT_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+
+
+_READERS: dict[Layer, set[str]] = {"linear": {"MatMul", "Gemm"}, "convolution": {"Conv"}, "embedding": {"Gather"}}
+
+
+def unsupported(layer: Layer, scheme: Scheme) -> str:
+    """Why onnxruntime has no form for a layer's weight in a scheme; empty where it has one."""
+    if scheme.kind == "lookup":
+        return "onnxruntime has no operator for look-up tables"
+    if scheme.block is not None and layer == "convolution":
+        return "onnxruntime has no convolution with block scales"
+    if scheme.block is not None and layer == "embedding":
+        return "embeddings take int8 only"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +69,8 @@ class Kept:
 class _Encoding:
     """One weight's codes and scales: encoded when the first of them is written, dropped after the last."""
 
-    def __init__(self, weight: Weight, scheme: Scheme) -> None:
-        self.weight, self.scheme = weight, scheme
+    def __init__(self, weight: Weight, scheme: Scheme, calibration: Calibration | None) -> None:
+        self.weight, self.scheme, self.calibration = weight, scheme, calibration
         self._left: set[str] = set()
         self._made: IntegerTensor | None = None
 
@@ -65,7 +81,10 @@ class _Encoding:
 
     def take(self, form: str) -> IntegerTensor:
         if self._made is None:
-            self._made = encode_integer(self.weight.load(), self.scheme, self.weight.origin)
+            known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
+            made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known)
+            assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
+            self._made = made
         made = self._made
         self._left.discard(form)
         if not self._left:
@@ -125,14 +144,15 @@ class QuantizeWeights(InPlacePass):
 
     Args:
         profile: the rules.
+        calibration: what is known of the weights; without it every scheme is data-free.
 
     Attributes:
         kept: what kept its floating-point form, with the reasons.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, calibration: Calibration | None = None) -> None:
         super().__init__()
-        self.profile = profile
+        self.profile, self.calibration = profile, calibration
         self.kept: list[Kept] = []
 
     def call(self, model: ir.Model) -> PassResult:
@@ -163,13 +183,12 @@ class QuantizeWeights(InPlacePass):
         kinds = {reader.op_type for reader in readers}
         if len(readers) != 1 or value.is_graph_output():
             return "it has several readers"
-        if scheme.kind == "lookup":
-            return "onnxruntime has no operator for look-up tables"
-        if kinds == {"Conv"}:
-            return "" if scheme.block is None else "onnxruntime has no convolution with block scales"
-        if kinds == {"Gather"} and scheme.block is None and readers[0].inputs[0] is value and not any(tensor.padding):
-            return ""
-        if kinds not in ({"MatMul"}, {"Gemm"}) or readers[0].inputs[1] is not value:
+        layer = next((layer for layer, readers_of in _READERS.items() if kinds <= readers_of), None)
+        if layer is None or (layer == "embedding" and (readers[0].inputs[0] is not value or any(tensor.padding))):
+            return f"it is read by {'/'.join(kinds)}, not by a product"
+        if reason := unsupported(layer, scheme):
+            return reason
+        if layer == "linear" and readers[0].inputs[1] is not value:
             return f"it is read by {'/'.join(kinds)}, not by a product"
         if any(tensor.padding):
             return "it is padded"
@@ -186,7 +205,7 @@ class QuantizeWeights(InPlacePass):
         node = value.consumers()[0]
         rows = tensor.weight.shape[0]
         columns = tensor.weight.elements // rows
-        encoding = _Encoding(tensor.weight, scheme)
+        encoding = _Encoding(tensor.weight, scheme, self.calibration)
 
         def initializer(suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
             made = encoding.part(f"{value.name}.{suffix}", dtype, shape, form)

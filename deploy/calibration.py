@@ -1,0 +1,90 @@
+"""Calibrations from the command line's side: which prompts, where to, whole or absent."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from deploy.build import BuildRequest, plan
+from deploy.errors import Complaint, InputError
+from exporters.calibrate import calibrate
+from exporters.student import Student
+from quantization.calibration import FILE, Calibration
+
+
+def default_prompts(student: Student) -> tuple[str, ...]:
+    """The student's own ``prompts.txt``, where its folder has one; else prompts of all sorts."""
+    own = student.path / "prompts.txt"
+    if student.path.is_dir() and own.is_file():
+        return read_prompts(own)
+    with resources.as_file(resources.files("deploy").joinpath("prompts.txt")) as file:
+        return read_prompts(file)
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """One prompt a line; empty lines do not count.
+
+    Raises:
+        InputError: the file cannot be read or holds none.
+    """
+    try:
+        lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        complaint = Complaint(str(file), str(error))
+        raise InputError("The prompts cannot be read.", [complaint], "one prompt a line, in UTF-8") from error
+    if not lines:
+        raise InputError("There are no prompts.", [Complaint(str(file), "empty")], "one prompt a line")
+    return lines
+
+
+def open_calibration(folder: Path, student: Student) -> Calibration:
+    """A calibration of this very student.
+
+    Raises:
+        InputError: it is damaged, or of another student.
+    """
+    found = Calibration(folder)
+    if found.recipe.fingerprint != (wanted := student.fingerprint()):
+        complaint = Complaint(str(folder), "is of another student", wanted, found.recipe.fingerprint)
+        raise InputError("The calibration cannot be used.", [complaint], "flash-deploy calibrate makes one of this student")
+    return found
+
+
+def calibrate_student(
+    request: BuildRequest, prompts: Path | None, count: int, seed: int, tell: Callable[[str], None]
+) -> Calibration:
+    """Calibrate into ``request.output``, which appears when it is whole.
+
+    Raises:
+        InputError: the student, the tier, an option, the prompts or the folder cannot be used.
+    """
+    output = request.output.resolve()
+    if output.exists() and not (request.force and (output / FILE).is_file()):
+        remedy = "give another folder" if request.force else "give another folder, or --force to replace a calibration"
+        raise InputError(f"{output} is there already.", remedy=remedy)
+    draft = output.with_name(f".{output.name}.partial")
+    made = plan(replace(request, output=draft / "never"))
+    chosen = (default_prompts(made.student) if prompts is None else read_prompts(prompts))[:count]
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        calibrate(
+            made.student,
+            made.options,
+            made.sampling,
+            chosen,
+            draft,
+            seed=seed,
+            on_prompt=lambda done: tell(f"calibrating, prompt {done} of {len(chosen)}"),
+        )
+        if output.exists():
+            shutil.rmtree(output)
+        draft.rename(output)
+    except OSError as error:
+        raise InputError("The calibration cannot be written.", [Complaint(str(output), str(error))]) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Calibration(output)

@@ -1,0 +1,435 @@
+"""Choose a profile: measure how sensitive each weight is, search, then draw with what was found.
+
+1. Calibrate (:mod:`exporters.calibrate`): what an error of each weight does to the picture.
+2. Encode every weight in every scheme that the tier can run, and foretell each one's error.
+3. Draw with every uniform scheme; what they show corrects the forecasts, scheme by scheme.
+4. For a row of sizes, find the choice of least foretold error (:mod:`quantization.search`), and draw with it.
+5. Of what keeps to the limits, take the choice that drew best.
+
+Each finding is written to the working folder at once: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from deploy.build import BuildRequest, plan
+from deploy.calibration import default_prompts, open_calibration
+from deploy.errors import Complaint, InputError
+from deploy.tiers import Tier
+from exporters.calibrate import calibrate
+from exporters.graphs import GraphOptions
+from exporters.onnx.quantize import unsupported
+from exporters.sampling import Sampling
+from exporters.streamed import Streaming, Substitute, input_rounding
+from exporters.student import Student
+from exporters.torch_pipeline import Drawn, TorchPipeline
+from quantization.calibration import FILE, Calibration, Key
+from quantization.codecs.codec import roundtrip
+from quantization.profile import Profile, profile_toml
+from quantization.rules import as_profile
+from quantization.schemes import Scheme, parse_scheme
+from quantization.search import Limits, Option, choose
+
+DEFAULT_MIN_DB = 40.0  # differences that are not seen side by side
+SIZES = 10  # points of the Pareto front
+BASE = parse_scheme("fp16")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What to tune; the limits are on sums over the whole bundle.
+
+    Attributes:
+        build: the student, the tier and what shapes the graphs; its output is the profile's file.
+        max_bytes: of all weights.
+        min_db: PSNR that pictures must reach against the student's, on average of squares.
+        max_time: foretold time of all products over their time in fp32, on tiers that know it.
+        prompts: drawn in the calibration and, others of them, to measure.
+        count: how many of them for each.
+        calibration: a folder that ``flash-deploy calibrate`` made, in place of an own calibration.
+        seed: of noise and projections.
+        work: folder for what is found on the way.
+    """
+
+    build: BuildRequest
+    work: Path
+    max_bytes: int | None = None
+    min_db: float | None = None
+    max_time: float | None = None
+    prompts: tuple[str, ...] = ()
+    count: int = 16
+    calibration: Path | None = None
+    seed: int = 0
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What pictures drawn with a choice are like, against the student's own.
+
+    Attributes:
+        mean_square: error of the pictures, in [0, 1] squared.
+        psnr_db: mean over the pictures.
+        psnr_p5_db: of the worst of twenty.
+        latent_db: signal-to-noise ratio of the latents.
+    """
+
+    mean_square: float
+    psnr_db: float
+    psnr_p5_db: float
+    latent_db: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice: how large, how good as foretold, how good as drawn."""
+
+    name: str
+    choice: Mapping[Key, Scheme]
+    size_bytes: int
+    time: float
+    foretold_db: float
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome: the chosen profile, its point, all points, and the options of every weight."""
+
+    profile: Profile
+    chosen: Point
+    points: tuple[Point, ...]
+    options: Mapping[Key, Sequence[Option]]
+
+
+class Tuning:
+    """One search, with everything that it has measured so far.
+
+    Args:
+        request: what to tune.
+        tell: told of every stage.
+    """
+
+    def __init__(self, request: TuneRequest, tell: Tell | None = None) -> None:
+        self.request, self.tell = request, tell or (lambda text: None)
+        made = plan(replace(request.build, output=request.work / "never"))
+        self.student: Student = made.student
+        self.tier: Tier = made.tier
+        self.options: GraphOptions = made.options
+        self.sampling: Sampling = made.sampling
+        prompts = request.prompts or default_prompts(made.student)
+        if len(prompts) < 2:
+            raise InputError(
+                "Too few prompts.", [Complaint("--prompts", "one part calibrates, another measures", "2 at least", "1")]
+            )
+        count = min(request.count, len(prompts) // 2)
+        self.calibration_prompts, self.test_prompts = prompts[:count], prompts[count : 2 * count]
+        request.work.mkdir(parents=True, exist_ok=True)
+        self.calibration = self._calibrate()
+        self.keys = self.calibration.weights()
+
+    def _calibrate(self) -> Calibration:
+        if self.request.calibration is not None:
+            return open_calibration(self.request.calibration, self.student)
+        recipe = [self.student.fingerprint(), self.calibration_prompts, self.request.seed, str(self.options)]
+        folder = self.request.work / f"calibration-{_digest(recipe)}"
+        if not (folder / FILE).is_file():
+            folder.mkdir(exist_ok=True)
+            total = len(self.calibration_prompts)
+            calibrate(
+                self.student,
+                self.options,
+                self.sampling,
+                self.calibration_prompts,
+                folder,
+                seed=self.request.seed,
+                on_prompt=lambda done: self.tell(f"calibrating, prompt {done} of {total}"),
+            )
+        return Calibration(folder)
+
+    def weight(self, key: Key) -> np.ndarray:
+        """A weight as the student stores it."""
+        return self.student.weights[key[0]][key[1]].load()
+
+    def legal(self, key: Key) -> list[Scheme]:
+        """How the tier can store a weight."""
+        layer = self.calibration.entry(*key).layer
+        schemes = [parse_scheme(name) for name in self.tier.schemes]
+        fit = [scheme for scheme in schemes if not unsupported(layer, scheme)]
+        # Away from products, w8a8 means int8: its activations are not rounded.
+        return [scheme for scheme in fit if layer == "linear" or not scheme.dynamic_activations]
+
+    def foretell(self) -> dict[Key, list[Option]]:
+        """Every weight's options, their errors foretold; kept in a file, weight by weight."""
+        file = self.request.work / f"errors-{self._digest()}.jsonl"
+        known = _read_lines(file)
+        with file.open("a", encoding="utf-8") as out:
+            for i, key in enumerate(self.keys):
+                self.tell(f"encoding, weight {i + 1} of {len(self.keys)}")
+                sensitivity = self.calibration.known(*key)
+                assert sensitivity is not None
+                for scheme in self.legal(key):
+                    name = "/".join((*key, scheme.name))
+                    if name not in known:
+                        weight = self.weight(key)
+                        stored = roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity)
+                        known[name] = sensitivity.weight_error(weight, stored) + sensitivity.rounding_error(scheme)
+                        out.write(json.dumps([name, known[name]]) + "\n")
+                        out.flush()
+        work = {key: self._work(key) for key in self.keys}
+        total = sum(work.values())
+        return {
+            key: [
+                Option(
+                    scheme,
+                    scheme.size_bytes(self.weight(key).shape),
+                    known["/".join((*key, scheme.name))],
+                    self.tier.relative_time.get(scheme.name, 1.0) * work[key] / total,
+                )
+                for scheme in self.legal(key)
+            ]
+            for key in self.keys
+        }
+
+    def _work(self, key: Key) -> float:
+        """Multiplications of a weight in one picture."""
+        entry = self.calibration.entry(*key)
+        return 0.0 if entry.layer == "embedding" else float(entry.inputs) * self.weight(key).size
+
+    def measure(self, choice: Mapping[Key, Scheme]) -> Measured:
+        """Draw the test prompts with a choice; kept in a file."""
+        file = self.request.work / f"measured-{self._digest()}.jsonl"
+        name = _digest(sorted(("/".join(key), scheme.name) for key, scheme in choice.items()))
+        known = _read_lines(file)
+        if name not in known:
+            drawn = self._draw(
+                Streaming({key: self._substitute(key, scheme) for key, scheme in choice.items() if scheme != BASE})
+            )
+            known[name] = msgspec.to_builtins(compare(self._reference(), drawn))
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps([name, known[name]]) + "\n")
+        return msgspec.convert(known[name], Measured)
+
+    def _substitute(self, key: Key, scheme: Scheme) -> Substitute:
+        """What stands for a weight; stored once, for every picture reads it."""
+        file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name])}.npy"
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key))
+            draft = file.with_suffix(".draft")
+            with draft.open("wb") as out:
+                np.save(out, stored, allow_pickle=False)
+            draft.rename(file)
+        return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), input_rounding(scheme))
+
+    def _reference(self) -> Drawn:
+        file = self.request.work / f"reference-{self._digest()}.npz"
+        if not file.is_file():
+            drawn = self._draw(Streaming({}))
+            with file.open("wb") as out:
+                np.savez(out, allow_pickle=False, latents=drawn.latents.numpy(), pictures=drawn.pictures.numpy())
+        with np.load(file, allow_pickle=False) as arrays:
+            return Drawn(torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["pictures"]))
+
+    def _draw(self, streaming: Streaming) -> Drawn:
+        pipeline = TorchPipeline(self.student, self.options, self.sampling, streaming)
+        noise, step_noise = pipeline.noise(len(self.test_prompts), self.request.seed + 1)
+        with torch.no_grad():
+            drawn = [
+                pipeline.draw([prompt], noise[i : i + 1], step_noise[:, i : i + 1]) for i, prompt in enumerate(self.test_prompts)
+            ]
+        return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
+
+    def _digest(self) -> str:
+        """Of all that findings depend on."""
+        return _digest([msgspec.to_builtins(self.calibration.recipe), self.test_prompts, self.request.seed, str(self.options)])
+
+
+def compare(reference: Drawn, drawn: Drawn) -> Measured:
+    """Pictures and latents against those of the student.
+
+    Raises:
+        InputError: something is not finite.
+    """
+    if not all(tensor.isfinite().all() for tensor in (*vars(reference).values(), *vars(drawn).values())):
+        raise InputError("A picture cannot be compared.", [Complaint("pictures", "NaN or infinite values")])
+    squares = (reference.pictures - drawn.pictures).double().square().mean(dim=(1, 2, 3)).numpy()
+    psnr = -10 * np.log10(np.maximum(squares, 1e-12))  # 120 dB stands for equal
+    moved = float((reference.latents - drawn.latents).double().square().sum())
+    return Measured(
+        mean_square=float(squares.mean()),
+        psnr_db=float(psnr.mean()),
+        psnr_p5_db=float(np.percentile(psnr, 5)),
+        latent_db=min(120.0, 10 * float(np.log10(float(reference.latents.double().square().sum()) / max(moved, 1e-30)))),
+    )
+
+
+def tune(request: TuneRequest, tell: Tell | None = None) -> Tuned:
+    """Choose a profile.
+
+    Raises:
+        InputError: the limits cannot be met, or the request cannot be fulfilled.
+    """
+    tuning = Tuning(request, tell)
+    options = tuning.foretell()
+    uniforms = [_measured(tuning, point) for point in _uniform_points(tuning, options)]
+    options = _corrected(options, uniforms)
+    points = []
+    for i, limit in enumerate(_sizes(options, request)):
+        tuning.tell(f"searching and drawing, size {i + 1}")
+        chosen = choose(list(options.values()), "error", Limits(size_bytes=limit, time=request.max_time))
+        points.append(_measured(tuning, _point(f"searched {i + 1}", options, dict(zip(options, chosen, strict=True)))))
+    points = list({p.size_bytes: p for p in points}.values())
+    best = _best(request, points)
+    reasons = {key: _reason(options[key], best.choice[key]) for key in best.choice}
+    return Tuned(as_profile(best.choice, BASE, reasons), best, (*uniforms, *points), options)
+
+
+def _uniform_points(tuning: Tuning, options: Mapping[Key, Sequence[Option]]) -> list[Point]:
+    """Every scheme of the tier for all weights that take it; the others keep the base scheme."""
+    points = []
+    for name in tuning.tier.schemes:
+        scheme = parse_scheme(name)
+        chosen = {}
+        for key, found in options.items():
+            by_name = {option.scheme.name: option for option in found}
+            chosen[key] = by_name.get(scheme.name, by_name.get(BASE.name, found[0]))
+        points.append(_point(name, options, chosen))
+    return points
+
+
+def _point(name: str, options: Mapping[Key, Sequence[Option]], chosen: Mapping[Key, Option]) -> Point:
+    error = sum(option.error for option in chosen.values())
+    return Point(
+        name,
+        {key: option.scheme for key, option in chosen.items()},
+        sum(option.size_bytes for option in chosen.values()),
+        sum(option.time for option in chosen.values()),
+        -10 * float(np.log10(max(error, 1e-12))),
+    )
+
+
+def _measured(tuning: Tuning, point: Point) -> Point:
+    tuning.tell(f"drawing with {point.name}")
+    return replace(point, measured=tuning.measure(point.choice))
+
+
+def _corrected(options: Mapping[Key, Sequence[Option]], uniforms: Sequence[Point]) -> dict[Key, list[Option]]:
+    """Forecasts times what each scheme's uniform choice showed over what it was foretold.
+
+    Forecasts add up errors that are small and independent; what large ones do together is seen here.
+    """
+    factor = {}
+    for point in uniforms:
+        assert point.measured is not None
+        factor[point.name] = max(point.measured.mean_square, 1e-12) / max(10 ** (-point.foretold_db / 10), 1e-12)
+    return {
+        key: [replace(option, error=option.error * factor.get(option.scheme.name, 1.0)) for option in found]
+        for key, found in options.items()
+    }
+
+
+def _sizes(options: Mapping[Key, Sequence[Option]], request: TuneRequest) -> list[float]:
+    """Sizes to search at: a row from the largest to the least that there are, and the limit with some below it."""
+    least, most = (sum(pick(option.size_bytes for option in found) for found in options.values()) for pick in (min, max))
+    row = np.geomspace(most, least + 1, SIZES)  # a byte more: the very least there is would be hard on a solver
+    if request.max_bytes is not None and request.max_bytes < most:
+        choose(list(options.values()), "error", Limits(size_bytes=request.max_bytes))  # complains if that is too little
+        near = request.max_bytes * np.array([1.0, 0.99, 0.97, 0.94])
+        row = np.concatenate([near[near > least], row])
+    return [float(size) for size in row]
+
+
+def _best(request: TuneRequest, points: Sequence[Point]) -> Point:
+    """The least error within the bytes; or, where quality is the limit, the least bytes that reach it."""
+    if request.max_bytes is not None:
+        points = [point for point in points if point.size_bytes <= request.max_bytes]
+        if request.min_db is None:
+            return min(points, key=_mean_square)
+    wanted = DEFAULT_MIN_DB if request.min_db is None else request.min_db
+    good = [point for point in points if -10 * np.log10(max(_mean_square(point), 1e-12)) >= wanted]
+    if not good:
+        best = min(points, key=_mean_square)
+        got = -10 * float(np.log10(max(_mean_square(best), 1e-12)))
+        complaint = Complaint("--min-db", "is not reached", f"{wanted:g} dB", f"{got:.1f} dB with {best.size_bytes} bytes")
+        raise InputError("No choice is good enough.", [complaint], "ask for fewer dB, or allow more bytes or time")
+    return min(good, key=lambda point: point.size_bytes)
+
+
+def _mean_square(point: Point) -> float:
+    assert point.measured is not None
+    return point.measured.mean_square
+
+
+def _reason(options: Sequence[Option], scheme: Scheme) -> str:
+    """What the chosen scheme costs, and what the next smaller one would."""
+    taken = next(option for option in options if option.scheme == scheme)
+    smaller = [option for option in options if option.size_bytes < taken.size_bytes]
+    said = f"foretold {_db(taken.error)}"
+    if smaller:
+        best = min(smaller, key=lambda option: option.error)
+        said += f"; {best.scheme.name} would save {taken.size_bytes - best.size_bytes} bytes and give {_db(best.error)}"
+    return said
+
+
+def _db(error: float) -> str:
+    return "no error" if error <= 1e-12 else f"{-10 * np.log10(error):.0f} dB"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+def _read_lines(file: Path) -> dict[str, Any]:
+    """What was found before; a line that was cut short is not there."""
+    found: dict[str, Any] = {}
+    if file.is_file():
+        for line in file.read_text("utf-8").splitlines():
+            try:
+                name, value = json.loads(line)
+            except ValueError:
+                continue
+            found[name] = value
+    return found
+
+
+def check_profile_file(file: Path, force: bool) -> None:
+    """Refuse a place that a profile cannot be written to, before the work.
+
+    Raises:
+        InputError: it is there already, or its folder is not.
+    """
+    if file.is_dir() or (file.exists() and not force):
+        raise InputError(f"{file} is there already.", remedy="give another file, or --force to replace it")
+    if not file.resolve().parent.is_dir():
+        raise InputError(f"{file.resolve().parent} is not a folder.", remedy="make it first")
+
+
+def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
+    """Write the chosen profile, with what it is beside it."""
+    found = tuned.chosen.measured
+    assert found is not None
+    prompts = "calibrated" if request.calibration is None else f"calibrated by {request.calibration.name}"
+    comment = (
+        f"Chosen by flash-deploy tune for {request.build.tier}: {tuned.chosen.size_bytes} bytes of weights, "
+        f"pictures {found.psnr_db:.1f} dB PSNR (5th percentile {found.psnr_p5_db:.1f}).\n"
+        f"Measured on {request.build.student.name}, {prompts}, seed {request.seed}. Build with --calibration for the same codes."
+    )
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(profile_toml(tuned.profile, comment), "utf-8")
+    draft.replace(file)
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a working folder that is no longer needed."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,111 @@
+"""What a search found, as files: the Pareto front as a picture and as CSV, and every weight's options."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.tune import Point, Tuned
+
+EQUAL_DB = 100.0  # pictures that differ less are the same in any format
+AXES: list[tuple[str, Callable[[Point], float]]] = [
+    ("size of all weights, MB", lambda point: point.size_bytes / 1e6),
+    ("time of products over fp32", lambda point: point.time),
+]
+
+
+def write_report(tuned: Tuned, folder: Path) -> list[Path]:
+    """Write ``pareto.csv``, ``pareto.png`` and ``sensitivity.csv`` into a folder; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_pareto_csv(tuned, folder / "pareto.csv"), _pareto_png(tuned, folder / "pareto.png"), _sensitivity_csv(tuned, folder)]
+
+
+def table(tuned: Tuned) -> str:
+    """Every choice that was drawn with, smallest first, as lines of text; the chosen one is starred."""
+    lines = ["  choice             bytes   time  foretold  drawn  5th percentile  latents (dB)"]
+    for point in sorted(tuned.points, key=lambda point: point.size_bytes):
+        assert point.measured is not None
+        star = "*" if point is tuned.chosen else " "
+        found = point.measured
+        lines.append(
+            f"{star} {point.name:12} {point.size_bytes:11d}  {point.time:5.2f}  {point.foretold_db:8.1f} {picture_db(point):6.1f}"
+            f"  {found.psnr_p5_db:14.1f}  {found.latent_db:7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def _pareto_csv(tuned: Tuned, file: Path) -> Path:
+    head = ["choice", "bytes", "relative_time", "foretold_db", "picture_db", "psnr_mean_db", "psnr_p5_db", "latent_db", "chosen"]
+    rows: list[list[Any]] = [head]
+    for point in tuned.points:
+        assert point.measured is not None
+        found = point.measured
+        figures = (point.time, point.foretold_db, picture_db(point), found.psnr_db, found.psnr_p5_db, found.latent_db)
+        rows.append([point.name, point.size_bytes, *(f"{figure:.3f}" for figure in figures), int(point is tuned.chosen)])
+    return _write_csv(file, rows)
+
+
+def _sensitivity_csv(tuned: Tuned, folder: Path) -> Path:
+    rows: list[list[Any]] = [["component", "weight", "scheme", "bytes", "relative_time", "foretold_mean_square", "chosen"]]
+    for (component, name), options in tuned.options.items():
+        for option in options:
+            taken = int(option.scheme == tuned.chosen.choice[component, name])
+            figures = [option.size_bytes, f"{option.time:.6g}", f"{option.error:.6g}", taken]
+            rows.append([component, name, option.scheme.name, *figures])
+    return _write_csv(folder / "sensitivity.csv", rows)
+
+
+def _write_csv(file: Path, rows: list[list[Any]]) -> Path:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out, lineterminator="\n").writerows(rows)
+    return file
+
+
+def picture_db(point: Point) -> float:
+    """PSNR of the mean square error over all pictures."""
+    assert point.measured is not None
+    return -10 * math.log10(max(point.measured.mean_square, 1e-12))
+
+
+def _pareto_png(tuned: Tuned, file: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    timed = len({round(point.time, 6) for point in tuned.points}) > 1
+    figure = Figure(figsize=(11 if timed else 6, 4.5), layout="constrained")
+    top = max((picture_db(point) for point in tuned.points if picture_db(point) < EQUAL_DB), default=EQUAL_DB) + 8
+
+    def height(point: Point) -> float:
+        """Its dB; equal pictures lie on the upper edge."""
+        return min(picture_db(point), top)
+
+    panels = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
+    axes = [
+        ("size of all weights, MB", lambda point: point.size_bytes / 1e6),
+        ("time of products over fp32", lambda point: point.time),
+    ]
+    for panel, (label, measure) in zip(panels, axes, strict=False):
+        for searched, marker, colour, name in ((False, "s", "tab:gray", "uniform"), (True, "o", "tab:blue", "searched")):
+            of_kind = [point for point in tuned.points if point.name.startswith("searched") == searched]
+            points = sorted(of_kind, key=lambda point: point.size_bytes)
+            panel.plot(
+                [measure(point) for point in points],
+                [height(point) for point in points],
+                marker,
+                color=colour,
+                label=name,
+                linestyle="-" if searched else "none",
+            )
+        for point in tuned.points:
+            if not point.name.startswith("searched"):
+                panel.annotate(point.name, (measure(point), height(point)), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.plot(measure(tuned.chosen), height(tuned.chosen), "*", color="tab:red", markersize=14, label="chosen")
+        panel.set_xlabel(label)
+        panel.set_ylabel("picture PSNR against the student, dB (upper edge: equal)")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    FigureCanvasAgg(figure).print_png(str(file))
+    return file
