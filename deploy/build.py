@@ -7,10 +7,12 @@ leaves that folder; the next build of the same student with the same options tak
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from deploy.bundle import Bundle, locked, partial_folder, record_file, seal
+from deploy.budget import check_budget
+from deploy.bundle import Bundle, BundleBusyError, locked, partial_folder, record_file, seal
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.layout_files import write_layout_files
 from deploy.manifest import (
@@ -40,8 +43,10 @@ from deploy.tiers import Tier, check_schemes, default_profile, find_tier
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.onnx.quantize import Kept
+from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
+from exporters.templates import OPTIONAL_COMPONENTS
 from quantization.calibration import Calibration
 from quantization.profile import Profile, load_profile, uniform
 
@@ -95,6 +100,21 @@ class BuildRequest:
     parity: Literal["auto", "always", "never"] = "auto"
     force: bool = False
 
+    def __post_init__(self) -> None:
+        complaints = [
+            Complaint(name, "wrong", "a whole number, 1 or more", repr(value))
+            for name in ("height", "width", "steps", "max_sequence_length")
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1)
+        ]
+        choices = {"layout": ("native", "optimum"), "precision": (None, "fp32", "fp16"), "sampler": (None, "euler", "renoise")}
+        complaints += [
+            Complaint(name, "unknown", " or ".join(map(str, known)), repr(getattr(self, name)))
+            for name, known in (choices | {"parity": ("auto", "always", "never")}).items()
+            if getattr(self, name) not in known
+        ]
+        if complaints:
+            raise InputError("The request cannot be fulfilled.", complaints)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -142,11 +162,12 @@ def plan(request: BuildRequest) -> Plan:
     """
     tier = find_tier(request.tier)
     _check_output(request)
-    student = open_student(request.student, request.variant)
+    keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
+    student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution
     width = request.width or defaults.width or tier.resolution
-    keep_t5 = (tier.keep_t5 and student.has_t5) if request.keep_t5 is None else request.keep_t5
+    keep_t5 = keep_t5 and (student.has_t5 or request.keep_t5 is not None)  # a tier keeps what there is
     steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
     profile = _choose_profile(request)
     calibration = None if request.calibration is None else Calibration(request.calibration)
@@ -162,8 +183,11 @@ def plan(request: BuildRequest) -> Plan:
         max_sequence_length=request.max_sequence_length or defaults.max_sequence_length,
         dynamic=request.dynamic or request.layout == "optimum",
     )
+    if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):
+        complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
+        raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
-    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler)
+    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
     # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
@@ -210,24 +234,52 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     reporter.stage("opening the student")
     made = plan(request)
     partial = partial_folder(request.output)
+    made_folders = [folder for folder in partial.parents if not folder.exists()]  # innermost first
     try:
         partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("The bundle cannot be written.", [Complaint(str(partial), str(error))]) from error
-    with locked(partial):
-        try:
+        with locked(partial):
+            if not any(partial.glob("*.done.json")):  # else part of it is on the disk already
+                _check_disk(partial, _least_bytes(made))
             return _build(made, partial, reporter)
-        except (InputError, CheckFailed):
+    except Exception as error:  # an interruption is none: then the finished graphs stay for the next build
+        if not isinstance(error, BundleBusyError) and not _was_interrupted(error):
             shutil.rmtree(partial, ignore_errors=True)
-            raise
+            _remove_empty(made_folders)
+        if isinstance(error, OSError):
+            complaint = Complaint(str(error.filename or partial), error.strerror or str(error))
+            raise InputError("The bundle cannot be written.", [complaint], "free some space or build elsewhere") from error
+        raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: extension modules turn a KeyboardInterrupt inside them into errors of their own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in repr(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Folders that were made for this bundle; what has come into them since keeps them."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _least_bytes(made: Plan) -> int:
+    """What the matrices will take, known before anything is traced."""
+    components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
+    matrices = ((c, w) for c in components for w in made.student.weights[c].values() if len(w.shape) > 1 and w.name != TABLE)
+    return sum(made.profile.scheme(component, weight.name).size_bytes(weight.shape) for component, weight in matrices)
 
 
 def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
     from exporters.onnx.writer import data_bytes
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        # Reading the student to fingerprint it takes as long as tracing does, and leaves it in the page cache.
-        fingerprint = pool.submit(made.student.fingerprint)
+    with _fingerprinting(made.student) as fingerprint:
         resumable = any(partial.glob("*.done.json"))
         _check_calibration(made, fingerprint)
         finished = {g.name: _finished(partial, g, _key(made, g, fingerprint.result())) for g in made.graphs} if resumable else {}
@@ -236,6 +288,7 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
             if not finished.get(graph.name):
                 reporter.stage(f"tracing {graph.name}")
                 models[graph.name], kept[graph.name] = _trace(made, graph)
+        _check_budget(made, models, finished)
         _check_disk(partial, sum(data_bytes(model) for model in models.values()))
         records = []
         for graph in made.graphs:
@@ -251,13 +304,32 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
         for leftover in partial.glob("*.done.json"):
             leftover.unlink()
         _remove_strangers(partial, manifest)
-        return seal(partial, made.request.output, manifest)
+        return seal(partial, made.request.output, manifest, made.request.force)
 
 
 def _check_calibration(made: Plan, fingerprint: concurrent.futures.Future[str]) -> None:
     if made.calibration is not None and (of := made.calibration.recipe.fingerprint) != fingerprint.result():
         complaint = Complaint(str(made.calibration.folder), "is of another student", fingerprint.result(), of)
         raise InputError("The calibration cannot be used.", [complaint], "flash-deploy calibrate makes one of this student")
+
+
+@contextlib.contextmanager
+def _fingerprinting(student: Student) -> Iterator[concurrent.futures.Future[str]]:
+    """Fingerprint a student in the background: reading it takes as long as tracing does, and leaves it in the page cache.
+
+    An error elsewhere ends the reading at the next block.
+    """
+    stopped = threading.Event()
+
+    def go_on(_: int) -> None:
+        if stopped.is_set():
+            raise concurrent.futures.CancelledError
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(student.fingerprint, go_on)
+        finally:
+            stopped.set()
 
 
 class _Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +339,23 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
     graph: GraphRecord
     files: tuple[FileRecord, ...]
     kept: tuple[KeptRecord, ...]
+
+
+def _check_budget(made: Plan, models: Mapping[str, Any], finished: Mapping[str, _Done | None]) -> None:
+    from exporters.onnx.memory import memory_bytes
+    from exporters.onnx.writer import stored_bytes
+
+    stored, memory = 0, {}
+    for graph in made.graphs:
+        if (done := finished.get(graph.name)) is not None:
+            stored += done.graph.weight_bytes
+            memory[graph.name] = done.graph.memory_bytes
+        else:
+            stored += stored_bytes(models[graph.name])
+            memory[graph.name] = memory_bytes(models[graph.name], graph)
+    components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
+    matrices = (weight for c in components for weight in made.student.weights[c].values() if len(weight.shape) > 1)
+    check_budget(made.request.tier, made.tier, stored, memory, matrices)
 
 
 def _trace(made: Plan, graph: GraphSpec) -> tuple[Any, list[Kept]]:
@@ -281,9 +370,10 @@ def _trace(made: Plan, graph: GraphSpec) -> tuple[Any, list[Kept]]:
 
 
 def _write(partial: Path, graph: GraphSpec, model: Any, kept: list[Kept], reporter: Reporter) -> _Done:
-    from exporters.onnx.writer import parameters, write
+    from exporters.onnx.memory import memory_bytes
+    from exporters.onnx.writer import parameters, stored_bytes, write
 
-    total = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    total, memory = stored_bytes(model), memory_bytes(model, graph)
     count = parameters(model)
     files = write(model, partial, graph.path, reporter.graph(graph.name, total))
     record = GraphRecord(
@@ -292,6 +382,7 @@ def _write(partial: Path, graph: GraphSpec, model: Any, kept: list[Kept], report
         components=graph.components,
         parameters=count,
         weight_bytes=total,
+        memory_bytes=memory,
         inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
         outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
     )

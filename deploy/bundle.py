@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import BundleError, Complaint
 from deploy.manifest import NAME, FileRecord, Manifest, parse_manifest, read_manifest
 from exporters.files import hash_file
+
+
+class BundleBusyError(BundleError):
+    """Another process is building this bundle."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ def open_bundle(folder: Path | str) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def check_files(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Complaint]:
+def check_files(bundle: Bundle) -> list[Complaint]:
     """Read every file and compare it with its checksum; also name files that the manifest does not know."""
     complaints = [
         Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got)
         for record in bundle.manifest.files
-        if (got := hash_file(bundle.file(record.path), progress)) != record.sha256
+        if (got := hash_file(bundle.file(record.path))) != record.sha256
     ]
     known = {record.path for record in bundle.manifest.files} | {NAME}
     for file in sorted(bundle.folder.rglob("*")):
@@ -86,22 +90,30 @@ def locked(partial: Path) -> Iterator[None]:
     """Hold a partial bundle against a second build; the lock dies with the process.
 
     Raises:
-        BundleError: another process is building this bundle.
+        BundleBusyError: another process is building this bundle.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # Windows: bundles run there, and are built elsewhere
+        raise BundleError("Bundles are built on Linux or macOS.", remedy="build there and copy the folder") from None
     with (partial / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BundleError(
+            raise BundleBusyError(
                 f"Another process is building in {partial}.", remedy="wait for it, or build to another folder"
             ) from None
         yield
 
 
-def seal(partial: Path, target: Path, manifest: Manifest) -> Bundle:
-    """Write the manifest and move the partial bundle to its place in one step; an older bundle there is replaced."""
+def seal(partial: Path, target: Path, manifest: Manifest, force: bool = False) -> Bundle:
+    """Write the manifest and move the partial bundle to its place in one step; with ``force`` an older bundle is replaced.
+
+    Raises:
+        BundleError: something has come to that place since the build began.
+    """
+    if target.exists() and not force:
+        raise BundleError(f"{target} has come to be while the bundle was built.", remedy="move it away, or build with --force")
     content = manifest.to_json()
     parse_manifest(content, partial / NAME)  # before the rename: a bundle that cannot be read must not take its place
     with (partial / NAME).open("wb") as stream:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from deploy.errors import CheckFailed, InputError
+from deploy.errors import CheckFailed, Complaint, InputError
 
 app = typer.Typer(
     add_completion=False,
@@ -54,6 +54,9 @@ class Sampler(StrEnum):
 
     euler = "euler"
     renoise = "renoise"
+
+
+MAX_IMAGES = 10_000
 
 
 class Parity(StrEnum):
@@ -358,8 +361,14 @@ def generate(
         typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False),
     ] = None,
     num_images: Annotated[
-        int, typer.Option(min=1, help="How many pictures; with a picture file, image-0.png, image-1.png, ...")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_IMAGES,
+            help="How many pictures; with a picture file, image-0.png, image-1.png, ... Default: 1, or one for each latent.",
+            show_default=False,
+        ),
+    ] = None,
     height: Annotated[
         int | None,
         typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False),
@@ -374,7 +383,7 @@ def generate(
     ] = "cpu",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
+        typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
     ] = None,
 ) -> None:
     """Draw pictures of a prompt."""
@@ -384,12 +393,15 @@ def generate(
 
     check_output(output)
     noise = None if latents is None else load_latents(latents)
+    if noise is not None and num_images not in (None, len(noise)):
+        complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
+        raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
     pipeline = Pipeline(bundle, provider, threads)
     for name, cut in pipeline.tokens_cut(prompt).items():
         messages.print(f"note: the prompt is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()
     with Steps(messages) as steps:
-        pictures = pipeline.generate(prompt, seed, num_images, noise, height, width, progress=steps)
+        pictures = pipeline.generate(prompt, seed, num_images or 1, noise, height, width, progress=steps)
     for file in save_pictures(pictures, output):
         typer.echo(str(file))
     messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s")

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from deploy.bundle import open_bundle
+from deploy.memory import peak_memory_bytes
+from deploy.tiers import find_tier
 
 
 def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -27,7 +29,12 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     sizes = {record.path: record.size_bytes for record in bundle.manifest.files}
     for graph in content["graphs"]:
         graph["file_bytes"] = sum(size for name, size in sizes.items() if name in (graph["path"], f"{graph['path']}.data"))
-    return {"kind": "bundle", "path": str(path), "total_bytes": sum(sizes.values()), **content}
+    totals = {
+        "total_bytes": sum(sizes.values()),
+        "peak_memory_bytes": peak_memory_bytes(bundle.manifest.graphs),
+        "tier_memory_bytes": find_tier(bundle.manifest.tier).memory_bytes,
+    }
+    return {"kind": "bundle", "path": str(path), **totals, **content}
 
 
 def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -100,13 +107,22 @@ def _render_student(content: dict[str, Any]) -> list[str]:
 
 
 def _render_bundle(content: dict[str, Any]) -> list[str]:
-    rows: list[tuple[str, ...]] = [("graph", "parameters", "bytes", "parity", "inputs", "outputs")]
+    rows: list[tuple[str, ...]] = [("graph", "parameters", "bytes", "memory", "parity", "inputs", "outputs")]
     for graph in content["graphs"]:
         parity = "not measured" if graph["parity_db"] is None else f"{graph['parity_db']:.1f} dB"
         ports = [
-            "  ".join(f"{p['name']}[{','.join(map(str, p['shape']))}]" for p in graph[side][:4]) for side in ("inputs", "outputs")
+            "  ".join(f"{p['name']}[{','.join(map(str, p['shape']))}]" for p in graph[side]) for side in ("inputs", "outputs")
         ]
-        rows.append((graph["name"], f"{graph['parameters']:,}", megabytes(graph["file_bytes"]), parity, *ports))
+        rows.append(
+            (
+                graph["name"],
+                f"{graph['parameters']:,}",
+                megabytes(graph["file_bytes"]),
+                megabytes(graph["memory_bytes"]),
+                parity,
+                *ports,
+            )
+        )
     picture, sampling, text = content["picture"], content["sampling"], content["text"]
     size = f"{picture['width']} x {picture['height']} px" + (" (dynamic)" if picture["dynamic"] else "")
     return [
@@ -117,6 +133,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
+        f"memory: {megabytes(content['peak_memory_bytes'])} foretold, the tier allows {megabytes(content['tier_memory_bytes'])}",
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",

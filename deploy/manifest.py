@@ -16,7 +16,9 @@ FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
 VERSION = 1
 NAME = "manifest.json"
 
-Size = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -49,6 +51,7 @@ class GraphRecord(_Record, frozen=True):
         components: the student's components it was made of.
         parameters: numbers stored in its weights.
         weight_bytes: bytes of its weights.
+        memory_bytes: what it takes in memory when it is loaded and run, foretold.
         inputs: what it takes.
         outputs: what it returns.
         parity_db: worst signal-to-noise ratio against diffusers in fp32, in dB (``inf`` is written as 999); none where it
@@ -61,6 +64,7 @@ class GraphRecord(_Record, frozen=True):
     components: tuple[str, ...]
     parameters: Size
     weight_bytes: Size
+    memory_bytes: Size
     inputs: tuple[PortRecord, ...]
     outputs: tuple[PortRecord, ...]
     parity_db: float | None = None
@@ -72,8 +76,8 @@ class TokenizerRecord(_Record, frozen=True):
 
     input: str
     path: str
-    max_length: Annotated[int, msgspec.Meta(gt=0)]
-    pad_token_id: Size
+    max_length: Count
+    pad_token_id: TokenId
 
 
 class SamplingRecord(_Record, frozen=True):
@@ -90,15 +94,15 @@ class PictureRecord(_Record, frozen=True):
     Also latent channels, pixels per latent, what sizes must be a multiple of, and the VAE's scaling and shift.
     """
 
-    height: Annotated[int, msgspec.Meta(gt=0)]
-    width: Annotated[int, msgspec.Meta(gt=0)]
+    height: Count
+    width: Count
     dynamic: bool
-    latent_channels: Annotated[int, msgspec.Meta(gt=0)]
-    pixels_per_latent: Annotated[int, msgspec.Meta(gt=0)]
-    multiple_of: Annotated[int, msgspec.Meta(gt=0)]
+    latent_channels: Count
+    pixels_per_latent: Count
+    multiple_of: Count
     scaling_factor: float
     shift_factor: float
-    largest: Annotated[int, msgspec.Meta(gt=0)]
+    largest: Count
 
 
 class TextRecord(_Record, frozen=True):
@@ -106,8 +110,8 @@ class TextRecord(_Record, frozen=True):
 
     tokenizers: tuple[TokenizerRecord, ...]
     t5: Literal["kept", "dropped"]
-    max_sequence_length: int
-    joint_dim: int
+    max_sequence_length: Count
+    joint_dim: Count
 
 
 class StudentRecord(_Record, frozen=True):
@@ -144,7 +148,7 @@ class Manifest(_Record, frozen=True):
     """
 
     format: Literal["flash-deploy bundle"]
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1)]
     created_with: dict[str, str]
     student: StudentRecord
     tier: str
@@ -224,6 +228,7 @@ def _check(manifest: Manifest, file: Path) -> None:
         if not _is_inside(path)
     ]
     complaints += [Complaint(str(file), f"{path} is used and not listed in files") for path in used if path not in listed]
+    complaints += _check_fit(manifest, file)
     sampling = manifest.sampling
     if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:
         got = f"{len(sampling.sigmas)} and {len(sampling.timesteps)}"
@@ -232,6 +237,53 @@ def _check(manifest: Manifest, file: Path) -> None:
         raise BundleError("The manifest is not usable.", complaints, "build the bundle again")
 
 
+_GRAPHS = {
+    "native": {"text_encoder", "conditioner", "denoiser", "vae_decoder"},
+    "optimum": {"text_encoder", "text_encoder_2", "transformer", "vae_decoder"},
+}
+"""The graphs that the runtime asks for, by layout."""
+
+
+def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
+    """Graphs, tokenizers, schedule and picture must fit each other: what does not would fail in the middle of a picture."""
+    graphs = {graph.name: graph for graph in manifest.graphs}
+    if missing := _GRAPHS[manifest.layout] - graphs.keys():
+        expected = f"those of the layout {manifest.layout}"
+        return [Complaint(str(file), "graphs are missing", expected, f"no {', '.join(sorted(missing))}")]
+    complaints = []
+    wanted = {"input_ids", "input_ids_2"} | ({"input_ids_3"} if manifest.text.t5 == "kept" else set())
+    if (got := {tokenizer.input for tokenizer in manifest.text.tokenizers}) != wanted:
+        complaints.append(Complaint(str(file), "tokenizers are wrong", ", ".join(sorted(wanted)), ", ".join(sorted(got))))
+    if manifest.layout == "native":
+        expected_shapes = _native_shapes(manifest)
+        for (graph, port), shape in expected_shapes.items():
+            found = {p.name: p.shape for p in (*graphs[graph].inputs, *graphs[graph].outputs)}.get(port)
+            if found != shape:
+                complaints.append(Complaint(f"{file}: {graph}", f"{port} has another shape", str(list(shape)), str(found)))
+    return complaints
+
+
+def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str, ...]]:
+    """Ports of native graphs whose shape the rest of the manifest says."""
+    picture, steps = manifest.picture, len(manifest.sampling.timesteps)
+    modulation = next((p.shape for g in manifest.graphs for p in g.inputs if p.name == "modulation"), ())
+    shapes: dict[tuple[str, str], tuple[int | str, ...]] = {("conditioner", "modulations"): (steps, *modulation)}
+    if not picture.dynamic:
+        height, width = picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent
+        shapes["denoiser", "hidden_states"] = (1, picture.latent_channels, height, width)
+        shapes["vae_decoder", "sample"] = (1, 3, picture.height, picture.width)
+    for tokenizer in manifest.text.tokenizers:
+        shapes["text_encoder", tokenizer.input] = (1, tokenizer.max_length)
+    return shapes
+
+
 def _is_inside(path: str) -> bool:
     pure = PurePosixPath(path)
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path and ":" not in path
+    return (
+        path.isprintable()
+        and bool(path)
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and "\\" not in path
+        and ":" not in path
+    )

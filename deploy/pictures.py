@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def check_output(file: Path) -> None:
             [Complaint("-o", "no such folder", got=str(file.parent))],
             "make the folder first",
         )
+    probe = _draft(_numbered(file, 0))
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        complaint = Complaint("-o", error.strerror or str(error), "a file that can be written", str(file))
+        raise InputError("The pictures cannot be written.", [complaint]) from error
 
 
 def load_latents(file: Path) -> np.ndarray:
@@ -54,21 +62,42 @@ def save_pictures(pictures: np.ndarray, file: Path) -> list[Path]:
 
     Returns:
         The files: ``file`` itself, or ``name-0.png``, ``name-1.png``, ... where there are several pictures.
+
+    Raises:
+        InputError: the disk is full, or the file cannot be written after all.
     """
     if file.suffix.lower() == ".npy":
-        draft = file.with_name(f".{file.name}.partial")
-        with draft.open("wb") as stream:
-            np.save(stream, pictures)
-        draft.replace(file)
+        _write(file, lambda draft: np.save(draft, pictures))
         return [file]
     from PIL import Image
 
-    files = [file] if len(pictures) == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(len(pictures))]
+    files = [file] if len(pictures) == 1 else [_numbered(file, i) for i in range(len(pictures))]
     for picture, target in zip(to_8_bit(pictures), files, strict=True):
-        draft = target.with_name(f".{target.stem}.partial{target.suffix}")
-        Image.fromarray(picture).save(draft)
-        draft.replace(target)
+        _write(target, Image.fromarray(picture).save)
     return files
+
+
+def _numbered(file: Path, index: int) -> Path:
+    return file.with_stem(f"{file.stem}-{index}")
+
+
+def _draft(file: Path) -> Path:
+    """Where a file is written before it takes its place; of the same kind, for writers go by the suffix."""
+    return file.with_name(f".{file.stem}.partial{file.suffix}")
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all; a link stays a link, and what it leads to is written."""
+    file = file.resolve()
+    draft = _draft(file)
+    try:
+        write(draft)
+        draft.replace(file)
+    except OSError as error:
+        complaint = Complaint(str(file), error.strerror or str(error))
+        raise InputError("The pictures cannot be written.", [complaint], "free some space or write elsewhere") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def to_8_bit(pictures: np.ndarray) -> np.ndarray:

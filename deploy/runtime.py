@@ -100,11 +100,21 @@ class Pipeline:
         return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1))
 
     def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
-        """Token ids by graph input, each ``[1, length]``."""
+        """Token ids by graph input, each ``[1, length]``.
+
+        Raises:
+            InputError: the prompt is not text that UTF-8 can hold.
+        """
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            complaint = Complaint("PROMPT", f"is not UTF-8: {error.reason}, at character {error.start}")
+            raise InputError("The prompt cannot be read.", [complaint], "give it in UTF-8") from None
         return {name: encode(tokenizer, prompt) for name, tokenizer in self._tokenizers.items()}
 
     def tokens_cut(self, prompt: str) -> dict[str, int]:
         """How many tokens of the prompt each encoder does not see, where there are any."""
+        self.tokenize(prompt)  # complains of what is no text
         return {name: cut for name, tokenizer in self._tokenizers.items() if (cut := tokens_cut(tokenizer, prompt))}
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -152,7 +162,13 @@ class Pipeline:
                 "The latents cannot be used.",
                 [Complaint("--latents", "NaN, infinite or not numbers", "finite floats", str(latents.dtype))],
             )
-        return latents.astype(np.float32)
+        with np.errstate(over="ignore"):
+            narrow = latents.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            largest = float(np.finfo(np.float32).max)
+            complaint = Complaint("--latents", "too large for fp32", f"at most {largest:.3g}", f"{np.abs(latents).max():.3g}")
+            raise InputError("The latents cannot be used.", [complaint])
+        return narrow
 
 
 class _Native:

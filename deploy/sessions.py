@@ -21,6 +21,8 @@ PROVIDERS = {
     "webgpu": "WebGpuExecutionProvider",
 }
 
+MAX_THREADS = 1024
+
 
 class Sessions:
     """The loaded graphs of a bundle.
@@ -33,6 +35,8 @@ class Sessions:
     """
 
     def __init__(self, bundle: Bundle, provider: str, threads: int | None, keep: bool) -> None:
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InputError("--threads is wrong.", [Complaint("--threads", "wrong", f"1 to {MAX_THREADS}", str(threads))])
         self._bundle, self._threads, self._keep = bundle, threads, keep
         self._provider = _provider(provider)
         self._loaded: dict[str, Any] = {}
@@ -43,7 +47,12 @@ class Sessions:
             if not self._keep:
                 self._free()
             self._loaded[graph] = self._load(graph)
-        return self._loaded[graph].run(None, inputs)  # type: ignore[no-any-return]
+        try:
+            return self._loaded[graph].run(None, inputs)  # type: ignore[no-any-return]
+        except Exception as error:  # onnxruntime's exceptions share no base class but this one
+            complaint = Complaint(graph, str(error).splitlines()[0])
+            remedy = "run `flash-deploy verify` on the bundle; if it is good, the device may have too little memory"
+            raise BundleError("A graph cannot be run.", [complaint], remedy) from error
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[None]:

@@ -84,8 +84,10 @@ def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Re
     from exporters.graphs import plan_graphs
     from exporters.parity import PROMPTS, REQUIRED_DB, measure, onnx_runner, reference_cases
     from exporters.student import open_student
+    from exporters.templates import OPTIONAL_COMPONENTS
 
-    student, options, manifest = open_student(path, variant), bundle_options(bundle), bundle.manifest
+    options, manifest = bundle_options(bundle), bundle.manifest
+    student = open_student(path, variant, without=() if options.keep_t5 else OPTIONAL_COMPONENTS)
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
         report.complaints.append(

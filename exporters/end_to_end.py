@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from exporters.graphs import VAE_SCALE
 from exporters.reference import reference_pipeline
 from exporters.sampling import Method
 from exporters.student import Student
@@ -56,8 +57,8 @@ def reference_picture(
     with _noise(step_noise if method == "renoise" else None):
         out = pipeline(
             prompt,
-            height=latents.shape[2] * 8,
-            width=latents.shape[3] * 8,
+            height=latents.shape[2] * VAE_SCALE,
+            width=latents.shape[3] * VAE_SCALE,
             num_inference_steps=len(timesteps),
             guidance_scale=1.0,
             latents=torch.from_numpy(latents.copy()),

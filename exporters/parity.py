@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.errors import Complaint, ExportError
-from exporters.graphs import GraphOptions, GraphSpec
+from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.reference import load_tokenizer, reference_component
 from exporters.restructure.conditioning import modulation_layout
 from exporters.student import Student
@@ -106,7 +106,9 @@ def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _latents(student: Student, options: GraphOptions, rng: np.random.Generator, batch: int = 1) -> np.ndarray:
-    return _normal(rng, batch, student.configs["transformer"]["in_channels"], options.height // 8, options.width // 8)
+    return _normal(
+        rng, batch, student.configs["transformer"]["in_channels"], options.height // VAE_SCALE, options.width // VAE_SCALE
+    )
 
 
 def _token_ids(student: Student, component: str, options: GraphOptions, prompt: str) -> np.ndarray:

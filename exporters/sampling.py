@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exporters.errors import Complaint, ExportError
+from exporters.graphs import VAE_SCALE
 from exporters.reference import reference_scheduler
 from exporters.student import Student
 
@@ -38,6 +39,7 @@ def plan_sampling(
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     method: Method | None = None,
+    default_steps: int = 4,
 ) -> Sampling:
     """What diffusers computes for ``num_inference_steps=steps`` or for ``sigmas=sigmas``.
 
@@ -48,6 +50,7 @@ def plan_sampling(
         steps: number of steps.
         sigmas: one sigma for each step, before the shift.
         method: by default what the scheduler's ``stochastic_sampling`` says.
+        default_steps: where neither is given, here or by the student.
 
     Raises:
         ExportError: the sigmas do not fall from at most 1 to above 0, or disagree with the number of steps.
@@ -58,7 +61,7 @@ def plan_sampling(
         raise ExportError("This student cannot be sampled.", [complaint], "distil the guidance into the student")
     if sigmas is None and defaults.sigmas is not None and steps in (None, len(defaults.sigmas)):
         sigmas = defaults.sigmas
-    steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or 4
+    steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or default_steps
     if sigmas is not None:
         _check(sigmas, steps)
     scheduler = reference_scheduler(student)
@@ -79,7 +82,7 @@ def plan_sampling(
 def _dynamic_shift(student: Student, height: int, width: int) -> float:
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
-    step = 8 * student.configs["transformer"]["patch_size"]
+    step = VAE_SCALE * student.configs["transformer"]["patch_size"]
     config = student.configs["scheduler"]
     known = inspect.signature(calculate_shift).parameters
     base = {

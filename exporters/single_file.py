@@ -11,7 +11,7 @@ the file lies in. Configurations that the folder lacks are inferred from the ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ _ENCODERS = {
 _ROW_BITS = 32
 
 
-def open_single_file(path: Path, variant: str | None = None) -> Student:
-    """Open an original checkpoint with the folder around it.
+def open_single_file(path: Path, variant: str | None = None, without: Collection[str] = ()) -> Student:
+    """Open an original checkpoint with the folder around it; optional components can be left out.
 
     Raises:
         StudentError: not an SD3 checkpoint, or something that it lacks is not in its folder.
@@ -48,13 +48,13 @@ def open_single_file(path: Path, variant: str | None = None) -> Student:
     if any(name.startswith(_VAE) for name in source):
         given["vae"] = _vae(_below(source, _VAE, keep=True), folder)
     for component, prefix in _ENCODERS.items():
-        if weights := _below(source, prefix):
+        if component not in without and (weights := _below(source, prefix)):
             config = _folder_config(folder, component)
             weights = {name: replace(weight, component=component, name=name) for name, weight in weights.items()}
             if component == "text_encoder":
                 weights.setdefault("text_projection.weight", _identity(config["projection_dim"]))  # as diffusers does
             given[component] = (config, weights)
-    components = [c for c in COMPONENTS if c in given or (folder / c).is_dir()]
+    components = [c for c in COMPONENTS if c in given or ((folder / c).is_dir() and c not in without)]
     missing = [c for c in COMPONENTS if c not in components and c != "text_encoder_3"]
     if missing:
         complaints = [Complaint(str(path), f"holds no {c}, and neither does its folder", f"{folder / c}") for c in missing]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import PICKLE_SUFFIXES, open_component
+from exporters.configs import LARGEST, check_config
 from exporters.errors import Complaint, StudentError
 from exporters.files import hash_file
 from exporters.templates import OPTIONAL_COMPONENTS, check_weights, component_class, resolve_config
@@ -76,12 +78,17 @@ class Student:
         return self.folder / TOKENIZERS[component]
 
     def licences(self) -> dict[str, str]:
-        """Licence texts found in the student, by file name."""
+        """Licence texts found in the student, by file name; links are not followed out of it."""
         return {
             file.name: file.read_text("utf-8", errors="replace")
             for file in sorted(self.folder.iterdir())
-            if file.is_file() and file.name.upper().startswith(LICENCE_NAMES)
+            if file.is_file() and self._is_own(file) and file.name.upper().startswith(LICENCE_NAMES)
         }
+
+    def _is_own(self, file: Path) -> bool:
+        """Whether a file is the student's, links followed: hub caches keep content in ``blobs`` beside ``snapshots/REVISION``."""
+        homes = (self.folder.resolve(), self.folder.resolve().parent.parent / "blobs")
+        return any(file.resolve().is_relative_to(home) for home in homes)
 
     def fingerprint(self, progress: Callable[[int], None] | None = None) -> str:
         """SHA-256 over the content of configurations, tokenizers and weights: the same student, the same fingerprint.
@@ -102,12 +109,13 @@ class Student:
             yield from sorted(p for p in self.tokenizer_folder(component).iterdir() if p.is_file())
 
 
-def open_student(path: Path | str = BUILTIN_STUDENT, variant: str | None = None) -> Student:
+def open_student(path: Path | str = BUILTIN_STUDENT, variant: str | None = None, without: Collection[str] = ()) -> Student:
     """Open a student and check it against its own configuration.
 
     Args:
         path: a folder in diffusers layout, or an original single-file checkpoint inside one.
         variant: which variant of the weight files to take (``fp16`` for ``model.fp16.safetensors``).
+        without: optional components that are not opened even if they are there.
 
     Raises:
         StudentError: every complaint at once, each with component, tensor, expected and got.
@@ -117,11 +125,11 @@ def open_student(path: Path | str = BUILTIN_STUDENT, variant: str | None = None)
         from exporters.single_file import open_single_file
 
         _refuse_pickle(path)
-        return open_single_file(path, variant)
+        return open_single_file(path, variant, without)
     folder = _existing_folder(path)
     index = read_json(folder / "model_index.json")
     _check_index(folder, index)
-    return assemble(path, folder, [c for c in COMPONENTS if _is_listed(index, c)], variant)
+    return assemble(path, folder, [c for c in COMPONENTS if _is_listed(index, c) and c not in without], variant)
 
 
 def assemble(
@@ -147,13 +155,17 @@ def assemble(
                 configs[component] = read_json(folder / component / "config.json")
                 weights[component], found = open_component(folder / component, component, variant)
                 files += found
-            complaints += check_weights(component, configs[component], weights[component])
             configs[component] = resolve_config(component, configs[component])
+            complaints += (wrong := check_config(component, configs[component]))
+            if not wrong:
+                complaints += check_weights(component, configs[component], weights[component])
             if component in TOKENIZERS:
                 complaints += _check_tokenizer(folder / TOKENIZERS[component])
         except StudentError as error:
             complaints += error.complaints or [Complaint(component, error.headline)]
             remedies += [error.remedy] if error.remedy else []
+    if variant is not None and files and not any(f".{variant}" in file.name for file in files):
+        complaints.append(Complaint("--variant", "no component has it", "the variant of some weight files", variant))
     try:
         configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
         complaints += _check_scheduler(configs["scheduler"])
@@ -180,7 +192,7 @@ def read_json(file: Path) -> dict[str, Any]:
             [Complaint(str(file), "no such file")],
             "check that the download is complete",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudentError(
             "A file of the student cannot be read.", [Complaint(str(file), str(error), "a JSON object")]
         ) from error
@@ -234,7 +246,10 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
     if not pipeline.startswith("StableDiffusion3"):
         complaints.append(Complaint(where, "another pipeline", "StableDiffusion3Pipeline", pipeline))
     for component in COMPONENTS:
-        if not _is_listed(index, component):
+        entry = index.get(component, [None, None])
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)):
+            complaints.append(Complaint(where, f"{component} is wrong", "[library, class]", repr(entry)))
+        elif not _is_listed(index, component):
             if component not in OPTIONAL_COMPONENTS:
                 complaints.append(Complaint(where, f"{component} is not listed"))
         elif index[component][1] != component_class(component):
@@ -255,7 +270,7 @@ def _check_tokenizer(folder: Path) -> list[Complaint]:
 def _check_scheduler(config: dict[str, Any]) -> list[Complaint]:
     name = config.get("_class_name")
     if name == "FlowMatchEulerDiscreteScheduler":
-        return []
+        return check_config("scheduler", config)
     return [Complaint("scheduler", "another scheduler", "FlowMatchEulerDiscreteScheduler", str(name))]
 
 
@@ -268,23 +283,27 @@ def _read_defaults(file: Path) -> StudentDefaults:
         Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known
     ]
     complaints += [
-        Complaint(str(file), f"{key} is wrong", "a positive integer", repr(content[key]))
+        Complaint(str(file), f"{key} is wrong", f"a whole number from 1 to {LARGEST}", repr(content[key]))
         for key in ("steps", "height", "width", "max_sequence_length")
-        if key in content and not (isinstance(content[key], int) and content[key] > 0)
+        if key in content and not (_is_number(content[key], int) and 1 <= content[key] <= LARGEST)
     ]
+    if not _is_number(content.get("guidance_scale", 1.0), int, float):
+        complaints.append(Complaint(str(file), "guidance_scale is wrong", "a number", repr(content["guidance_scale"])))
     sigmas = content.get("sigmas")
-    if sigmas is not None:
-        if not (isinstance(sigmas, list) and sigmas and all(isinstance(s, int | float) for s in sigmas)):
-            complaints.append(Complaint(str(file), "sigmas is wrong", "a list of numbers", repr(sigmas)))
-        else:
-            content["sigmas"] = tuple(float(s) for s in sigmas)
-            if len(sigmas) != content.get("steps", len(sigmas)):
-                complaints.append(
-                    Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas)))
-                )
+    if sigmas is not None and not (isinstance(sigmas, list) and sigmas and all(_is_number(s, int, float) for s in sigmas)):
+        complaints.append(Complaint(str(file), "sigmas is wrong", "a list of numbers", repr(sigmas)))
+    elif sigmas is not None:
+        content["sigmas"] = tuple(float(s) for s in sigmas)
+        if len(sigmas) != content.get("steps", len(sigmas)):
+            complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
     if complaints:
         raise StudentError("student.json is not usable.", complaints)
     return StudentDefaults(**content)
+
+
+def _is_number(value: object, *kinds: type) -> bool:
+    """Whether it is a finite number of those types that a float can hold; booleans are none."""
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def _check_fit(path: Path, configs: dict[str, dict[str, Any]]) -> None:

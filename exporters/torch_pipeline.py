@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
+from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.reference import load_tokenizer
 from exporters.sampling import Sampling
 from exporters.streamed import Streaming, stream
@@ -105,7 +105,7 @@ class TorchPipeline:
     def noise(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
         """Initial noise of some pictures and what a re-noising sampler adds; picture i is the same whatever their number."""
         options, channels = self.options, self.student.configs["transformer"]["in_channels"]
-        shape = (channels, options.height // 8, options.width // 8)
+        shape = (channels, options.height // VAE_SCALE, options.width // VAE_SCALE)
         made = []
         for i in range(images):
             generator = torch.Generator().manual_seed((seed << 20) + i)

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +102,28 @@ def _solve(weights: Sequence[Sequence[Option]], minimise: str, limits: dict[str,
     wanted = np.array([_MEASURES[minimise](option) for option in flat])
     least = sum(min(_MEASURES[minimise](option) for option in options) for options in weights)
     scale = max(least, float(wanted.max()) * 1e-3) or 1.0
-    found = milp(
-        wanted / scale,
-        constraints=constraints,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": RELATIVE_GAP, "time_limit": 60.0},
-    )
+    with _quiet():
+        found = milp(
+            wanted / scale,
+            constraints=constraints,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": 60.0},
+        )
     if found.x is None:
         raise SearchError("No choice of schemes meets the limits.", [Complaint("search", found.message)], "raise the limits")
     return [flat[i] for i in np.flatnonzero(found.x > 0.5)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """HiGHS (in scipy 1.17) prints the name of one of its functions, past Python, whatever its options say."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -70,7 +70,7 @@ def test_imports_go_one_way() -> None:
 def test_base_dependencies_are_the_runtimes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=\[]", entry)[0] for entry in project["dependencies"]}
-    assert names == {"ml-dtypes", "msgspec", "numpy", "onnxruntime", "pillow", "rich", "tokenizers", "typer"}
+    assert names == {"msgspec", "numpy", "onnxruntime", "pillow", "rich", "tokenizers", "typer"}
 
 
 def test_constraints_pin_the_cpu_build_of_torch() -> None:

@@ -31,6 +31,11 @@ class WrittenFile:
     sha256: str
 
 
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of all weights as they are stored, without padding."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
 def data_bytes(model: ir.Model) -> int:
     """Upper bound of the external data's size."""
     return sum(v.const_value.nbytes + PAGE_BYTES for v in model.graph.initializers.values() if v.const_value is not None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -8,17 +9,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import deploy.budget
 import deploy.build
 from deploy.build import BuildRequest, Silent, build
 from deploy.bundle import Bundle, check_files, locked, partial_folder
-from deploy.errors import CheckFailed, InputError
+from deploy.errors import CheckFailed, InputError, TierError
 from deploy.runtime import Pipeline
+from deploy.tiers import all_tiers, find_tier
+from deploy.verify import verify
 from exporters.parity import psnr_db
 from exporters.student import Student
+from tests.exporters.test_student import edit_json
 
 
 class Log(Silent):
@@ -161,6 +167,8 @@ BAD_REQUESTS = {
         r"text_encoder_3: cannot be kept: the student has none",
     ),
     "sigmas and steps": ({"steps": 3, "sigmas": (1.0, 0.5)}, r"sigmas: not one for each step \(expected 3, got 2\)"),
+    "no size": ({"height": 0}, r"height: wrong \(expected a whole number, 1 or more, got 0\)"),
+    "no layout": ({"layout": "odd"}, r"layout: unknown \(expected native or optimum, got 'odd'\)"),
     "no student": ({"student": Path("/nowhere/student")}, r"/nowhere/student does not exist"),
 }
 
@@ -172,6 +180,100 @@ def test_bad_requests_leave_nothing(changes: dict, message: str, students: dict[
     with pytest.raises(InputError, match=message):
         build(small(students, tmp_path / "bundle", **changes))
     assert left_behind(tmp_path) == []
+
+
+def test_an_unexpected_error_leaves_nothing(
+    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(deploy.build, "_write", broken)
+    with pytest.raises(ZeroDivisionError):
+        build(small(students, tmp_path / "new" / "folders" / "bundle"))
+    assert left_behind(tmp_path) == []
+
+
+def test_a_disk_that_fills_up(students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "denoiser.onnx.data")
+
+    monkeypatch.setattr(deploy.build, "_write", full)
+    with pytest.raises(InputError, match=r"denoiser.onnx.data: No space left on device[\s\S]*free some space"):
+        build(small(students, tmp_path / "bundle"))
+    assert left_behind(tmp_path) == []
+
+
+def test_what_came_to_the_place_meanwhile_stays(
+    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = deploy.build._measured
+
+    def meanwhile(*arguments):
+        (tmp_path / "bundle").mkdir(exist_ok=True)
+        return measured(*arguments)
+
+    monkeypatch.setattr(deploy.build, "_measured", meanwhile)
+    with pytest.raises(InputError, match="has come to be while the bundle was built"):
+        build(small(students, tmp_path / "bundle"))
+    assert left_behind(tmp_path) == ["bundle"]
+
+
+def test_dropped_t5_is_not_needed(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tiny_folder / "text_encoder_3")
+    request = BuildRequest(output=tmp_path / "b", student=tiny_folder, height=32, width=32, parity="never", keep_t5=False)
+    bundle = build(request)
+    assert verify(bundle.folder).complaints == []
+    with pytest.raises(InputError, match="text_encoder_3"):
+        build(replace(request, output=tmp_path / "c", keep_t5=True))
+
+
+def test_a_schedule_that_depends_on_the_size_is_not_pinned_for_all(tiny_folder: Path, tmp_path: Path) -> None:
+    edit_json(tiny_folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    with pytest.raises(InputError, match="--dynamic: the student's schedule depends on the picture's size"):
+        build(BuildRequest(output=tmp_path / "b", student=tiny_folder, dynamic=True))
+
+
+def test_the_tiers_steps_are_the_fallback(students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = msgspec.structs.replace(find_tier("desktop-cpu"), steps=3)
+    monkeypatch.setattr(deploy.build, "find_tier", lambda _: tier)
+    assert len(deploy.build.plan(small(students, tmp_path / "b")).sampling.timesteps) == 3
+
+
+BUDGETS = {
+    "download": ({"download_bytes": 1000}, r"download: over the tier's budget .*at most 0.00 GB.*no uniform profile"),
+    "memory": ({"memory_bytes": 90_000_000}, r"memory \(\w+, the largest graph\): over.*a profile of fp32 for all"),
+}
+
+
+@pytest.mark.parametrize(("budget", "message"), BUDGETS.values(), ids=BUDGETS)
+def test_budgets_are_kept(
+    budget: dict, message: str, students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = msgspec.structs.replace(find_tier("desktop-cpu"), **budget)
+    monkeypatch.setattr(deploy.build, "find_tier", lambda _: tier)
+    monkeypatch.setattr(deploy.budget, "RUNTIME_BYTES", 90_000_000)  # more than all of it
+    with pytest.raises(TierError, match=message.replace(".*", r"[\s\S]*")):
+        build(small(students, tmp_path / "b"))
+    assert left_behind(tmp_path) == []
+
+
+def test_a_scheme_that_the_tier_cannot_run(students: dict[str, Student], tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "lut4"\n')
+    with pytest.raises(TierError, match=r"rule 1: the tier cannot run its scheme \(expected fp32 or .*, got lut4\)"):
+        build(small(students, tmp_path / "b", profile=tmp_path / "p.toml"))
+
+
+def test_a_rule_for_what_is_dropped_is_no_typo(students: dict[str, Student], tmp_path: Path) -> None:
+    rule = '[[rule]]\ncomponent = "{}"\nweights = "*"\nscheme = "int8"\n'
+    (tmp_path / "p.toml").write_text(rule.format("*") + rule.format("text_encoder_3"))
+    build(small(students, tmp_path / "b", profile=tmp_path / "p.toml"))
+
+
+@pytest.mark.parametrize("tier", all_tiers())
+def test_every_tier_has_a_profile_that_it_can_run(tier: str, tmp_path: Path) -> None:
+    made = deploy.build.plan(BuildRequest(output=tmp_path / "b", tier=tier))
+    assert {rule.scheme.name for rule in made.profile.rules} <= set(made.tier.schemes)
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinite"), (1e6, "too large for fp16")])

@@ -56,6 +56,32 @@ BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
         r"names a path outside the bundle .*'/etc/passwd'",
     ),
     "drive path": (lambda m: m["files"][0].update(path="C:x"), r"names a path outside the bundle"),
+    "NUL in a path": (lambda m: m["files"][0].update(path="a\0b"), r"names a path outside the bundle"),
+    "version": (lambda m: m.update(version=-5), r"\$.version"),
+    "latent channels": (
+        lambda m: m["picture"].update(latent_channels=4),
+        r"denoiser: hidden_states has another shape \(expected \[1, 4, 8, 8\], got \(1, 16, 8, 8\)\)",
+    ),
+    "pixels per latent": (lambda m: m["picture"].update(pixels_per_latent=4), r"hidden_states has another shape"),
+    "huge picture": (lambda m: m["picture"].update(height=1 << 40), r"\$.picture.height"),
+    "picture": (lambda m: m["picture"].update(height=128), r"vae_decoder: sample has another shape"),
+    "token count": (lambda m: m["text"]["tokenizers"][0].update(max_length=1 << 62), r"\$.text.tokenizers\[0\].max_length"),
+    "other token count": (
+        lambda m: m["text"]["tokenizers"][0].update(max_length=9),
+        r"text_encoder: input_ids has another shape",
+    ),
+    "padding token": (lambda m: m["text"]["tokenizers"][0].update(pad_token_id=1 << 40), r"pad_token_id"),
+    "no tokenizers": (
+        lambda m: m["text"].update(tokenizers=[]),
+        r"tokenizers are wrong \(expected input_ids, input_ids_2\)",
+    ),
+    "tokenizer of nothing": (lambda m: m["text"]["tokenizers"][1].update(input="x"), r"tokenizers are wrong"),
+    "T5 claimed": (lambda m: m["text"].update(t5="kept"), r"expected input_ids, input_ids_2, input_ids_3"),
+    "other layout": (lambda m: m.update(layout="optimum"), r"graphs are missing .* got no text_encoder_2, transformer"),
+    "steps": (
+        lambda m: m["sampling"].update(sigmas=[1.0, 0.5, 0.0], timesteps=[1000.0, 500.0]),
+        r"conditioner: modulations has another shape \(expected \[2, ",
+    ),
     "unlisted graph": (
         lambda m: m["files"].remove(next(f for f in m["files"] if f["path"] == "denoiser.onnx")),
         r"denoiser.onnx is used and not listed",

@@ -158,13 +158,89 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "wrong default": (
         lambda f: (f / "student.json").write_text('{"steps": "4"}'),
-        r"steps is wrong \(expected a positive integer, got '4'\)",
+        r"steps is wrong \(expected a whole number from 1 to 1048576, got '4'\)",
+    ),
+    "default that is true": (lambda f: (f / "student.json").write_text('{"steps": true}'), r"steps is wrong .* got True"),
+    "huge default": (lambda f: (f / "student.json").write_text('{"height": 1e999}'), r"height is wrong"),
+    "huge sigma": (lambda f: (f / "student.json").write_text('{"sigmas": [' + "9" * 400 + "]}"), r"sigmas is wrong"),
+    "guidance": (lambda f: (f / "student.json").write_text('{"guidance_scale": null}'), r"guidance_scale is wrong"),
+    "deep json": (lambda f: (f / "student.json").write_text("[" * 200_000), r"student.json: .*recursion"),
+    "junk in the index": (
+        lambda f: edit_json(f / "model_index.json", text_encoder_3="T5EncoderModel"),
+        r"text_encoder_3 is wrong \(expected \[library, class\], got 'T5EncoderModel'\)",
     ),
     "sigmas and steps": (
         lambda f: (f / "student.json").write_text('{"steps": 2, "sigmas": [1]}'),
         r"expected 2 sigmas, got 1",
     ),
 }
+
+
+BAD_VALUES = [
+    ("text_encoder", "eos_token_id", None),
+    ("text_encoder", "eos_token_id", [2]),
+    ("text_encoder_2", "eos_token_id", 10**6),
+    ("text_encoder", "hidden_act", "swish9"),
+    ("text_encoder", "num_hidden_layers", 0),
+    ("text_encoder", "hidden_size", True),
+    ("text_encoder_3", "relative_attention_num_buckets", "32"),
+    ("text_encoder_3", "dense_act_fn", "relu6"),
+    ("vae", "scaling_factor", None),
+    ("vae", "scaling_factor", "0.18"),
+    ("vae", "scaling_factor", float("nan")),
+    ("vae", "scaling_factor", 0),
+    ("vae", "shift_factor", float("inf")),
+    ("vae", "block_out_channels", []),
+    ("transformer", "dual_attention_layers", [0, 99]),
+    ("transformer", "num_layers", -3),
+    ("transformer", "patch_size", 2.5),
+    ("transformer", "qk_norm", "layer_norm"),
+    ("scheduler", "num_train_timesteps", 0),
+    ("scheduler", "shift", float("nan")),
+    ("scheduler", "shift", -1.0),
+    ("scheduler", "base_shift", None),
+    ("scheduler", "max_image_seq_len", 256),
+    ("scheduler", "invert_sigmas", True),
+    ("scheduler", "shfit", 3.0),
+]
+
+
+@pytest.mark.parametrize(("component", "key", "value"), BAD_VALUES, ids=str)
+def test_damaged_configurations_are_refused_by_name(component: str, key: str, value: object, tiny_folder: Path) -> None:
+    file = "scheduler_config.json" if component == "scheduler" else "config.json"
+    edit_json(tiny_folder / component / file, **{key: value})
+    with pytest.raises(StudentError, match=rf"{component.removesuffix('_2')}.*|text encoder: {key}") as caught:
+        open_student(tiny_folder)
+    said = str(caught.value)
+    assert key in said or "config.json" in said  # transformers refuses some types itself
+
+
+def test_several_damaged_values_come_at_once(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "vae" / "config.json", scaling_factor=None, shift_factor="0")
+    edit_json(tiny_folder / "scheduler" / "scheduler_config.json", shift="3")
+    with pytest.raises(StudentError) as caught:
+        open_student(tiny_folder)
+    assert [c.where for c in caught.value.complaints] == ["vae: scaling_factor", "vae: shift_factor", "scheduler: shift"]
+
+
+def test_a_variant_that_no_component_has(tiny_folder: Path) -> None:
+    with pytest.raises(StudentError, match=r"--variant: no component has it .*got fp61"):
+        open_student(tiny_folder, "fp61")
+
+
+def test_a_component_can_be_left_out(tiny_folder: Path) -> None:
+    for file in (tiny_folder / "text_encoder_3").iterdir():
+        file.unlink()
+    student = open_student(tiny_folder, without=("text_encoder_3",))
+    assert not student.has_t5
+    assert student.fingerprint().startswith("sha256:")
+
+
+def test_licences_are_the_students_own(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("not yours")
+    (tiny_folder / "LICENSE").write_text("free")
+    (tiny_folder / "LICENSE-2").symlink_to(tmp_path / "secret")
+    assert open_student(tiny_folder).licences() == {"LICENSE": "free"}
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD_STUDENTS.values(), ids=BAD_STUDENTS)

@@ -1,0 +1,189 @@
+"""What each scheme, and each way of finding its codes, does to the built-in student's latents, pictures and scores.
+
+    python -m benchmarks.schemes [--prompts 500]
+
+The transformer's products are stored so, the rest stays as it is; weights alone: no activation is rounded. Rows that name a stock
+tool have its own codes (onnxruntime's quantizer is called; ggml's formats are their published formula). "Searched" rows mix
+schemes for the least foretold error at the bytes of the row above. Calibrated on prompts that are not among those drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.shapes import accuracy, parse_caption, sample_captions, score
+from exporters.calibrate import calibrate
+from exporters.graphs import GraphOptions
+from exporters.sampling import plan_sampling
+from exporters.streamed import Streaming, Substitute
+from exporters.student import BUILTIN_STUDENT, open_student
+from exporters.torch_pipeline import Drawn, TorchPipeline
+from quantization.calibration import Calibration, Key
+from quantization.codecs.codec import roundtrip
+from quantization.codecs.integer import decode_integer, encode_integer
+from quantization.codecs.lookup import decode_lookup, encode_lookup
+from quantization.schemes import parse_scheme
+from quantization.search import Limits, Option, choose
+from quantization.sensitivity import Sensitivity
+
+CALIBRATION_SEED, TEST_SEED, CALIBRATION_PROMPTS, BATCH = 11, 7, 32, 50
+SEARCHED = ("int4g32", "uint4g32", "int8g32", "int8g128", "fp16")
+
+Weights = dict[Key, np.ndarray]
+
+
+def largest_value(weight: np.ndarray, bits: int, block: int, levels_down: bool, scale_type: type) -> np.ndarray:
+    """Round to nearest in blocks, the largest value on the end of the range: the textbook, ggml's q4_0 and q8_0."""
+    rows = weight.astype(np.float32)
+    blocks = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block))).reshape(len(rows), -1, block)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
+    low = -(1 << (bits - 1))
+    scale = (largest / low if levels_down else np.abs(largest) / (-low - 1)).astype(scale_type).astype(np.float32)
+    codes = np.clip(np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)), low, -low - 1)
+    values: np.ndarray = codes * scale
+    return values.reshape(len(rows), -1)[:, : rows.shape[1]]
+
+
+def onnxruntime_blocks(weight: np.ndarray, block: int) -> np.ndarray:
+    """4-bit symmetric blocks as onnxruntime's MatMulNBitsQuantizer makes them."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
+    stock = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=4))
+    packed, scales, _ = stock.qbits_block_quant(np.ascontiguousarray(weight.T.astype(np.float32)))  # [in, out]
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
+    values: np.ndarray = codes * scales.reshape(*packed.shape[:2], 1)
+    return values.reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
+def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
+    """Each way with its bytes and the weights that it leaves."""
+
+    def size(scheme: str, scale_bytes: int = 4) -> int:
+        return sum(parse_scheme(scheme).size_bytes(w.shape, scale_bytes) for w in weights.values())
+
+    def all_of(make: Callable[[Key, np.ndarray], np.ndarray]) -> Weights:
+        return {key: make(key, weight) for key, weight in weights.items()}
+
+    def ours(scheme: str) -> Weights:
+        return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), known[key]))
+
+    def free(scheme: str) -> Weights:
+        return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
+
+    yield "int8, data-free", size("int8"), free("int8")
+    yield "ggml q8_0", size("int8g32", 2), all_of(lambda _, w: largest_value(w, 8, 32, False, np.float16))
+    yield "int8g32, data-free", size("int8g32"), free("int8g32")
+    yield "lut6, data-free", size("lut6"), free("lut6")
+    yield "lut6, calibrated", size("lut6"), ours("lut6")
+    yield "int4g32, largest value", size("int4g32"), all_of(lambda _, w: largest_value(w, 4, 32, False, np.float32))
+    yield "onnxruntime MatMulNBits 4-bit, block 32", size("int4g32"), all_of(lambda _, w: onnxruntime_blocks(w, 32))
+    yield "ggml q4_0", size("int4g32", 2), all_of(lambda _, w: largest_value(w, 4, 32, True, np.float16))
+    yield "int4g32, searched scales", size("int4g32"), free("int4g32")
+    by_inputs = all_of(lambda key, w: _weighted(w, known[key]))
+    yield "int4g32, scales weighted by importance", size("int4g32"), by_inputs
+    yield "int4g32, error feedback", size("int4g32"), ours("int4g32")
+    yield "uint4g32, error feedback", size("uint4g32"), ours("uint4g32")
+    for share in (1.05, 1.15):
+        limit = int(share * size("int4g32"))
+        chosen = _search(weights, known, limit)
+        stored = all_of(lambda key, w, chosen=chosen: roundtrip(w, chosen[key].scheme, str(key), known[key]))  # type: ignore[misc]
+        yield f"searched, {share:.2f} of int4g32's bytes", sum(option.size_bytes for option in chosen.values()), stored
+    yield "lut4, data-free", size("lut4"), free("lut4")
+    yield "lut4, tables weighted by importance", size("lut4"), all_of(lambda key, w: _weighted_table(w, known[key]))
+    yield "lut4, and error feedback", size("lut4"), ours("lut4")
+    yield "lut4g16, calibrated", size("lut4g16"), ours("lut4g16")
+    yield "lut3g16, calibrated", size("lut3g16"), ours("lut3g16")
+
+
+def _weighted(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
+    return decode_integer(encode_integer(weight, parse_scheme("int4g32"), "w", known.importance()[1]))
+
+
+def _weighted_table(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
+    rows, columns = known.importance()
+    return decode_lookup(encode_lookup(weight, parse_scheme("lut4"), "w", rows[:, None] * columns))
+
+
+def _search(weights: Weights, known: Mapping[Key, Sensitivity], limit: int) -> dict[Key, Option]:
+    options = []
+    for key, weight in weights.items():
+        found = []
+        for name in SEARCHED:
+            scheme = parse_scheme(name)
+            error = known[key].weight_error(weight, roundtrip(weight, scheme, str(key), known[key]))
+            found.append(Option(scheme, scheme.size_bytes(weight.shape), error))
+        options.append(found)
+    return dict(zip(weights, choose(options, "error", Limits(size_bytes=limit)), strict=True))
+
+
+def main() -> None:
+    """Calibrate, draw with each, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=500)
+    count = parser.parse_args().prompts
+    student = open_student(BUILTIN_STUDENT, without=("text_encoder_3",))
+    sampling = plan_sampling(student, 64, 64)
+    tokens = student.configs["text_encoder"]["max_position_embeddings"]
+    options = GraphOptions("native", 64, 64, sampling.timesteps, tokens, False, student.defaults.max_sequence_length)
+    prompts = [str(caption) for caption in sample_captions(count, TEST_SEED)]
+
+    def draw(streaming: Streaming) -> Drawn:
+        pipeline = TorchPipeline(student, options, sampling, streaming)
+        noise, step_noise = pipeline.noise(count, TEST_SEED)
+        parts = [slice(i, i + BATCH) for i in range(0, count, BATCH)]
+        with torch.no_grad():
+            drawn = [pipeline.draw(prompts[part], noise[part], step_noise[:, part]) for part in parts]
+        return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        calibration_prompts = [str(caption) for caption in sample_captions(CALIBRATION_PROMPTS, CALIBRATION_SEED)]
+        calibration = calibrate(student, options, sampling, calibration_prompts, Path(folder))
+        keys = [key for key in calibration.weights() if _is_product(calibration, key)]
+        known = {key: found for key in keys if (found := calibration.known(*key)) is not None}
+        known = {key: replace(found, gram=np.array(found.gram)) for key, found in known.items()}
+    weights = {key: student.weights[key[0]][key[1]].load() for key in keys}
+    truth = draw(Streaming({}))
+    print(f"{count} prompts, seed {TEST_SEED}; {sum(w.size for w in weights.values())} weights; score of the student: ", end="")
+    print(f"{_score(truth, prompts)[0]:.3f} ± {_score(truth, prompts)[1]:.3f}\n")
+    print(
+        "| | bits per weight | latents, dB | pictures, mean PSNR | 5th percentile | score | pictures that pass no more, or now |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, size, stored in candidates(weights, known):
+        drawn = draw(Streaming({key: Substitute(lambda w=w: w.astype(np.float32)) for key, w in stored.items()}))  # type: ignore[misc]
+        bits = 8 * size / sum(w.size for w in weights.values())
+        print(f"| {name} | {bits:.2f} | {_figures(truth, drawn, prompts)} |", flush=True)
+
+
+def _is_product(calibration: Calibration, key: Key) -> bool:
+    return key[0] == "transformer" and calibration.entry(*key).layer == "linear"
+
+
+def _figures(truth: Drawn, drawn: Drawn, prompts: list[str]) -> str:
+    moved = float((truth.latents - drawn.latents).double().square().sum())
+    latents = 10 * np.log10(float(truth.latents.double().square().sum()) / moved)
+    psnr = -10 * np.log10((truth.pictures - drawn.pictures).double().square().mean(dim=(1, 2, 3)).numpy())
+    before, after = (np.array(_passes(d, prompts)) for d in (truth, drawn))
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return f"{latents:.1f} | {psnr.mean():.1f} | {np.percentile(psnr, 5):.1f} | {after.mean():.3f} | {lost}, {won}"
+
+
+def _passes(drawn: Drawn, prompts: list[str]) -> list[bool]:
+    pictures = drawn.pictures.permute(0, 2, 3, 1).numpy()
+    return [score(picture, parse_caption(prompt)).right for picture, prompt in zip(pictures, prompts, strict=True)]
+
+
+def _score(drawn: Drawn, prompts: list[str]) -> tuple[float, float]:
+    pictures = drawn.pictures.permute(0, 2, 3, 1).numpy()
+    return accuracy([score(picture, parse_caption(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
+
+
+if __name__ == "__main__":
+    main()

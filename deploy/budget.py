@@ -1,0 +1,62 @@
+"""Whether a bundle fits its tier, and what would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from deploy.errors import Complaint, TierError
+from deploy.memory import RUNTIME_BYTES
+from deploy.tiers import Tier
+from exporters.onnx.quantize import unsupported
+from exporters.weights import Weight
+from quantization.calibration import Layer
+from quantization.schemes import parse_scheme
+
+
+def check_budget(name: str, tier: Tier, stored_bytes: int, memory: Mapping[str, int], weights: Iterable[Weight]) -> None:
+    """Refuse a bundle that its tier has no room for.
+
+    Args:
+        name: the tier's name.
+        tier: the tier.
+        stored_bytes: of all graphs on disk.
+        memory: of each graph when it is loaded, in bytes.
+        weights: the student's matrices that are part of the bundle.
+
+    Raises:
+        TierError: with the numbers, and the best uniform profile that fits.
+    """
+    complaints = []
+    if stored_bytes > tier.download_bytes:
+        complaints.append(_over("download", tier.download_bytes, stored_bytes))
+    largest = max(memory, key=memory.__getitem__)
+    peak = RUNTIME_BYTES + memory[largest]
+    if peak > tier.memory_bytes:
+        complaints.append(_over(f"memory ({largest}, the largest graph)", tier.memory_bytes, peak))
+    if complaints:
+        fits = _best_uniform(tier, list(weights))
+        remedy = f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits"
+        remedy += f"; `flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one"
+        raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, remedy)
+
+
+def _over(what: str, budget: int, got: int) -> Complaint:
+    return Complaint(what, "over the tier's budget", f"at most {budget / 1e9:.2f} GB", f"{got / 1e9:.2f} GB")
+
+
+def _best_uniform(tier: Tier, weights: list[Weight]) -> str:
+    """The largest of the tier's schemes with which all weights fit its download, with its size; empty if none does."""
+    sizes = {}
+    for name in tier.schemes:
+        scheme, rest = parse_scheme(name), parse_scheme("int8" if "int8" in tier.schemes else "fp16")
+        sizes[name] = sum((scheme if not unsupported(_layer(w), scheme) else rest).size_bytes(w.shape) for w in weights)
+    fitting = [name for name, size in sizes.items() if size <= tier.download_bytes]
+    best = max(fitting, key=sizes.__getitem__, default=None)
+    return "" if best is None else f"{best} for all ({sizes[best] / 1e9:.2f} GB)"
+
+
+def _layer(weight: Weight) -> Layer:
+    """What kind of layer a matrix is of, as far as its name and shape tell."""
+    if len(weight.shape) > 2:
+        return "convolution"
+    return "embedding" if "embedding" in weight.name or weight.name == "shared.weight" else "linear"

@@ -1,0 +1,188 @@
+"""What each configuration of a student may say, as data: types and ranges of every value that an export depends on.
+
+Keys that no export reads are not looked at: hub configurations carry many. The scheduler's are few, and each of them moves the
+samples: one that diffusers' scheduler does not know is a complaint.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from exporters.errors import Complaint
+
+LARGEST = 1 << 20
+Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Activation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
+
+
+class _Transformer(msgspec.Struct):
+    num_layers: Count
+    num_attention_heads: Count
+    attention_head_dim: Count
+    patch_size: Count
+    in_channels: Count
+    out_channels: Count | None
+    joint_attention_dim: Count
+    pooled_projection_dim: Count
+    caption_projection_dim: Count
+    pos_embed_max_size: Count
+    sample_size: Count
+    qk_norm: Literal["rms_norm"] | None
+    dual_attention_layers: tuple[Index, ...]
+
+
+class _Clip(msgspec.Struct):
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    max_position_embeddings: Count
+    projection_dim: Count
+    layer_norm_eps: Positive
+    hidden_act: Activation
+    eos_token_id: Index
+
+
+class _T5(msgspec.Struct):
+    vocab_size: Count
+    d_model: Count
+    d_kv: Count
+    d_ff: Count
+    num_layers: Count
+    num_heads: Count
+    relative_attention_num_buckets: Count
+    relative_attention_max_distance: Count
+    layer_norm_epsilon: Positive
+    dense_act_fn: Activation
+    is_gated_act: bool
+
+
+class _Vae(msgspec.Struct):
+    in_channels: Count
+    out_channels: Count
+    latent_channels: Count
+    block_out_channels: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)]
+    layers_per_block: Count
+    norm_num_groups: Count
+    scaling_factor: Positive
+    shift_factor: float | None
+
+
+class _Scheduler(msgspec.Struct):
+    num_train_timesteps: Count = 1000
+    shift: Positive = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: Count = 256
+    max_image_seq_len: Count = 4096
+    invert_sigmas: Literal[False] = False
+    shift_terminal: Positive | None = None
+    use_karras_sigmas: bool | None = False
+    use_exponential_sigmas: bool | None = False
+    use_beta_sigmas: bool | None = False
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+    stochastic_sampling: bool = False
+
+
+_SCHEMAS: dict[str, type[msgspec.Struct]] = {
+    "text_encoder": _Clip,
+    "text_encoder_2": _Clip,
+    "text_encoder_3": _T5,
+    "transformer": _Transformer,
+    "vae": _Vae,
+    "scheduler": _Scheduler,
+}
+
+
+def check_config(component: str, config: Mapping[str, Any]) -> list[Complaint]:
+    """Every value that is missing, of another type or out of range.
+
+    Args:
+        component: whose configuration it is, or ``scheduler``.
+        config: with the defaults of its class filled in.
+    """
+    schema = _SCHEMAS[component]
+    required = {field.name for field in msgspec.structs.fields(schema) if field.required}
+    complaints = [Complaint(f"{component}: {key}", "missing") for key in sorted(required - config.keys())]
+    for key, kind in get_type_hints(schema, include_extras=True).items():
+        if key in config and not _fits(config[key], kind):
+            complaints.append(Complaint(f"{component}: {key}", "wrong", _words(kind), repr(config[key])))
+    return complaints or _FURTHER.get(component, lambda config: [])(config)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)  # strict: a boolean is no number, a string neither
+    except msgspec.ValidationError:
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _words(kind: Any) -> str:
+    """A type as people say it.
+
+    >>> _words(Count), _words(Positive | None), _words(Literal["a", "b"])
+    ('an integer from 1 to 1048576', 'a number above 0 or null', "'a' or 'b'")
+    """
+    named = {Count: "an integer from 1 to 1048576", Index: "an integer from 0 to 1048576", Positive: "a number above 0"}
+    if kind in named:
+        return named[kind]
+    plain = {float: "a finite number", bool: "true or false", type(None): "null"}
+    if kind in plain:
+        return plain[kind]
+    if getattr(kind, "__origin__", None) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if hasattr(kind, "__metadata__") or getattr(kind, "__origin__", None) is tuple:
+        return "a list of integers"
+    return " or ".join(_words(part) for part in get_args(kind))
+
+
+def _transformer(config: Mapping[str, Any]) -> list[Complaint]:
+    layers, dual = config["num_layers"], config["dual_attention_layers"]
+    if any(index >= layers for index in dual):
+        expected = f"below num_layers, {layers}"
+        return [Complaint("transformer: dual_attention_layers", "names a layer that is not there", expected, str(list(dual)))]
+    return []
+
+
+def _clip(config: Mapping[str, Any]) -> list[Complaint]:
+    complaints = []
+    if config["eos_token_id"] >= config["vocab_size"]:
+        expected = f"below vocab_size, {config['vocab_size']}"
+        complaints.append(Complaint("text encoder: eos_token_id", "is no token", expected, str(config["eos_token_id"])))
+    if config["hidden_size"] % config["num_attention_heads"]:
+        got = f"{config['hidden_size']} and {config['num_attention_heads']}"
+        complaints.append(Complaint("text encoder: hidden_size", "does not divide among the heads", "a multiple of them", got))
+    return complaints
+
+
+def _scheduler(config: Mapping[str, Any]) -> list[Complaint]:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+    complaints = [
+        Complaint(f"scheduler: {key}", "unknown key", "a parameter of FlowMatchEulerDiscreteScheduler")
+        for key in sorted(config)
+        if key not in known and not key.startswith("_")
+    ]
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    if low >= high:
+        complaints.append(Complaint("scheduler: max_image_seq_len", "wrong", f"above base_image_seq_len, {low}", str(high)))
+    return complaints
+
+
+_FURTHER: dict[str, Callable[[Mapping[str, Any]], list[Complaint]]] = {
+    "transformer": _transformer,
+    "text_encoder": _clip,
+    "text_encoder_2": _clip,
+    "scheduler": _scheduler,
+}

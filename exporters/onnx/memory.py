@@ -1,0 +1,38 @@
+"""What a graph takes in memory once onnxruntime has loaded it, foretold from its file.
+
+onnxruntime's CPU provider folds a stored type that is only cast: fp16 and int8 matrices become fp32 when the session is made,
+and while it is made some exist twice. Tables that are looked up stay in the mapped file. Other weights are copied into the
+kernels' layouts and take what they take on disk, but for 4-bit blocks, whose scales and sums are unpacked. The factors were
+measured by ``python -m benchmarks.memory``, which also prints how far off they are.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporters.graphs import GraphSpec
+
+UNPACKED_BLOCKS = 1.25  # of blocks of at most 4 bits, over their bytes on disk
+FOLDED = 1.1  # of what is folded, over its bytes in fp32
+LIVE_ACTIVATIONS = {"vae_decoder": 9, "vae_encoder": 9}  # results of the largest size that are alive at once
+LIVE_OTHERWISE = 5
+
+
+def memory_bytes(model: ir.Model, spec: GraphSpec) -> int:
+    """Weights as they are held, and activations at the graph's own size, in bytes."""
+    live = LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE)
+    return sum(map(_held_bytes, model.graph.initializers.values())) + 4 * live * spec.largest_activation
+
+
+def _held_bytes(value: ir.Value) -> int:
+    tensor = value.const_value
+    assert tensor is not None
+    readers = value.consumers()
+    if readers and all(reader.op_type == "Cast" for reader in readers):
+        target = readers[0].outputs[0].dtype
+        return int(FOLDED * tensor.size * (4 if target is None else target.itemsize))
+    if readers and all(reader.op_type == "Gather" for reader in readers):
+        return 0
+    if any(reader.op_type == "MatMulNBits" and reader.attributes["bits"].as_int() <= 4 for reader in readers):
+        return int(UNPACKED_BLOCKS * tensor.nbytes)
+    return tensor.nbytes
