@@ -78,8 +78,10 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
         return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
 
     yield "int8, data-free", size("int8"), free("int8")
+    yield "int8, error feedback", size("int8"), ours("int8")
     yield "ggml q8_0", size("int8g32", 2), all_of(lambda _, w: largest_value(w, 8, 32, False, np.float16))
     yield "int8g32, data-free", size("int8g32"), free("int8g32")
+    yield "int8g32, error feedback", size("int8g32"), ours("int8g32")
     yield "lut6, data-free", size("lut6"), free("lut6")
     yield "lut6, calibrated", size("lut6"), ours("lut6")
     yield "int4g32, largest value", size("int4g32"), all_of(lambda _, w: largest_value(w, 4, 32, False, np.float32))

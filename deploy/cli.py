@@ -59,6 +59,13 @@ class Sampler(StrEnum):
 MAX_IMAGES = 10_000
 
 
+class RuntimeName(StrEnum):
+    """What runs the graphs."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Parity(StrEnum):
     """When graphs are measured in a build."""
 
@@ -377,6 +384,9 @@ def generate(
         int | None,
         typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
     ] = None,
+    runtime: Annotated[
+        RuntimeName, typer.Option(help="What runs the graphs; openvino needs flash-deploy[openvino].")
+    ] = RuntimeName.onnxruntime,
     provider: Annotated[
         str,
         typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu."),
@@ -396,7 +406,7 @@ def generate(
     if noise is not None and num_images not in (None, len(noise)):
         complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
-    pipeline = Pipeline(bundle, provider, threads)
+    pipeline = Pipeline(bundle, provider, threads, runtime=runtime.value)
     for name, cut in pipeline.tokens_cut(prompt).items():
         messages.print(f"note: the prompt is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()

@@ -1,9 +1,8 @@
 """Encode and decode a weight, whatever the scheme; what is known of the weight's part in the picture is made use of.
 
 ================  ============================================================================================
-``intBgN``        with at most 4 bits: error feedback, where the product's inputs are known
+integers          error feedback, where the product's inputs are known; else to nearest with searched scales
 ``lutB[gN]``      tables weighted by importance, then error feedback
-the others        their errors are small: to nearest
 ================  ============================================================================================
 
 Without a :class:`~quantization.sensitivity.Sensitivity` every scheme is data-free.
@@ -18,8 +17,6 @@ from quantization.codecs.integer import IntegerTensor, decode_integer, encode_in
 from quantization.codecs.lookup import LookupTensor, decode_lookup, encode_lookup
 from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
-
-FEEDBACK_BITS = 4
 
 
 def encode_codes(
@@ -42,7 +39,7 @@ def encode_codes(
             return encode_lookup(weight, scheme, origin)
         rows, columns = known.importance()
         return encode_lookup(weight, scheme, origin, rows[:, None] * columns, gram)
-    if gram is not None and scheme.block is not None and scheme.bits <= FEEDBACK_BITS:
+    if gram is not None:
         return encode_integer_with_feedback(weight, scheme, origin, gram)
     return encode_integer(weight, scheme, origin)
 

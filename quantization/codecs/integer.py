@@ -23,6 +23,7 @@ from quantization.schemes import Scheme
 # at 8 bits clipping hardly ever pays.
 CANDIDATES = {8: (1.0, 0.97), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75), 2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45)}
 CHUNK_ELEMENTS = 1 << 21
+FEEDBACK_COLUMNS = 128  # of whole rows: inputs between two updates of all that follow
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def encode_integer_with_feedback(weight: np.ndarray, scheme: Scheme, origin: str
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
     columns = rows.shape[1]
     block = scheme.block or columns
-    grid = _IntegerGrid(scheme, len(rows), -(-columns // block), block)
-    codes = np.pad(encode_with_feedback(rows, gram, grid, min(block, columns)), ((0, 0), (0, -columns % block)))
+    grid = _IntegerGrid(scheme, rows, block)
+    step = FEEDBACK_COLUMNS if scheme.block is None else block
+    codes = np.pad(encode_with_feedback(rows, gram, grid, step), ((0, 0), (0, -columns % block)))
     if scheme.zero_points:  # padding stands for zero
         codes[:, columns:] = grid.zeros[:, -1:]
     zeros = grid.zeros if scheme.zero_points else None
@@ -103,17 +105,23 @@ def encode_integer_with_feedback(weight: np.ndarray, scheme: Scheme, origin: str
 
 
 class _IntegerGrid:
-    """Scales of each block, chosen when its turn comes."""
+    """Scales of each block, chosen when its turn comes; of whole rows, at once."""
 
-    def __init__(self, scheme: Scheme, rows: int, blocks: int, block: int) -> None:
+    def __init__(self, scheme: Scheme, rows: np.ndarray, block: int) -> None:
         self.scheme, self.block = scheme, block
-        self.scales, self.zeros = np.ones((rows, blocks), np.float32), np.zeros((rows, blocks), np.int8)
+        blocks = -(-rows.shape[1] // block)
+        self.scales, self.zeros = np.ones((len(rows), blocks), np.float32), np.zeros((len(rows), blocks), np.int8)
         self.low, self.high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
+        if scheme.block is None:
+            self._fit(0, rows)
 
     def fit(self, start: int, weights: np.ndarray) -> None:
-        padded = np.pad(weights, ((0, 0), (0, self.block - weights.shape[1])))
-        _, scales, zeros = encode_blocks(padded[:, None], self.scheme)
-        self.scales[:, start // self.block], self.zeros[:, start // self.block] = scales[:, 0], zeros[:, 0]
+        if self.scheme.block is not None:
+            self._fit(start // self.block, np.pad(weights, ((0, 0), (0, self.block - weights.shape[1]))))
+
+    def _fit(self, index: int, weights: np.ndarray) -> None:
+        _, scales, zeros = encode_blocks(weights[:, None], self.scheme)
+        self.scales[:, index], self.zeros[:, index] = scales[:, 0], zeros[:, 0]
 
     def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scale, zero = self.scales[:, column // self.block], self.zeros[:, column // self.block].astype(np.float32)

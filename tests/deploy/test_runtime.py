@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,7 @@ FORBIDDEN = (
 PROGRAM = """
 import sys
 import weakref
+from importlib.util import find_spec
 from deploy.runtime import Pipeline
 {extra}
 picture = Pipeline({bundle!r}).generate("a large purple cross on a black background")
@@ -207,3 +209,24 @@ def test_renoise_by_hand() -> None:
         lambda x, _: np.ones_like(x), np.full(1, 3, np.float32), [1.0, 0.5, 0.0], lambda _: np.full(1, 4, np.float32)
     )
     assert latents.tolist() == [2.5]
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed (flash-deploy[openvino])")
+def test_openvino_draws_the_same_picture(builtin_bundle: Bundle) -> None:
+    """Asked for fp32 arithmetic, since the bundle is fp32: bf16, its own choice on CPUs that have it, stays near 50 dB."""
+    latents = np.random.default_rng(5).standard_normal((1, 16, 8, 8), np.float32)
+    expected = Pipeline(builtin_bundle).generate(PROMPT, latents=latents)
+    pipeline = Pipeline(builtin_bundle, runtime="openvino", threads=1)
+    assert psnr_db(expected, pipeline.generate(PROMPT, latents=latents)) >= 100
+    assert psnr_db(expected, pipeline.generate(PROMPT.replace("red", "green"), latents=latents)) < 30
+
+
+def test_a_runtime_that_is_not_there_names_its_extra(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"(?s)openvino is not installed.*flash-deploy\[openvino\]"):
+        Pipeline(builtin_bundle, runtime="openvino")
+
+
+def test_execution_providers_are_onnxruntimes(builtin_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="--provider"):
+        Pipeline(builtin_bundle, provider="cuda", runtime="openvino")

@@ -65,7 +65,7 @@ def test_near_the_best_of_all_roundings() -> None:
     assert error(np.rint(weights)) > 2 * best
 
 
-@pytest.mark.parametrize("scheme", ["int4g16", "int4g32", "uint4g32", "int2g16", "lut3", "lut4g4"])
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "int8g32", "int4g16", "int4g32", "uint4g32", "int2g16", "lut3", "lut4g4"])
 @pytest.mark.parametrize("shape", [(8, 64), (5, 50), (3, 7)], ids=str)
 def test_outputs_change_less(scheme: str, shape: tuple[int, int]) -> None:
     """By at least 2 dB where there are inputs enough to make up for one another; never by more."""
