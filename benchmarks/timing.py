@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,19 @@ def interleave(candidates: Mapping[str, Callable[[], Any]], runs: int, warm_ups:
     return {name: Timing(tuple(walls[name]), tuple(cpus[name])) for name in candidates}
 
 
-def table(timings: Mapping[str, Timing], baseline: str) -> str:
-    """A Markdown table of ratios to the baseline: CPU time (best and median run) and wall time (median)."""
-    base = timings[baseline]
-    lines = [f"| | CPU time, best of {len(base.cpu)} | CPU time, median | wall time, median |", "|---|---|---|---|"]
+def table(timings: Mapping[str, Timing], baseline: str, beside: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """A Markdown table of ratios to the baseline: CPU time (best and median run), wall time (median), and more columns beside."""
+    base, more = timings[baseline], beside or {}
+    heads = [f"CPU time, best of {len(base.cpu)}", "CPU time, median", "wall time, median", *more]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, timing in timings.items():
         ratios = (
             timing.best_cpu / base.best_cpu,
             timing.median_cpu / base.median_cpu,
             statistics.median(timing.wall) / statistics.median(base.wall),
         )
-        lines.append(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+        cells = [*(f"{ratio:.2f}" for ratio in ratios), *(column[name] for column in more.values())]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -71,3 +73,13 @@ def session(model: Any, threads: int | None = None) -> Any:
     return onnxruntime.InferenceSession(
         str(model) if hasattr(model, "parts") else model, options, providers=["CPUExecutionProvider"]
     )
+
+
+def openvino_model(file: Any, arithmetic: Literal["f32", "bf16"], threads: int | None = None) -> Any:
+    """A graph compiled by OpenVINO for the CPU; products with integer weights round their inputs in groups of 128."""
+    import openvino
+
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": arithmetic, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    return openvino.Core().compile_model(str(file), "CPU", config)

@@ -385,8 +385,12 @@ def generate(
         typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
     ] = None,
     runtime: Annotated[
-        RuntimeName, typer.Option(help="What runs the graphs; openvino needs flash-deploy[openvino].")
-    ] = RuntimeName.onnxruntime,
+        RuntimeName | None,
+        typer.Option(
+            help="What runs the graphs. Default: the fastest of the tier's that is installed (openvino: flash-deploy[openvino]).",
+            show_default=False,
+        ),
+    ] = None,
     provider: Annotated[
         str,
         typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu."),
@@ -406,7 +410,7 @@ def generate(
     if noise is not None and num_images not in (None, len(noise)):
         complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
-    pipeline = Pipeline(bundle, provider, threads, runtime=runtime.value)
+    pipeline = Pipeline(bundle, provider, threads, runtime=None if runtime is None else runtime.value)
     for name, cut in pipeline.tokens_cut(prompt).items():
         messages.print(f"note: the prompt is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()
@@ -414,7 +418,7 @@ def generate(
         pictures = pipeline.generate(prompt, seed, num_images or 1, noise, height, width, progress=steps)
     for file in save_pictures(pictures, output):
         typer.echo(str(file))
-    messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s")
+    messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s ({pipeline.runtime})")
 
 
 @app.command()

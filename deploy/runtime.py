@@ -16,7 +16,7 @@ import numpy as np
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.sampler import OnStep, sample_euler, sample_renoise
-from deploy.sessions import Runtime, Sessions
+from deploy.sessions import Runtime, Sessions, fastest_runtime
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
 
 Progress = Callable[[str, int, int], None]
@@ -30,7 +30,7 @@ class Pipeline:
         bundle: an opened bundle or its folder.
         provider: onnxruntime execution provider, for example ``cpu`` or ``cuda``.
         threads: threads of one operator; by default the runtime's choice.
-        runtime: ``onnxruntime``, or ``openvino`` where it is installed.
+        runtime: ``onnxruntime`` or ``openvino``; by default the tier's fastest that is installed (:func:`fastest_runtime`).
         keep_graphs: keep graphs loaded between stages and calls: faster the second time, more memory.
 
     Raises:
@@ -43,11 +43,12 @@ class Pipeline:
         provider: str = "cpu",
         threads: int | None = None,
         keep_graphs: bool = False,
-        runtime: Runtime = "onnxruntime",
+        runtime: Runtime | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.manifest = self.bundle.manifest
-        self._sessions = Sessions(self.bundle, runtime, provider, threads, keep_graphs)
+        self.runtime = runtime or fastest_runtime(self.bundle, provider)
+        self._sessions = Sessions(self.bundle, self.runtime, provider, threads, keep_graphs)
         self._stages = _Native(self) if self.manifest.layout == "native" else _Optimum(self)
         self._tokenizers = {t.input: load_tokenizer(self.bundle.folder, t) for t in self.manifest.text.tokenizers}
 

@@ -1,13 +1,18 @@
 """A bundle's graphs in a runtime: loaded when needed, freed after their stage unless they are to be kept.
 
-Two runtimes read the same files: onnxruntime with its execution providers, and OpenVINO, which is asked for fp32 arithmetic where
-the bundle is fp32 (its own choice on CPUs that have bf16 is bf16: 50 dB on the built-in student's pictures, not 135).
+Two runtimes read the same files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have it is
+bf16. It is asked for fp32 where the bundle's weights are floating-point, and for the graphs that run once (text, conditioner:
+a modulation's error goes into every step). Where weights are integers, denoiser and VAE take bf16, and products round their
+inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too (python -m benchmarks.denoiser_step).
 """
 
 from __future__ import annotations
 
 import contextlib
+import platform
+import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +20,7 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.errors import BundleError, Complaint, InputError
+from deploy.tiers import all_tiers
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -27,6 +33,9 @@ PROVIDERS = {
 }
 
 MAX_THREADS = 1024
+ACTIVATION_GROUP = 128  # inputs that OpenVINO rounds with one scale: its default, 32, is slower and no closer in pictures
+X86_64 = ("x86_64", "AMD64")
+EXACT_STAGES = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
 Runtime = Literal["onnxruntime", "openvino"]
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -46,7 +55,7 @@ class Sessions:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError("--threads is wrong.", [Complaint("--threads", "wrong", f"1 to {MAX_THREADS}", str(threads))])
         self._bundle, self._threads, self._keep = bundle, threads, keep
-        self._runtime = runtime
+        self.runtime = runtime
         if runtime == "openvino":
             _check_openvino(provider)
         else:
@@ -62,7 +71,7 @@ class Sessions:
         try:
             return self._loaded[graph](inputs)
         except Exception as error:  # the runtimes' exceptions share no base class but this one
-            complaint = Complaint(graph, str(error).splitlines()[0])
+            complaint = Complaint(graph, _gist(error))
             remedy = "run `flash-deploy verify` on the bundle; if it is good, the device may have too little memory"
             raise BundleError("A graph cannot be run.", [complaint], remedy) from error
 
@@ -81,12 +90,15 @@ class Sessions:
     def _load(self, graph: str) -> Run:
         record = self._bundle.manifest.graph(graph)
         file = self._bundle.file(record.path)
-        try:
-            inputs, outputs, run = self._load_openvino(file) if self._runtime == "openvino" else self._load_onnxruntime(file)
-        except Exception as error:  # the runtimes' exceptions share no base class but this one
-            complaint = Complaint(record.path, str(error).splitlines()[0])
-            raise BundleError("A graph cannot be loaded.", [complaint], "run `flash-deploy verify` on the bundle") from error
         promised = [port.name for port in record.inputs], [port.name for port in record.outputs]
+        try:
+            if self.runtime == "openvino":
+                inputs, outputs, run = self._load_openvino(graph, file, promised)
+            else:
+                inputs, outputs, run = self._load_onnxruntime(file)
+        except Exception as error:  # the runtimes' exceptions share no base class but this one
+            complaint = Complaint(record.path, _gist(error))
+            raise BundleError("A graph cannot be loaded.", [complaint], "run `flash-deploy verify` on the bundle") from error
         if promised != (inputs, outputs):
             raise BundleError(
                 "A graph is not what the manifest says.",
@@ -105,16 +117,20 @@ class Sessions:
         ports = ([port.name for port in side] for side in (session.get_inputs(), session.get_outputs()))
         return *ports, lambda inputs: session.run(None, inputs)  # type: ignore[return-value]
 
-    def _load_openvino(self, file: Path) -> tuple[list[str], list[str], Run]:
+    def _load_openvino(self, graph: str, file: Path, promised: tuple[list[str], list[str]]) -> tuple[list[str], list[str], Run]:
         import openvino
 
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if self._bundle.manifest.precision == "fp32":
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATION_GROUP}
+        if self._bundle.manifest.precision != "mixed" or graph in EXACT_STAGES:
             config["INFERENCE_PRECISION_HINT"] = "f32"
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
         compiled = openvino.Core().compile_model(str(file), "CPU", config)
-        ports = ([port.get_any_name() for port in side] for side in (compiled.inputs, compiled.outputs))
+        # A port keeps the names of all values that it stands for; the promised one need not come first.
+        ports = (
+            [next((name for name in names if name in port.get_names()), port.get_any_name()) for port in side]
+            for side, names in zip((compiled.inputs, compiled.outputs), promised, strict=True)
+        )
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             found = compiled(inputs)
@@ -123,9 +139,30 @@ class Sessions:
         return *ports, run  # type: ignore[return-value]
 
 
-def _check_openvino(provider: str) -> None:
-    from importlib.util import find_spec
+def _gist(error: Exception) -> str:
+    """The telling line of a runtime's message: OpenVINO's begins with places in its sources."""
+    lines = [
+        line
+        for line in str(error).splitlines()
+        if line.strip() and not re.match(r"(Exception from |Check .* failed at |Loading input)", line)
+    ]
+    return lines[0] if lines else type(error).__name__
 
+
+def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
+    """The fastest runtime that is installed here, as far as the bundle's tier knows.
+
+    OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, and for bundles without ``w8a8``, whose operators
+    have no fast path there; else onnxruntime.
+    """
+    tier = all_tiers().get(bundle.manifest.tier)
+    stored = {rule.scheme for rule in bundle.manifest.profile}
+    if tier is None or tier.runtimes[0] != "openvino" or provider != "cpu" or "w8a8" in stored:
+        return "onnxruntime"
+    return "openvino" if platform.machine() in X86_64 and find_spec("openvino") is not None else "onnxruntime"
+
+
+def _check_openvino(provider: str) -> None:
     if find_spec("openvino") is None:
         remedy = "pip install 'flash-deploy[openvino]'"
         raise InputError("The runtime cannot be used.", [Complaint("--runtime", "openvino is not installed")], remedy)

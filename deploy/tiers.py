@@ -24,6 +24,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         schemes: how its runtimes can store weights.
         compute: what matrices compute in.
         attention: the attention operator of its ONNX graphs.
+        runtimes: what runs its ONNX bundles, the fastest first (python -m benchmarks.denoiser_step); OpenVINO is for x86-64.
         resolution: picture size in pixels unless the user or the student says otherwise.
         steps: denoising steps unless the user or the student says otherwise.
         keep_t5: whether the third text encoder is kept unless the user says otherwise.
@@ -40,6 +41,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     resolution: Annotated[int, msgspec.Meta(gt=0)]
     steps: Annotated[int, msgspec.Meta(gt=0)]
     keep_t5: bool
+    runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
     relative_time: dict[str, float] = msgspec.field(default_factory=dict)
 
 

@@ -61,6 +61,19 @@ def clean_up(model: ir.Model, options: PassOptions) -> tuple[ir.Model, list[Kept
     return Sequential(*passes)(model).model, quantize.kept  # type: ignore[arg-type]
 
 
+def simplify(model: ir.Model) -> ir.Model:
+    """The first passes alone: a traced model without what tracing left behind, its operators and weights as they were traced."""
+    passes = [
+        FoldTransposedWeights(),
+        _FoldConstants(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.TopologicalSortPass(),
+    ]
+    return Sequential(*passes)(model).model
+
+
 class _FoldConstants(InPlacePass):
     """onnxscript's constant folding, held to small tensors."""
 

@@ -17,6 +17,7 @@ from exporters.graphs import GraphSpec, Port
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
+from exporters.restructure.vae import keep_group_norms
 from exporters.weights import Weight
 
 # 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
@@ -26,12 +27,13 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
 
-def trace(spec: GraphSpec, compute: torch.dtype) -> ir.Model:
+def trace(spec: GraphSpec, compute: torch.dtype, whole_norms: bool = False) -> ir.Model:
     """Trace one graph.
 
     Args:
         spec: what to trace.
         compute: type of matrices and what they compute in; see :mod:`exporters.restructure.base`.
+        whole_norms: leave group norms one operation each.
 
     Returns:
         The model as the exporter leaves it, but that every initializer knows how to read its weight.
@@ -39,6 +41,8 @@ def trace(spec: GraphSpec, compute: torch.dtype) -> ir.Model:
     with torch.device("meta"):
         module: Any = spec.module()
     set_precision(module, compute)
+    if whole_norms:
+        keep_group_norms(module)
     module.eval()
     examples, shapes = _examples(spec)
     with _quiet(), torch.no_grad():

@@ -48,10 +48,17 @@ class _GroupNorm(nn.GroupNorm):
     grows so long loses what is added to it: against fp64, onnxruntime's GroupNormalization reaches 95 dB there, its
     InstanceNormalization 100 dB, means of rows and then of their means 132 dB, in 0.6 of GroupNormalization's time
     (``python -m benchmarks.kernels``).
+
+    Attributes:
+        whole: leave it one operation, for exporters whose targets have a wide one.
     """
+
+    whole = False
 
     def forward(self, input: Tensor) -> Tensor:
         """``[batch, channels, ...]``, normalised over each group of channels and all that follows."""
+        if self.whole:
+            return super().forward(input)
         batch, channels, *size = input.shape
         rows = input.to(torch.float32).reshape(batch, self.num_groups, -1, size[-1])  # [batch, groups, rows, last size]
         centred = rows - _staged_mean(rows)
@@ -59,6 +66,13 @@ class _GroupNorm(nn.GroupNorm):
         normed = (centred / spread).reshape(input.shape)
         wide = (1, channels, *[1] * len(size))
         return (normed * self.weight.reshape(wide) + self.bias.reshape(wide)).to(input.dtype)
+
+
+def keep_group_norms(module: nn.Module) -> None:
+    """Trace group norms as one operation each."""
+    for part in module.modules():
+        if isinstance(part, _GroupNorm):
+            part.whole = True
 
 
 def _staged_mean(rows: Tensor) -> Tensor:

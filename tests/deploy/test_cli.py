@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,17 @@ BAD_CALLS = {
         ["generate", "{bundle}", "x", "--latents", "wrong.npy", "-o", "x.png"],
         "expected [images, 16, 8, 8], got [3]",
     ),
+    "latents beyond fp32": (["generate", "{bundle}", "x", "--latents", "huge.npy", "-o", "x.png"], "latents"),
+    "two numbers of pictures": (
+        ["generate", "{bundle}", "x", "--latents", "two.npy", "--num-images", "3", "-o", "x.png"],
+        "--num-images: disagrees with --latents (expected 2, got 3)",
+    ),
+    "prompt that is no text": (["generate", "{bundle}", os.fsdecode(b"a \xff"), "-o", "x.png"], "is not UTF-8"),
+    "no threads": (["generate", "{bundle}", "x", "--threads", "0", "-o", "x.png"], "--threads"),
+    "provider of another runtime": (
+        ["generate", "{bundle}", "x", "--runtime", "openvino", "--provider", "cuda", "-o", "x.png"],
+        "--provider",
+    ),
     "wrong sigmas": (["build", "-o", "b", "--sigmas", "1,zwei"], "--sigmas '1,zwei' is not a list of numbers"),
     "missing option": (["build"], "Missing option '-o'"),
     "wrong precision": (["build", "-o", "b", "--precision", "int8"], "'int8' is not one of 'fp32', 'fp16'"),
@@ -121,10 +133,19 @@ BAD_CALLS = {
 def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundle: Bundle, tmp_path: Path) -> None:
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     np.save(tmp_path / "wrong.npy", np.zeros(3, np.float32))
+    np.save(tmp_path / "huge.npy", np.full((1, 16, 8, 8), 1e300))
+    np.save(tmp_path / "two.npy", np.zeros((2, 16, 8, 8), np.float32))
     (tmp_path / "empty.npy").touch()
     (tmp_path / "folder.png").mkdir()
     done = flash_deploy(*(a.format(bundle=builtin_bundle.folder) for a in arguments), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.npy", "folder.png", "pickled.npy", "wrong.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "empty.npy",
+        "folder.png",
+        "huge.npy",
+        "pickled.npy",
+        "two.npy",
+        "wrong.npy",
+    ]

@@ -15,6 +15,7 @@ from deploy.bundle import Bundle
 from deploy.errors import BundleError, InputError
 from deploy.runtime import Pipeline
 from deploy.sampler import sample_euler, sample_renoise
+from deploy.sessions import Runtime
 from exporters.end_to_end import reference_picture
 from exporters.parity import psnr_db
 from exporters.reference import reference_pipeline
@@ -155,16 +156,21 @@ def test_swapped_graphs_are_found(damaged_bundle: Path) -> None:
         Pipeline(damaged_bundle).generate(PROMPT)
 
 
-def test_external_data_out_of_the_bundle_is_not_read(damaged_bundle: Path, tmp_path: Path) -> None:
-    """onnxruntime itself refuses external data outside the model's folder; this pins that it does."""
+@pytest.mark.parametrize(("runtime", "message"), [("onnxruntime", "escape"), ("openvino", "outside the base directory")])
+def test_external_data_out_of_the_bundle_is_not_read(
+    runtime: Runtime, message: str, damaged_bundle: Path, tmp_path: Path
+) -> None:
+    """The runtimes themselves refuse external data outside the model's folder; this pins that they do."""
     data = damaged_bundle / "denoiser.onnx.data"
     outside = b"../secret.onnx.dat"
     assert len(outside) == len(data.name)
     shutil.copy(data, damaged_bundle / outside.decode())
     graph = damaged_bundle / "denoiser.onnx"
     graph.write_bytes(graph.read_bytes().replace(data.name.encode(), outside))
-    with pytest.raises(BundleError, match="escape"):
-        Pipeline(damaged_bundle).generate(PROMPT)
+    if find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    with pytest.raises(BundleError, match=message):
+        Pipeline(damaged_bundle, runtime=runtime).generate(PROMPT)
 
 
 FORBIDDEN = (
@@ -222,7 +228,7 @@ def test_openvino_draws_the_same_picture(builtin_bundle: Bundle) -> None:
 
 
 def test_a_runtime_that_is_not_there_names_its_extra(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("deploy.sessions.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"(?s)openvino is not installed.*flash-deploy\[openvino\]"):
         Pipeline(builtin_bundle, runtime="openvino")
 
