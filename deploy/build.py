@@ -23,6 +23,7 @@ import msgspec
 from deploy.budget import check_budget
 from deploy.bundle import Bundle, BundleBusyError, locked, partial_folder, record_file, seal
 from deploy.errors import CheckFailed, Complaint, InputError
+from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, graph_runner, model_format
 from deploy.layout_files import write_layout_files
 from deploy.manifest import (
     FORMAT,
@@ -32,17 +33,15 @@ from deploy.manifest import (
     KeptRecord,
     Manifest,
     PictureRecord,
-    PortRecord,
     RuleRecord,
     SamplingRecord,
     StudentRecord,
     TextRecord,
     TokenizerRecord,
 )
-from deploy.tiers import Tier, check_schemes, default_profile, find_tier
+from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
-from exporters.onnx.quantize import Kept
 from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
@@ -54,6 +53,8 @@ COMPONENTS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "tra
 PARITY_LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""
 TOOLS = ("flash-deploy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
+FORMAT_TOOLS: dict[FormatName, tuple[str, ...]] = {"onnx": (), "coreml": ("coremltools",)}
+MAX_STAGES = 48
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class BuildRequest:
         student: a student's folder or single file.
         tier: a key of ``tiers.toml``.
         output: the bundle's folder.
+        format: ``onnx`` or ``coreml``.
+        compute_units: what Core ML programs are made for.
+        stages: programs that the denoiser becomes in Core ML.
         layout: ``native`` or ``optimum``.
         precision: how matrices are stored, all alike.
         profile: a profile's file, in place of a precision.
@@ -84,6 +88,9 @@ class BuildRequest:
     output: Path
     student: Path = BUILTIN_STUDENT
     tier: str = "desktop-cpu"
+    format: FormatName = "onnx"
+    compute_units: ComputeUnits | None = None
+    stages: int | None = None
     layout: Literal["native", "optimum"] = "native"
     precision: Literal["fp32", "fp16"] | None = None
     profile: Path | None = None
@@ -103,17 +110,39 @@ class BuildRequest:
     def __post_init__(self) -> None:
         complaints = [
             Complaint(name, "wrong", "a whole number, 1 or more", repr(value))
-            for name in ("height", "width", "steps", "max_sequence_length")
+            for name in ("height", "width", "steps", "stages", "max_sequence_length")
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1)
         ]
-        choices = {"layout": ("native", "optimum"), "precision": (None, "fp32", "fp16"), "sampler": (None, "euler", "renoise")}
+        choices: dict[str, tuple[str | None, ...]] = {
+            "format": ("onnx", "coreml"),
+            "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
+            "layout": ("native", "optimum"),
+            "precision": (None, "fp32", "fp16"),
+            "sampler": (None, "euler", "renoise"),
+            "parity": ("auto", "always", "never"),
+        }
         complaints += [
             Complaint(name, "unknown", " or ".join(map(str, known)), repr(getattr(self, name)))
-            for name, known in (choices | {"parity": ("auto", "always", "never")}).items()
+            for name, known in choices.items()
             if getattr(self, name) not in known
         ]
+        complaints += self._format_complaints()
         if complaints:
             raise InputError("The request cannot be fulfilled.", complaints)
+
+    def _format_complaints(self) -> list[Complaint]:
+        """Options of one format beside another."""
+        if self.format == "onnx":
+            given = [name for name in ("compute_units", "stages") if getattr(self, name) is not None]
+            return [Complaint(f"--{name.replace('_', '-')}", "is an option of --format coreml") for name in given]
+        complaints = []
+        if self.dynamic:
+            complaints.append(Complaint("--dynamic", "Core ML bundles have a fixed size", "--height and --width"))
+        if self.layout == "optimum":
+            complaints.append(Complaint("--layout", "is a layout of ONNX bundles", "native", self.layout))
+        if (self.stages or 1) > MAX_STAGES:
+            complaints.append(Complaint("--stages", "too many", f"at most {MAX_STAGES}", str(self.stages)))
+        return complaints
 
 
 @dataclass(frozen=True)
@@ -131,6 +160,8 @@ class Plan:
     options: GraphOptions
     tokenizers: tuple[tuple[str, str, Any], ...]
     graphs: tuple[GraphSpec, ...]
+    compute_units: ComputeUnits | None = None
+    stages: int = 1
 
 
 class Reporter(Protocol):
@@ -161,6 +192,7 @@ def plan(request: BuildRequest) -> Plan:
         InputError: the student, the tier, an option or the output cannot be used.
     """
     tier = find_tier(request.tier)
+    check_format(request.tier, request.format)
     _check_output(request)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
@@ -191,14 +223,21 @@ def plan(request: BuildRequest) -> Plan:
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
     # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
-    compute = "fp32" if precision == "fp32" else tier.compute
+    compute = "fp32" if precision == "fp32" else "fp16" if request.format == "coreml" else tier.compute
     if compute == "fp16" and any(rule.scheme.dynamic_activations for rule in profile.rules):
         complaint = Complaint("profile", "w8a8 needs fp32 around its products", "a tier that computes in fp32", request.tier)
         raise InputError("The tier cannot run this profile.", [complaint], "use another scheme or another tier")
     kept_components = {component for graph in graphs for component in graph.components}
     addressed = ((c, name) for c in kept_components for name, weight in student.weights[c].items() if len(weight.shape) > 1)
     profile.check_coverage(addressed, COMPONENTS - kept_components)
-    return Plan(request, student, tier, precision, compute, profile, calibration, sampling, options, tokenizers, graphs)
+    units, stages = None, 1
+    if request.format == "coreml":
+        assert tier.coreml is not None  # check_format saw to it
+        units = request.compute_units or tier.coreml.compute_units
+        stages = request.stages or min(tier.coreml.stages, student.configs["transformer"]["num_layers"])
+    return Plan(
+        request, student, tier, precision, compute, profile, calibration, sampling, options, tokenizers, graphs, units, stages
+    )
 
 
 def _choose_profile(request: BuildRequest) -> Profile:
@@ -209,8 +248,8 @@ def _choose_profile(request: BuildRequest) -> Profile:
     elif request.precision is not None:
         return uniform(request.precision)  # a floating-point bundle is a reference: any tier may have one
     else:
-        profile = default_profile(request.tier)
-    check_schemes(request.tier, profile)
+        profile = default_profile(request.tier, request.format)
+    check_schemes(request.tier, profile, request.format, request.compute_units)
     return profile
 
 
@@ -277,24 +316,26 @@ def _least_bytes(made: Plan) -> int:
 
 
 def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
-    from exporters.onnx.writer import data_bytes
-
+    shape = model_format(made.request.format, _recipe(made))
     with _fingerprinting(made.student) as fingerprint:
         resumable = any(partial.glob("*.done.json"))
         _check_calibration(made, fingerprint)
         finished = {g.name: _finished(partial, g, _key(made, g, fingerprint.result())) for g in made.graphs} if resumable else {}
-        models, kept = {}, {}
+        drafts = {}
         for graph in made.graphs:
             if not finished.get(graph.name):
                 reporter.stage(f"tracing {graph.name}")
-                models[graph.name], kept[graph.name] = _trace(made, graph)
-        _check_budget(made, models, finished)
-        _check_disk(partial, sum(data_bytes(model) for model in models.values()))
+                drafts[graph.name] = shape.draft(graph)
+        _check_budget(made, shape, drafts, finished)
+        _check_disk(partial, sum(shape.disk_bytes(g, drafts[g.name]) for g in made.graphs if g.name in drafts))
         records = []
         for graph in made.graphs:
             done = finished.get(graph.name)
-            if done is None:
-                done = _write(partial, graph, models.pop(graph.name), kept[graph.name], reporter)
+            if done is not None:
+                if drafts:
+                    shape.skip(partial, done.graph)
+            else:
+                done = _write(partial, shape, graph, drafts.pop(graph.name), reporter)
                 _mark_finished(partial, graph, _key(made, graph, fingerprint.result()), done)
             records.append(done)
         reporter.stage("measuring parity")
@@ -341,59 +382,49 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
     kept: tuple[KeptRecord, ...]
 
 
-def _check_budget(made: Plan, models: Mapping[str, Any], finished: Mapping[str, _Done | None]) -> None:
-    from exporters.onnx.memory import memory_bytes
-    from exporters.onnx.writer import stored_bytes
+def _recipe(made: Plan) -> Recipe:
+    return Recipe(
+        made.student,
+        made.tier,
+        made.options,
+        made.sampling,
+        made.profile,
+        made.calibration,
+        made.compute,
+        made.tokenizers,
+        made.stages,
+    )
 
+
+def _check_budget(made: Plan, shape: ModelFormat, drafts: Mapping[str, Any], finished: Mapping[str, _Done | None]) -> None:
     stored, memory = 0, {}
     for graph in made.graphs:
         if (done := finished.get(graph.name)) is not None:
             stored += done.graph.weight_bytes
             memory[graph.name] = done.graph.memory_bytes
         else:
-            stored += stored_bytes(models[graph.name])
-            memory[graph.name] = memory_bytes(models[graph.name], graph)
+            stored += shape.stored_bytes(graph, drafts[graph.name])
+            memory[graph.name] = shape.memory_bytes(graph, drafts[graph.name])
     components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
     matrices = (weight for c in components for weight in made.student.weights[c].values() if len(weight.shape) > 1)
     check_budget(made.request.tier, made.tier, stored, memory, matrices)
 
 
-def _trace(made: Plan, graph: GraphSpec) -> tuple[Any, list[Kept]]:
-    import torch
-
-    from exporters.onnx.passes import PassOptions, clean_up
-    from exporters.onnx.trace import trace
-
-    model = trace(graph, torch.float16 if made.compute == "fp16" else torch.float32)
-    unalias = made.tier.compute == "fp32"
-    return clean_up(model, PassOptions(made.profile, made.tier.attention, made.calibration, unalias))
+def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, reporter: Reporter) -> _Done:
+    _remove_packages(partial, graph)
+    written = shape.write(partial, graph, draft, reporter.graph(graph.name, shape.stored_bytes(graph, draft)))
+    return _Done(key="", graph=written.record, files=written.files, kept=written.kept)
 
 
-def _write(partial: Path, graph: GraphSpec, model: Any, kept: list[Kept], reporter: Reporter) -> _Done:
-    from exporters.onnx.memory import memory_bytes
-    from exporters.onnx.writer import parameters, stored_bytes, write
-
-    total, memory = stored_bytes(model), memory_bytes(model, graph)
-    count = parameters(model)
-    files = write(model, partial, graph.path, reporter.graph(graph.name, total))
-    record = GraphRecord(
-        name=graph.name,
-        path=graph.path,
-        components=graph.components,
-        parameters=count,
-        weight_bytes=total,
-        memory_bytes=memory,
-        inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
-        outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
-    )
-    records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
-    reasons = tuple(KeptRecord(component=k.component, weight=k.name, scheme=k.scheme, reason=k.reason) for k in kept)
-    return _Done(key="", graph=record, files=records, kept=reasons)
+def _remove_packages(partial: Path, graph: GraphSpec) -> None:
+    """What an interrupted build left of a graph's packages: a package is never written into another."""
+    for folder in partial.glob(f"{graph.name}*.mlpackage"):
+        shutil.rmtree(folder)
 
 
 def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
     """The record with its parity, measured unless the graph is too large for that."""
-    from exporters.parity import REQUIRED_DB, measure, onnx_runner, reference_cases
+    from exporters.parity import measure, reference_cases
 
     wanted = made.request.parity
     needed = _parity_bytes(graph, record)
@@ -402,8 +433,9 @@ def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) 
         return msgspec.structs.replace(
             record, parity_note=f"not measured in the build ({note}); run flash-deploy verify --student"
         )
-    db = measure(reference_cases(graph, made.student, made.options), onnx_runner(partial / graph.path), graph)
-    if db < (required := REQUIRED_DB.get(made.precision, float("-inf"))):
+    run = graph_runner(made.request.format, partial, record)
+    db = measure(reference_cases(graph, made.student, made.options), run, graph)
+    if db < (required := REQUIRED_DB[made.request.format].get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
     return msgspec.structs.replace(record, parity_db=min(db, 999.0))
 
@@ -432,10 +464,11 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
     return Manifest(
         format=FORMAT,
         version=VERSION,
-        created_with={tool: metadata.version(tool) for tool in TOOLS},
+        created_with={tool: metadata.version(tool) for tool in _tools(made.request)},
         student=StudentRecord(name=made.student.path.name, fingerprint=fingerprint, licences=made.student.licences()),
         tier=made.request.tier,
-        model_format="onnx",
+        model_format=made.request.format,
+        compute_units=made.compute_units,
         layout=made.request.layout,
         compute=made.compute,
         precision=made.precision,
@@ -488,9 +521,13 @@ def _load_tokenizers(student: Student, keep_t5: bool) -> tuple[tuple[str, str, A
     return tuple(found)
 
 
+def _tools(request: BuildRequest) -> tuple[str, ...]:
+    return TOOLS + FORMAT_TOOLS[request.format]
+
+
 def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
     """What a finished graph depends on; equal keys mean equal graphs."""
-    versions = [metadata.version(tool) for tool in TOOLS]
+    versions = [metadata.version(tool) for tool in _tools(made.request)]
     rules = [(rule.component, rule.weights, rule.scheme.name) for rule in made.profile.rules]
     recipe = [
         fingerprint,
@@ -499,6 +536,8 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         asdict(made.options),
         rules,
         made.compute,
+        made.request.format,
+        made.stages,
         msgspec.to_builtins(made.tier),
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,

@@ -47,6 +47,14 @@ class Format(StrEnum):
     """Model formats."""
 
     onnx = "onnx"
+    coreml = "coreml"
+
+
+class Units(StrEnum):
+    """What Core ML programs are made for."""
+
+    cpu_and_ne = "cpu-and-ne"
+    cpu_and_gpu = "cpu-and-gpu"
 
 
 class Sampler(StrEnum):
@@ -64,6 +72,8 @@ class RuntimeName(StrEnum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    coreml = "coreml"
+    evaluator = "evaluator"
 
 
 class Parity(StrEnum):
@@ -137,7 +147,17 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
     student: StudentArgument = None,
     tier: TierOption = "desktop-cpu",
-    format: Annotated[Format, typer.Option(help="Model format.")] = Format.onnx,  # noqa: A002
+    format: Annotated[  # noqa: A002
+        Format, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")
+    ] = Format.onnx,
+    compute_units: Annotated[
+        Units | None,
+        typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
+    ] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(min=1, help="coreml: programs that the denoiser becomes. Default: the tier's.", show_default=False),
+    ] = None,
     layout: Annotated[
         Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")
     ] = Layout.native,
@@ -198,6 +218,9 @@ def build(
         output=output,
         student=student or BUILTIN_STUDENT,
         tier=tier,
+        format=format.value,
+        compute_units=None if compute_units is None else compute_units.value,
+        stages=stages,
         layout=layout.value,
         precision=None if precision is None else precision.value,
         profile=profile,
@@ -387,7 +410,8 @@ def generate(
     runtime: Annotated[
         RuntimeName | None,
         typer.Option(
-            help="What runs the graphs. Default: the fastest of the tier's that is installed (openvino: flash-deploy[openvino]).",
+            help="What runs the graphs: onnxruntime or openvino (flash-deploy[openvino]) for ONNX, coreml (macOS) or evaluator "
+            "(anywhere, slowly, to check) for Core ML. Default: the fastest that is installed.",
             show_default=False,
         ),
     ] = None,

@@ -28,13 +28,19 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     sizes = {record.path: record.size_bytes for record in bundle.manifest.files}
     for graph in content["graphs"]:
-        graph["file_bytes"] = sum(size for name, size in sizes.items() if name in (graph["path"], f"{graph['path']}.data"))
+        graph["file_bytes"] = sum(size for name, size in sizes.items() if _belongs(name, graph))
     totals = {
         "total_bytes": sum(sizes.values()),
         "peak_memory_bytes": peak_memory_bytes(bundle.manifest.graphs),
         "tier_memory_bytes": find_tier(bundle.manifest.tier).memory_bytes,
     }
     return {"kind": "bundle", "path": str(path), **totals, **content}
+
+
+def _belongs(file: str, graph: dict[str, Any]) -> bool:
+    """Whether a file is one of a graph's: its ONNX file, its data, or anything in its packages."""
+    packages = tuple(f"{stage['path']}/" for stage in graph["stages"])
+    return file in (graph["path"], f"{graph['path']}.data") or file.startswith(packages)
 
 
 def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -131,6 +137,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         *_table(rows),
         "",
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
+        *_render_programs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
         f"memory: {megabytes(content['peak_memory_bytes'])} foretold, the tier allows {megabytes(content['tier_memory_bytes'])}",
@@ -140,6 +147,18 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"student: {content['student']['name']}, {content['student']['fingerprint']}",
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
+    ]
+
+
+def _render_programs(content: dict[str, Any]) -> list[str]:
+    """What only Core ML bundles have."""
+    if content["model_format"] != "coreml":
+        return []
+    stages = [f"{graph['name']} in {len(graph['stages'])}" for graph in content["graphs"] if len(graph["stages"]) > 1]
+    wide = [f"{len(graph['fp32_operators'])} of {graph['name']}" for graph in content["graphs"] if graph["fp32_operators"]]
+    return [
+        f"compute units: {content['compute_units']}; stages: {', '.join(stages) or 'one for each graph'}",
+        f"computed in fp32, their values outgrow fp16: {', '.join(wide) or 'none'}",
     ]
 
 

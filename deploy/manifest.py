@@ -38,8 +38,16 @@ class PortRecord(_Record, frozen=True):
     """One input or output of a graph; symbolic sizes are strings."""
 
     name: str
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float32", "int32", "int64"]
     shape: tuple[int | str, ...]
+
+
+class StageRecord(_Record, frozen=True):
+    """One Core ML package: its folder, what it takes and what it returns; names are shared with the stages around it."""
+
+    path: str
+    inputs: tuple[PortRecord, ...]
+    outputs: tuple[PortRecord, ...]
 
 
 class GraphRecord(_Record, frozen=True):
@@ -47,7 +55,7 @@ class GraphRecord(_Record, frozen=True):
 
     Attributes:
         name: ``denoiser``, ...
-        path: its ``.onnx`` file.
+        path: its ``.onnx`` file, or its first ``.mlpackage`` folder.
         components: the student's components it was made of.
         parameters: numbers stored in its weights.
         weight_bytes: bytes of its weights.
@@ -57,6 +65,8 @@ class GraphRecord(_Record, frozen=True):
         parity_db: worst signal-to-noise ratio against diffusers in fp32, in dB (``inf`` is written as 999); none where it
             was not measured.
         parity_note: why it was not measured.
+        stages: the Core ML packages that it is made of, in the order in which they run.
+        fp32_operators: operators that compute in fp32 in programs that compute in fp16: their values outgrow fp16.
     """
 
     name: str
@@ -69,6 +79,8 @@ class GraphRecord(_Record, frozen=True):
     outputs: tuple[PortRecord, ...]
     parity_db: float | None = None
     parity_note: str = ""
+    stages: tuple[StageRecord, ...] = ()
+    fp32_operators: tuple[str, ...] = ()
 
 
 class TokenizerRecord(_Record, frozen=True):
@@ -145,6 +157,7 @@ class Manifest(_Record, frozen=True):
 
     Attributes:
         calibration_prompts: how many prompts the weights' codes were calibrated on; 0 means data-free.
+        compute_units: what Core ML programs are made for; none in other formats.
     """
 
     format: Literal["flash-deploy bundle"]
@@ -152,7 +165,7 @@ class Manifest(_Record, frozen=True):
     created_with: dict[str, str]
     student: StudentRecord
     tier: str
-    model_format: Literal["onnx"]
+    model_format: Literal["onnx", "coreml"]
     layout: Literal["native", "optimum"]
     compute: Literal["fp32", "fp16"]
     precision: Literal["fp32", "fp16", "mixed"]
@@ -164,6 +177,7 @@ class Manifest(_Record, frozen=True):
     text: TextRecord
     graphs: tuple[GraphRecord, ...]
     files: tuple[FileRecord, ...]
+    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
 
     def graph(self, name: str) -> GraphRecord:
         """The graph of that name.
@@ -220,7 +234,10 @@ class _Version(msgspec.Struct):
 
 
 def _check(manifest: Manifest, file: Path) -> None:
-    used = [*(graph.path for graph in manifest.graphs), *(tokenizer.path for tokenizer in manifest.text.tokenizers)]
+    packages = [stage.path for graph in manifest.graphs for stage in graph.stages]
+    models = packages if manifest.model_format == "coreml" else [graph.path for graph in manifest.graphs]
+    contents = [f"{path}/{part}" for path in packages for part in ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel")]
+    used = [*(contents or models), *(tokenizer.path for tokenizer in manifest.text.tokenizers)]
     listed = [record.path for record in manifest.files]
     complaints = [
         Complaint(str(file), "names a path outside the bundle", "a relative path without '..'", repr(path))
@@ -251,6 +268,8 @@ def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
         expected = f"those of the layout {manifest.layout}"
         return [Complaint(str(file), "graphs are missing", expected, f"no {', '.join(sorted(missing))}")]
     complaints = []
+    if manifest.model_format == "coreml" and (bare := [graph.name for graph in manifest.graphs if not graph.stages]):
+        complaints.append(Complaint(str(file), "graphs have no stages", "at least one package each", ", ".join(bare)))
     wanted = {"input_ids", "input_ids_2"} | ({"input_ids_3"} if manifest.text.t5 == "kept" else set())
     if (got := {tokenizer.input for tokenizer in manifest.text.tokenizers}) != wanted:
         complaints.append(Complaint(str(file), "tokenizers are wrong", ", ".join(sorted(wanted)), ", ".join(sorted(got))))

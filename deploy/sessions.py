@@ -1,9 +1,11 @@
 """A bundle's graphs in a runtime: loaded when needed, freed after their stage unless they are to be kept.
 
-Two runtimes read the same files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have it is
-bf16. It is asked for fp32 where the bundle's weights are floating-point, and for the graphs that run once (text, conditioner:
-a modulation's error goes into every step). Where weights are integers, denoiser and VAE take bf16, and products round their
-inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too (python -m benchmarks.denoiser_step).
+Two runtimes read the same ONNX files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have
+it is bf16. It is asked for fp32 where the bundle's weights are floating-point, and for the graphs that run once (text,
+conditioner: a modulation's error goes into every step). Where weights are integers, denoiser and VAE take bf16, and products
+round their inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too (python -m benchmarks.denoiser_step).
+
+Core ML packages run in Core ML on macOS, and in the evaluator elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.errors import BundleError, Complaint, InputError
+from deploy.manifest import GraphRecord
 from deploy.tiers import all_tiers
 
 PROVIDERS = {
@@ -36,7 +39,9 @@ MAX_THREADS = 1024
 ACTIVATION_GROUP = 128  # inputs that OpenVINO rounds with one scale: its default, 32, is slower and no closer in pictures
 X86_64 = ("x86_64", "AMD64")
 EXACT_STAGES = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "coreml", "evaluator"]
+RUNTIMES: dict[str, tuple[Runtime, ...]] = {"onnx": ("onnxruntime", "openvino"), "coreml": ("coreml", "evaluator")}
+COREML_EXTRA = "pip install 'flash-deploy[export,coreml]'"
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
@@ -45,7 +50,7 @@ class Sessions:
 
     Args:
         bundle: the bundle.
-        runtime: ``onnxruntime`` or ``openvino``.
+        runtime: ``onnxruntime`` or ``openvino``; of Core ML bundles ``coreml`` (macOS) or ``evaluator`` (anywhere, slowly).
         provider: a key of :data:`PROVIDERS`; onnxruntime's.
         threads: threads of one operator; by default the runtime's choice.
         keep: keep graphs after their stage.
@@ -56,7 +61,12 @@ class Sessions:
             raise InputError("--threads is wrong.", [Complaint("--threads", "wrong", f"1 to {MAX_THREADS}", str(threads))])
         self._bundle, self._threads, self._keep = bundle, threads, keep
         self.runtime = runtime
-        if runtime == "openvino":
+        if runtime not in (able := RUNTIMES[bundle.manifest.model_format]):
+            complaint = Complaint("--runtime", "does not run this bundle's format", " or ".join(able), runtime)
+            raise InputError("The runtime cannot be used.", [complaint])
+        if runtime in RUNTIMES["coreml"]:
+            _check_coreml(runtime, provider)
+        elif runtime == "openvino":
             _check_openvino(provider)
         else:
             self._provider = _provider(provider)
@@ -94,6 +104,8 @@ class Sessions:
         try:
             if self.runtime == "openvino":
                 inputs, outputs, run = self._load_openvino(graph, file, promised)
+            elif self.runtime in RUNTIMES["coreml"]:
+                inputs, outputs, run = *promised, self._load_coreml(record)
             else:
                 inputs, outputs, run = self._load_onnxruntime(file)
         except Exception as error:  # the runtimes' exceptions share no base class but this one
@@ -138,6 +150,30 @@ class Sessions:
 
         return *ports, run  # type: ignore[return-value]
 
+    def _load_coreml(self, record: GraphRecord) -> Run:
+        folders = [self._bundle.file(stage.path) for stage in record.stages]
+        if self.runtime == "evaluator":
+            from exporters.coreml.chain import chain
+
+            return chain(folders, [port.name for port in record.outputs])
+        return _coreml_chain(folders, record, self._bundle.manifest.compute_units)
+
+
+def _coreml_chain(folders: list[Path], record: GraphRecord, units: str | None) -> Run:
+    """Core ML's own runtime, on macOS; each stage is fed by name from what is given and what those before it made."""
+    import coremltools as ct
+
+    computes = ct.ComputeUnit.CPU_AND_NE if units == "cpu-and-ne" else ct.ComputeUnit.CPU_AND_GPU
+    models = [ct.models.MLModel(str(folder), compute_units=computes) for folder in folders]
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        values = {name: array.astype(np.int32) if array.dtype.kind == "i" else array for name, array in inputs.items()}
+        for model, stage in zip(models, record.stages, strict=True):
+            values |= model.predict({port.name: values[port.name] for port in stage.inputs})
+        return [np.asarray(values[port.name], np.float32).reshape(port.shape) for port in record.outputs]  # type: ignore[arg-type]
+
+    return run
+
 
 def _gist(error: Exception) -> str:
     """The telling line of a runtime's message: OpenVINO's begins with places in its sources."""
@@ -152,14 +188,30 @@ def _gist(error: Exception) -> str:
 def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
     """The fastest runtime that is installed here, as far as the bundle's tier knows.
 
+    Core ML bundles: Core ML on macOS, the evaluator elsewhere.
+
     OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, and for bundles without ``w8a8``, whose operators
     have no fast path there; else onnxruntime.
     """
+    if bundle.manifest.model_format == "coreml":
+        return "coreml" if platform.system() == "Darwin" else "evaluator"
     tier = all_tiers().get(bundle.manifest.tier)
     stored = {rule.scheme for rule in bundle.manifest.profile}
     if tier is None or tier.runtimes[0] != "openvino" or provider != "cpu" or "w8a8" in stored:
         return "onnxruntime"
     return "openvino" if platform.machine() in X86_64 and find_spec("openvino") is not None else "onnxruntime"
+
+
+def _check_coreml(runtime: Runtime, provider: str) -> None:
+    complaints = []
+    if runtime == "coreml" and platform.system() != "Darwin":
+        complaints.append(Complaint("--runtime", "Core ML is on Apple's systems only", "evaluator", runtime))
+    if provider != "cpu":
+        complaints.append(Complaint("--provider", "is onnxruntime's", got=provider))
+    missing = [name for name in ("coremltools", *(["torch"] if runtime == "evaluator" else [])) if find_spec(name) is None]
+    complaints += [Complaint(name, "is not installed") for name in missing]
+    if complaints:
+        raise InputError("The runtime cannot be used.", complaints, COREML_EXTRA if missing else "")
 
 
 def _check_openvino(provider: str) -> None:

@@ -13,6 +13,22 @@ from deploy.errors import Complaint, TierError
 from quantization.profile import Profile, load_profile
 
 
+class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a class of Apple devices runs.
+
+    Attributes:
+        compute_units: what its programs are made for unless the user says otherwise.
+        stages: programs that the denoiser becomes.
+        target: the oldest system.
+        schemes: how weights can be stored, by compute units.
+    """
+
+    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"]
+    stages: Annotated[int, msgspec.Meta(gt=0)]
+    target: Literal["iOS17", "iOS18"]
+    schemes: dict[Literal["cpu-and-ne", "cpu-and-gpu"], tuple[str, ...]]
+
+
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A class of devices.
 
@@ -29,10 +45,11 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         steps: denoising steps unless the user or the student says otherwise.
         keep_t5: whether the third text encoder is kept unless the user says otherwise.
         relative_time: time of a product in a scheme over its time in fp32, where it was measured.
+        coreml: what its Core ML bundles are; none where the format is not among its formats.
     """
 
     description: str
-    formats: tuple[Literal["onnx"], ...]
+    formats: tuple[Literal["onnx", "coreml"], ...]
     memory_bytes: Annotated[int, msgspec.Meta(gt=0)]
     download_bytes: Annotated[int, msgspec.Meta(gt=0)]
     schemes: tuple[str, ...]
@@ -43,6 +60,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     keep_t5: bool
     runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
     relative_time: dict[str, float] = msgspec.field(default_factory=dict)
+    coreml: CoreMLTier | None = None
 
 
 @lru_cache(maxsize=1)
@@ -64,23 +82,45 @@ def find_tier(name: str) -> Tier:
     return tiers[name]
 
 
-def default_profile(name: str) -> Profile:
-    """The profile that a tier's bundles are built with unless the user says otherwise: ``profiles/NAME.toml``."""
-    with resources.as_file(resources.files("deploy").joinpath("profiles", f"{name}.toml")) as file:
+def check_format(name: str, model_format: str) -> None:
+    """Refuse a format that a tier does not run.
+
+    Raises:
+        TierError: with the formats that it does run.
+    """
+    tier = find_tier(name)
+    if model_format not in tier.formats:
+        able = ", ".join(other for other, known in all_tiers().items() if model_format in known.formats)
+        complaint = Complaint("--format", f"the tier {name} does not run it", " or ".join(tier.formats), model_format)
+        raise TierError("The tier cannot have this bundle.", [complaint], f"tiers that run {model_format}: {able}")
+
+
+def default_profile(name: str, model_format: str = "onnx") -> Profile:
+    """The profile of a tier's bundles unless the user says otherwise: ``profiles/NAME.toml``, ``profiles/NAME.coreml.toml``."""
+    file_name = f"{name}.toml" if model_format == "onnx" else f"{name}.{model_format}.toml"
+    with resources.as_file(resources.files("deploy").joinpath("profiles", file_name)) as file:
         return load_profile(file)
 
 
-def check_schemes(name: str, profile: Profile) -> None:
+def legal_schemes(tier: Tier, model_format: str = "onnx", compute_units: str | None = None) -> tuple[str, ...]:
+    """How a tier's runtimes can store weights."""
+    if model_format == "onnx":
+        return tier.schemes
+    assert tier.coreml is not None
+    return tier.coreml.schemes[compute_units or tier.coreml.compute_units]  # type: ignore[index]
+
+
+def check_schemes(name: str, profile: Profile, model_format: str = "onnx", compute_units: str | None = None) -> None:
     """Refuse schemes that a tier's runtimes cannot run.
 
     Raises:
         TierError: there are such.
     """
-    tier = find_tier(name)
+    legal = legal_schemes(find_tier(name), model_format, compute_units)
     complaints = [
-        Complaint(f"rule {i + 1}", "the tier cannot run its scheme", " or ".join(tier.schemes), rule.scheme.name)
+        Complaint(f"rule {i + 1}", "the tier cannot run its scheme", " or ".join(legal), rule.scheme.name)
         for i, rule in enumerate(profile.rules)
-        if rule.scheme.name not in tier.schemes
+        if rule.scheme.name not in legal
     ]
     if complaints:
         raise TierError(f"The tier {name} cannot run this profile.", complaints, "`flash-deploy tiers` lists what each can run")

@@ -80,9 +80,10 @@ def bundle_options(bundle: Bundle) -> Any:
 
 
 def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Report, tell: Callable[[str], None]) -> None:
+    from deploy.formats import REQUIRED_DB, graph_runner
     from exporters.errors import ExportError
     from exporters.graphs import plan_graphs
-    from exporters.parity import PROMPTS, REQUIRED_DB, measure, onnx_runner, reference_cases
+    from exporters.parity import PROMPTS, measure, reference_cases
     from exporters.student import open_student
     from exporters.templates import OPTIONAL_COMPONENTS
 
@@ -94,11 +95,15 @@ def _verify_numerics(bundle: Bundle, path: Path, variant: str | None, report: Re
             Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
-    required = REQUIRED_DB.get(manifest.precision, float("-inf"))
+    required = REQUIRED_DB[manifest.model_format].get(manifest.precision, float("-inf"))
     for graph in plan_graphs(student, options):
         tell(f"measuring {graph.name}")
         try:
-            db = measure(reference_cases(graph, student, options), onnx_runner(bundle.file(graph.path)), graph)
+            db = measure(
+                reference_cases(graph, student, options),
+                graph_runner(manifest.model_format, bundle.folder, manifest.graph(graph.name)),
+                graph,
+            )
         except ExportError as error:
             report.complaints += error.complaints
             continue

@@ -24,8 +24,6 @@ from exporters.student import Student
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], list[np.ndarray]]
-# What each stored precision must reach against fp32 (the design's contract).
-REQUIRED_DB = {"fp32": 100.0, "fp16": 50.0}
 PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
 
 

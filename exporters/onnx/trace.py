@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +17,6 @@ from exporters.graphs import GraphSpec, Port
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
-from exporters.restructure.vae import keep_group_norms
 from exporters.weights import Weight
 
 # 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
@@ -27,13 +26,13 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
 
-def trace(spec: GraphSpec, compute: torch.dtype, whole_norms: bool = False) -> ir.Model:
+def trace(spec: GraphSpec, compute: torch.dtype, prepare: Callable[[torch.nn.Module], None] | None = None) -> ir.Model:
     """Trace one graph.
 
     Args:
         spec: what to trace.
         compute: type of matrices and what they compute in; see :mod:`exporters.restructure.base`.
-        whole_norms: leave group norms one operation each.
+        prepare: chooses other forms of the module's parts, for a target that is not onnxruntime.
 
     Returns:
         The model as the exporter leaves it, but that every initializer knows how to read its weight.
@@ -41,8 +40,8 @@ def trace(spec: GraphSpec, compute: torch.dtype, whole_norms: bool = False) -> i
     with torch.device("meta"):
         module: Any = spec.module()
     set_precision(module, compute)
-    if whole_norms:
-        keep_group_norms(module)
+    if prepare is not None:
+        prepare(module)
     module.eval()
     examples, shapes = _examples(spec)
     with _quiet(), torch.no_grad():

@@ -1,7 +1,8 @@
 """Attention as one operation, and null tokens folded into it.
 
 ``flash_deploy::attention`` is opaque to ``torch.export``, so that each exporter chooses what it becomes:
-:mod:`exporters.onnx` makes it ``com.microsoft::MultiHeadAttention`` or ``ai.onnx::Attention``.
+:mod:`exporters.onnx` makes it ``com.microsoft::MultiHeadAttention`` or ``ai.onnx::Attention``, :mod:`exporters.coreml` a
+``scaled_dot_product_attention`` or products and softmax.
 
 Null-token folding (exact). Without T5, diffusers appends K all-zero tokens to the text. They carry no position, so all
 K are equal at the input; a transformer block is equivariant under permutations of its tokens, so they stay equal after
@@ -16,17 +17,24 @@ kernel leave its flash attention and materialise the S x S scores of every head 
 time; at 1024 px the scores of SD3.5-Medium are 1.7 GB in fp32). Here ``log K`` enters through two more channels instead:
 queries carry a constant there; keys carry zero, but for the null token, whose two entries multiply to ``log K`` (high and
 low part, so that fp16 keeps it to 2^-20). Values are untouched; a head grows from 64 to 66 channels for its scores only.
+
+Core ML takes the bias: its attention has a mask anyway, and a head of 66 channels would leave the widths that kernels are made
+for. There too ``log K`` has a high and a low part: softmax does not change when one number is added to all scores, so the
+null token's score gets the high part, and all others the low part with the opposite sign.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+NullForm = Literal["channels", "bias"]
+"""How one token stands for many: two more channels of queries and keys, or a bias on the scores."""
 
 
 @torch.library.custom_op("flash_deploy::attention", mutates_args=())
@@ -118,3 +126,21 @@ def with_null_channels(query: Tensor, key: Tensor, null_tokens: int, scale: floa
     others = full(keys - 1, 0.0).expand(-1, -1, -1, 2)
     query_channels = full(query.shape[1], constant_query).expand(-1, -1, -1, 2)
     return torch.cat([query, query_channels], dim=-1), torch.cat([key, torch.cat([others, null], dim=1)], dim=-1)
+
+
+def null_bias(keys: int, null_tokens: int, device: torch.device) -> Tensor:
+    """Give the last key the weight of ``null_tokens`` equal keys, as a bias on the scores.
+
+    The high part is a number of fp16, and the low part is less than 2^-8: rounded to fp16 their sum is off by less than 2^-19.
+
+    Returns:
+        fp32 ``[1, 1, 1, keys]``.
+
+    >>> bias = null_bias(3, 256, torch.device("cpu")).half().double()
+    >>> abs(float(bias[..., -1] - bias[..., 0]) - math.log(256)) < 2**-19
+    True
+    """
+    exact = math.log(null_tokens)
+    high = float(np.float16(exact))
+    others, null = ((1, 1, 1, keys - 1), high - exact), ((1, 1, 1, 1), high)
+    return torch.cat([torch.full(size, value, dtype=torch.float32, device=device) for size, value in (others, null)], dim=-1)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters.restructure.attention import attention, with_null_channels
+from exporters.restructure.attention import NullForm, attention, null_bias, with_null_channels
 from exporters.restructure.base import Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim, modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
@@ -48,7 +48,12 @@ class _Attention(Module):
         joint: whether text tokens take part.
         text_out: whether their outputs are wanted.
         null_tokens: how many tokens the last text token stands for.
+
+    Attributes:
+        null_form: how it does.
     """
+
+    null_form: NullForm = "channels"
 
     def __init__(self, config: Mapping[str, Any], joint: bool, text_out: bool, null_tokens: int) -> None:
         super().__init__()
@@ -84,10 +89,13 @@ class _Attention(Module):
                 query = torch.cat([query, self._heads(text, "add_q_proj", "norm_added_q")], dim=1)
             key = torch.cat([key, self._heads(text, "add_k_proj", "norm_added_k")], dim=1)
             value = torch.cat([value, self.add_v_proj(text)], dim=1)
-        scale = self.head_dim**-0.5
+        scale, bias = self.head_dim**-0.5, None
         if text is not None and self.null_tokens > 1:
-            query, key = with_null_channels(query, key, self.null_tokens, scale)
-        mixed = attention(query.flatten(2), key.flatten(2), value, None, self.heads, scale, False)
+            if self.null_form == "channels":
+                query, key = with_null_channels(query, key, self.null_tokens, scale)
+            else:
+                bias = null_bias(key.shape[1], self.null_tokens, key.device).to(value.dtype)
+        mixed = attention(query.flatten(2), key.flatten(2), value, bias, self.heads, scale, False)
         if not self.text_out:
             return self.to_out[0](mixed), None
         size = image.shape[1]
@@ -110,6 +118,13 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if scale.ndim == 1:
         return F.layer_norm(x, (x.shape[-1],), scale, shift, EPS)
     return F.layer_norm(x, (x.shape[-1],), eps=EPS) * scale + shift
+
+
+def null_tokens_as_bias(module: nn.Module) -> None:
+    """Let one token stand for many by a bias on the scores, for exporters whose attention takes one at no cost."""
+    for part in module.modules():
+        if isinstance(part, _Attention):
+            part.null_form = "bias"
 
 
 class _Block(Module):

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -422,3 +424,49 @@ def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], t
     assert pipeline.generate("x", height=192, width=16).shape == (1, 192, 16, 3)
     with pytest.raises(InputError, match=r"--height: wrong size \(expected a multiple of 16, at most 192, got 208\)"):
         pipeline.generate("x", height=208, width=16)
+
+
+@pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed (flash-deploy[coreml])")
+def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, builtin_bundle: Bundle) -> None:
+    """fp16 programs in the evaluator against the fp32 ONNX bundle: 60 dB PSNR seen; the fp16 contract asks for 40."""
+    bundle = build(BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", precision="fp16", stages=2, parity="never"))
+    assert [len(graph.stages) for graph in bundle.manifest.graphs] == [1, 1, 2, 1]
+    assert bundle.manifest.graph("vae_decoder").fp32_operators  # the built-in student's VAE outgrows fp16
+    assert bundle.manifest.compute_units == "cpu-and-ne"
+    listed = {bundle.folder / record.path for record in bundle.manifest.files}
+    assert {path for path in bundle.folder.rglob("*") if path.is_file()} - listed == {bundle.folder / "manifest.json"}
+    latents = np.random.default_rng(5).standard_normal((1, 16, 8, 8), np.float32)
+    prompt = "a red circle left of a blue square on a white background"
+    pipeline = Pipeline(bundle)
+    assert pipeline.runtime == "evaluator" or sys.platform == "darwin"
+    expected = Pipeline(builtin_bundle).generate(prompt, latents=latents)
+    assert psnr_db(expected, pipeline.generate(prompt, latents=latents)) >= 40
+    with pytest.raises(InputError, match=r"--runtime.*coreml or evaluator.*onnxruntime"):
+        Pipeline(bundle, runtime="onnxruntime")
+
+
+COREML_REQUESTS = {
+    "tier without the format": ({"tier": "desktop-cpu"}, r"--format.*onnx.*coreml.*\n.*phone"),
+    "dynamic": ({"dynamic": True}, "--dynamic: Core ML bundles have a fixed size"),
+    "layout": ({"layout": "optimum"}, "--layout: is a layout of ONNX bundles"),
+    "stages": ({"stages": 10_000}, "--stages: too many"),
+    "unknown units": ({"compute_units": "tpu"}, "compute_units: unknown"),
+    "stages of ONNX": ({"format": "onnx", "stages": 2}, "--stages: is an option of --format coreml"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), COREML_REQUESTS.values(), ids=COREML_REQUESTS)
+def test_core_ml_requests_that_cannot_be_fulfilled(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        build(BuildRequest(**{"output": tmp_path / "b", "tier": "phone", "format": "coreml", **changes}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
+    """Blocks are computed wrongly there; the GPU takes them."""
+    profile = tmp_path / "p.toml"
+    profile.write_text('[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "int8g32"\n')
+    request = BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", profile=profile)
+    with pytest.raises(InputError, match="int8g32"):
+        deploy.build.plan(request)
+    assert deploy.build.plan(replace(request, compute_units="cpu-and-gpu")).compute_units == "cpu-and-gpu"

@@ -1,0 +1,261 @@
+"""The model formats that a bundle's graphs can have: how one graph is drafted, measured, written and run.
+
+``build`` knows the order of things; what differs between ONNX and Core ML is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from deploy.bundle import record_file
+from deploy.manifest import FileRecord, GraphRecord, KeptRecord, PortRecord, StageRecord
+from exporters.graphs import GraphOptions, GraphSpec
+from exporters.onnx.quantize import Kept
+from exporters.sampling import Sampling
+from exporters.student import Student
+from quantization.calibration import Calibration
+from quantization.profile import Profile
+
+if TYPE_CHECKING:
+    from deploy.tiers import Tier
+    from exporters.parity import Runner
+
+FormatName = Literal["onnx", "coreml"]
+ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
+Progress = Callable[[int], None]
+# What each stored precision must reach against diffusers in fp32. Core ML programs of fp16 weights compute in fp16 as well.
+REQUIRED_DB: dict[FormatName, dict[str, float]] = {"onnx": {"fp32": 100.0, "fp16": 50.0}, "coreml": {"fp32": 90.0, "fp16": 45.0}}
+
+
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A graph that was written: its record, its files, and the weights that keep their floating-point form."""
+
+    record: GraphRecord
+    files: tuple[FileRecord, ...]
+    kept: tuple[KeptRecord, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a format must know of a plan.
+
+    Attributes:
+        student: what is exported.
+        tier: what for.
+        options: what shapes the graphs.
+        sampling: the schedule.
+        profile: how weights are stored.
+        calibration: what is known of the weights.
+        compute: what matrices compute in.
+        tokenizers: ``(graph input, folder, tokenizer)`` of each encoder.
+        stages: programs that the denoiser becomes (Core ML).
+    """
+
+    student: Student
+    tier: Tier
+    options: GraphOptions
+    sampling: Sampling
+    profile: Profile
+    calibration: Calibration | None
+    compute: Literal["fp32", "fp16"]
+    tokenizers: tuple[tuple[str, str, Any], ...]
+    stages: int
+
+
+class ModelFormat(Protocol):
+    """How graphs become files of one format."""
+
+    def draft(self, graph: GraphSpec) -> Any:
+        """Trace a graph; weights are not read."""
+
+    def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        """Bytes of a draft's weights as they will be stored."""
+
+    def disk_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        """Upper bound of what its files will take, on the way included."""
+
+    def memory_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        """What it will take when it is loaded and run, foretold."""
+
+    def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
+        """Write a graph."""
+
+    def skip(self, folder: Path, record: GraphRecord) -> None:
+        """Take note of a graph that an earlier build has written."""
+
+
+def model_format(name: FormatName, recipe: Recipe) -> ModelFormat:
+    """The format of that name."""
+    return OnnxFormat(recipe) if name == "onnx" else CoreMLFormat(recipe)
+
+
+class OnnxFormat:
+    """One ``.onnx`` file and one file of weights for each graph."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._kept: dict[str, list[Kept]] = {}
+
+    def draft(self, graph: GraphSpec) -> Any:
+        import torch
+
+        from exporters.onnx.passes import PassOptions, clean_up
+        from exporters.onnx.trace import trace
+
+        recipe = self.recipe
+        model = trace(graph, torch.float16 if recipe.compute == "fp16" else torch.float32)
+        unalias = recipe.tier.compute == "fp32"
+        options = PassOptions(recipe.profile, recipe.tier.attention, recipe.calibration, unalias)
+        model, self._kept[graph.name] = clean_up(model, options)
+        return model
+
+    def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        from exporters.onnx.writer import stored_bytes
+
+        return stored_bytes(draft)
+
+    def disk_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        from exporters.onnx.writer import data_bytes
+
+        return data_bytes(draft)
+
+    def memory_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        from exporters.onnx.memory import memory_bytes
+
+        return memory_bytes(draft, graph)
+
+    def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
+        from exporters.onnx.writer import parameters, write
+
+        stored, memory, count = self.stored_bytes(graph, draft), self.memory_bytes(graph, draft), parameters(draft)
+        files = write(draft, folder, graph.path, progress)
+        record = GraphRecord(
+            name=graph.name,
+            path=graph.path,
+            components=graph.components,
+            parameters=count,
+            weight_bytes=stored,
+            memory_bytes=memory,
+            inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
+            outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
+        )
+        records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
+        return WrittenGraph(record, records, _kept(self._kept[graph.name]))
+
+    def skip(self, folder: Path, record: GraphRecord) -> None:
+        pass
+
+
+class CoreMLFormat:
+    """``.mlpackage`` folders: one for each graph, or several stages of the denoiser."""
+
+    LIVE_ACTIVATIONS = 9  # results of the largest size that are alive at once, as measured for ONNX's VAE decoder
+
+    def __init__(self, recipe: Recipe) -> None:
+        from exporters.coreml.ranges import Rehearsal
+
+        self.recipe = recipe
+        config, options = recipe.student.configs["transformer"], recipe.options
+        latent = (1, config["in_channels"], options.height // 8, options.width // 8)
+        self.rehearsal = Rehearsal(_example_ids(recipe), recipe.sampling.sigmas, latent) if recipe.compute == "fp16" else None
+
+    def draft(self, graph: GraphSpec) -> Any:
+        from exporters.coreml.export import draft
+
+        return draft(graph)
+
+    def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        from exporters.coreml.export import draft_bytes
+
+        return draft_bytes(draft, self._options(graph))
+
+    def disk_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        from exporters.onnx.writer import stored_bytes
+
+        return self.stored_bytes(graph, draft) + stored_bytes(draft) // 2  # the plain fp16 draft that is measured, for a while
+
+    def memory_bytes(self, graph: GraphSpec, draft: Any) -> int:
+        """Compressed weights may be expanded to what they compute in when Core ML loads them (the tiers' file has the source)."""
+        from exporters.onnx.writer import parameters
+
+        width = 2 if self.recipe.compute == "fp16" else 4
+        return width * (parameters(draft) + self.LIVE_ACTIVATIONS * graph.largest_activation)
+
+    def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
+        from exporters.coreml.export import write_graph
+
+        made = write_graph(graph, draft, self._options(graph), self.rehearsal, folder, progress)
+        stages = tuple(
+            StageRecord(
+                path=stage.path,
+                inputs=tuple(PortRecord(**asdict(port)) for port in stage.inputs),
+                outputs=tuple(PortRecord(**asdict(port)) for port in stage.outputs),
+            )
+            for stage in made.stages
+        )
+        ports = {port.name: port for stage in stages for port in (*stage.inputs, *stage.outputs)}
+        record = GraphRecord(
+            name=graph.name,
+            path=stages[0].path,
+            components=graph.components,
+            parameters=made.parameters,
+            weight_bytes=made.weight_bytes,
+            memory_bytes=self.memory_bytes(graph, draft),
+            inputs=tuple(ports[port.name] for port in graph.inputs),
+            outputs=tuple(ports[port.name] for port in graph.outputs),
+            stages=stages,
+            fp32_operators=made.wide,
+        )
+        paths = sorted(file for stage in stages for file in (folder / stage.path).rglob("*") if file.is_file())
+        files = tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
+        return WrittenGraph(record, files, _kept(made.kept))
+
+    def skip(self, folder: Path, record: GraphRecord) -> None:
+        if self.rehearsal is not None:
+            self.rehearsal.run(record.name, [folder / stage.path for stage in record.stages])
+
+    def _options(self, graph: GraphSpec) -> Any:
+        from exporters.coreml.program import ProgramOptions
+
+        recipe = self.recipe
+        target = "iOS18" if recipe.tier.coreml is None else recipe.tier.coreml.target
+        stages = recipe.stages if graph.name == "denoiser" else 1
+        return ProgramOptions(recipe.profile, recipe.compute, target, recipe.calibration, stages)
+
+
+def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
+    """What runs a graph of a bundle for a comparison: onnxruntime's CPU provider, or the Core ML evaluator."""
+    if name == "onnx":
+        from exporters.parity import onnx_runner
+
+        return onnx_runner(folder / record.path)
+    from exporters.coreml.chain import chain
+
+    return chain([folder / stage.path for stage in record.stages], [port.name for port in record.outputs])
+
+
+def _kept(kept: list[Kept] | tuple[Kept, ...]) -> tuple[KeptRecord, ...]:
+    return tuple(KeptRecord(component=k.component, weight=k.name, scheme=k.scheme, reason=k.reason) for k in kept)
+
+
+def _example_ids(recipe: Recipe) -> dict[str, Any]:
+    """Token ids of one of the project's prompts."""
+    import numpy as np
+
+    from exporters.parity import PROMPTS
+
+    lengths = {"input_ids_3": recipe.options.max_sequence_length}
+    return {
+        name: np.asarray(
+            [
+                tokenizer(
+                    PROMPTS[0], padding="max_length", max_length=lengths.get(name, recipe.options.clip_tokens), truncation=True
+                )["input_ids"]
+            ]
+        )
+        for name, _, tokenizer in recipe.tokenizers
+    }

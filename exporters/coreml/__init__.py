@@ -1,0 +1,1 @@
+"""A student's graphs as Core ML packages: lowered from the traced graph, weights streamed, checked by an evaluator."""

@@ -1,0 +1,120 @@
+"""One graph of a student as Core ML packages: traced, measured, lowered, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from exporters.coreml.package import write_package
+from exporters.coreml.program import ProgramOptions, ProgramPort, to_programs
+from exporters.coreml.ranges import Rehearsal
+from exporters.graphs import GraphSpec
+from exporters.onnx.passes import simplify
+from exporters.onnx.quantize import Kept
+from exporters.onnx.trace import trace
+from exporters.restructure.denoiser import null_tokens_as_bias
+from exporters.restructure.vae import keep_group_norms
+
+DESCRIPTIONS = {
+    "input_ids": "CLIP-L token ids, padded to the full length",
+    "input_ids_2": "CLIP-G token ids, padded to the full length",
+    "input_ids_3": "T5 token ids, padded to the full length",
+    "encoder_hidden_states": "states of all text tokens",
+    "pooled_projections": "pooled text embeddings of both CLIP encoders",
+    "modulations": "AdaLN modulations [steps, rows, channels]: pass one step's rows to the denoiser",
+    "modulation": "AdaLN modulations of this step [rows, channels]",
+    "hidden_states": "noisy latents",
+    "out_sample": "velocity: latents move by it times the step in sigma",
+    "latent_sample": "latents as the sampler leaves them",
+    "sample": "RGB in [0, 1]",
+}
+
+
+@dataclass(frozen=True)
+class WrittenStage:
+    """One package that was written: its path in the bundle and its ports."""
+
+    path: str
+    inputs: tuple[ProgramPort, ...]
+    outputs: tuple[ProgramPort, ...]
+
+
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A graph's packages.
+
+    Attributes:
+        stages: in the order in which they run.
+        parameters: how many of the student's numbers they stand for.
+        weight_bytes: of the weights as they are stored.
+        kept: weights that keep their floating-point form though a rule gave them another.
+        wide: operators that compute in fp32 in programs that compute in fp16.
+    """
+
+    stages: tuple[WrittenStage, ...]
+    parameters: int
+    weight_bytes: int
+    kept: tuple[Kept, ...]
+    wide: tuple[str, ...]
+
+
+def draft(spec: GraphSpec) -> ir.Model:
+    """Trace a graph as programs are made of it; weights are not read."""
+    return simplify(trace(spec, torch.float32, _prepare))
+
+
+def _prepare(module: torch.nn.Module) -> None:
+    keep_group_norms(module)
+    null_tokens_as_bias(module)
+
+
+def draft_bytes(model: ir.Model, options: ProgramOptions) -> int:
+    """What a draft's weights will take."""
+    return sum(made.weight_bytes for made in to_programs(model, options))
+
+
+def stage_paths(spec: GraphSpec, stages: int) -> list[str]:
+    """``denoiser.mlpackage``, or ``denoiser_1.mlpackage``, ``denoiser_2.mlpackage``, ..."""
+    stem = spec.path.removesuffix(".onnx")
+    return [f"{stem}.mlpackage"] if stages == 1 else [f"{stem}_{i + 1}.mlpackage" for i in range(stages)]
+
+
+def write_graph(
+    spec: GraphSpec,
+    model: ir.Model,
+    options: ProgramOptions,
+    rehearsal: Rehearsal | None,
+    folder: Path,
+    progress: Callable[[int], None] | None = None,
+) -> WrittenGraph:
+    """Write a graph's packages.
+
+    Args:
+        spec: the graph.
+        model: its draft.
+        options: what the target wants.
+        rehearsal: measures what cannot compute in fp16; none for fp32 programs.
+        folder: the bundle's folder.
+        progress: called with the number of bytes just written.
+
+    Raises:
+        SchemeError: weights that cannot be stored.
+        ExportError: an operator has no form, or the graph cannot be cut.
+    """
+    wide = set() if rehearsal is None else rehearsal.wide_nodes(spec.name, model)
+    programs = to_programs(model, options, wide)
+    stages = []
+    for made, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
+        write_package(made, folder / path, DESCRIPTIONS, progress)
+        stages.append(WrittenStage(path, made.inputs, made.outputs))
+    return WrittenGraph(
+        tuple(stages),
+        sum(made.constants.parameters for made in programs),
+        sum(made.weight_bytes for made in programs),
+        tuple(kept for made in programs for kept in made.constants.kept),
+        tuple(name for made in programs for name in made.wide),
+    )

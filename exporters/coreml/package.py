@@ -1,0 +1,126 @@
+"""Write a program as an ``.mlpackage``: each weight is read, encoded and written once, one at a time.
+
+::
+
+    NAME.mlpackage/Manifest.json
+    NAME.mlpackage/Data/com.apple.CoreML/model.mlmodel         the program, as Core ML's protobuf
+    NAME.mlpackage/Data/com.apple.CoreML/weights/weight.bin    its constants, by Apple's own writer
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import types as python_types
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters.coreml.backend import CoreMLProtoExporter, MILProtoExporter, Var, ct, proto
+from exporters.coreml.program import StageProgram
+from quantization.errors import Complaint, SchemeError
+
+ROOT = "com.apple.CoreML"
+AUTHOR = "flash-deploy"
+_LARGE_ELEMENTS = 10  # what coremltools writes to the weight file, and not into the program
+
+
+class _Streamed(MILProtoExporter):  # type: ignore[misc]
+    """coremltools' writer, but that placeholders are read when their turn comes."""
+
+    def __init__(self, made: StageProgram, weights: Path, version: int, progress: Callable[[int], None] | None) -> None:
+        super().__init__(made.program, str(weights), version)
+        self._loads, self._progress = made.constants.loads, progress
+        self.complaints: list[Complaint] = []
+
+    def check(self) -> None:
+        """Refuse what could not be stored, all at once."""
+        if self.complaints:
+            raise SchemeError("Some weights cannot be stored.", self.complaints)
+
+    def get_milproto_value(self, var: Var) -> Any:
+        if var.name not in self._loads:
+            return super().get_milproto_value(var)
+        try:
+            value = np.ascontiguousarray(self._loads[var.name]())
+        except SchemeError as error:
+            self.complaints += error.complaints
+            value = np.zeros(var.shape, var.val.dtype)
+        assert value.shape == tuple(var.shape), f"{var.name}: read {value.shape}, promised {var.shape}"
+        if self._progress:
+            self._progress(value.nbytes)
+        # Both functions below ask a variable for nothing but these.
+        loaded = python_types.SimpleNamespace(
+            val=value.view(var.val.dtype) if value.dtype.itemsize == 1 else value,
+            dtype=var.dtype,
+            sym_type=var.sym_type,
+            name=var.name,
+            op=var.op,
+            shape=var.shape,
+            rank=var.rank,
+        )
+        return super().get_milproto_value(loaded)
+
+
+def write_package(
+    made: StageProgram,
+    folder: Path,
+    descriptions: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Write one program to ``folder``, a path that ends in ``.mlpackage`` and does not exist.
+
+    Args:
+        made: the program.
+        folder: where to.
+        descriptions: of inputs and outputs, by name.
+        progress: called with the number of bytes just written.
+
+    Raises:
+        SchemeError: weights that cannot be stored, all at once; nothing is left behind.
+    """
+    data = folder / "Data" / ROOT
+    weights = data / "weights"
+    weights.mkdir(parents=True)
+    try:
+        version = getattr(ct.target, made.target).value
+        writer = _Streamed(made, weights, version, progress)
+        program = writer.export()
+        writer.check()
+        writer.blob_writers.clear()  # closes the weight file
+        model = CoreMLProtoExporter(made.program, program, "", "", None, "mlprogram", "mil", version).export(version)
+        _describe(model, descriptions or {})
+        (data / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+        (folder / "Manifest.json").write_text(json.dumps(_manifest(), indent=4), "utf-8")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _describe(model: proto.Model_pb2.Model, descriptions: Mapping[str, str]) -> None:
+    from importlib import metadata
+
+    model.description.metadata.author = AUTHOR
+    model.description.metadata.versionString = metadata.version("flash-deploy")
+    model.description.metadata.userDefined["com.github.apple.coremltools.version"] = ct.__version__
+    for port in (*model.description.input, *model.description.output):
+        port.shortDescription = descriptions.get(port.name, "")
+
+
+def _manifest() -> dict[str, Any]:
+    """Core ML's table of contents; its identifiers are made of the paths, so that equal packages are equal byte for byte."""
+    items = {"model.mlmodel": "CoreML Model Specification", "weights": "CoreML Model Weights"}
+    entries = {
+        str(uuid.uuid5(uuid.NAMESPACE_URL, name)).upper(): {
+            "author": ROOT,
+            "description": description,
+            "name": name,
+            "path": f"{ROOT}/{name}",
+        }
+        for name, description in items.items()
+    }
+    return {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": next(iter(entries))}
