@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from deploy.errors import Complaint, TierError
+from deploy.formats import ComputeUnits, FormatName, unsupported
 from deploy.memory import RUNTIME_BYTES
-from deploy.tiers import Tier
-from exporters.onnx.quantize import unsupported
+from deploy.tiers import Tier, legal_schemes
 from exporters.weights import Weight
 from quantization.calibration import Layer
 from quantization.schemes import parse_scheme
 
 
-def check_budget(name: str, tier: Tier, stored_bytes: int, memory: Mapping[str, int], weights: Iterable[Weight]) -> None:
+def check_budget(
+    name: str,
+    tier: Tier,
+    stored_bytes: int,
+    memory: Mapping[str, int],
+    weights: Iterable[Weight],
+    model_format: FormatName = "onnx",
+    compute_units: ComputeUnits | None = None,
+) -> None:
     """Refuse a bundle that its tier has no room for.
 
     Args:
@@ -22,6 +30,8 @@ def check_budget(name: str, tier: Tier, stored_bytes: int, memory: Mapping[str, 
         stored_bytes: of all graphs on disk.
         memory: of each graph when it is loaded, in bytes.
         weights: the student's matrices that are part of the bundle.
+        model_format: of the bundle.
+        compute_units: of a Core ML bundle.
 
     Raises:
         TierError: with the numbers, and the best uniform profile that fits.
@@ -34,7 +44,7 @@ def check_budget(name: str, tier: Tier, stored_bytes: int, memory: Mapping[str, 
     if peak > tier.memory_bytes:
         complaints.append(_over(f"memory ({largest}, the largest graph)", tier.memory_bytes, peak))
     if complaints:
-        fits = _best_uniform(tier, list(weights))
+        fits = _best_uniform(tier, list(weights), model_format, compute_units)
         remedy = f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits"
         remedy += f"; `flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one"
         raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, remedy)
@@ -44,12 +54,14 @@ def _over(what: str, budget: int, got: int) -> Complaint:
     return Complaint(what, "over the tier's budget", f"at most {budget / 1e9:.2f} GB", f"{got / 1e9:.2f} GB")
 
 
-def _best_uniform(tier: Tier, weights: list[Weight]) -> str:
+def _best_uniform(tier: Tier, weights: list[Weight], form: FormatName, compute_units: ComputeUnits | None) -> str:
     """The largest of the tier's schemes with which all weights fit its download, with its size; empty if none does."""
-    sizes = {}
-    for name in tier.schemes:
-        scheme, rest = parse_scheme(name), parse_scheme("int8" if "int8" in tier.schemes else "fp16")
-        sizes[name] = sum((scheme if not unsupported(_layer(w), scheme) else rest).size_bytes(w.shape) for w in weights)
+    sizes, legal = {}, legal_schemes(tier, form, compute_units)
+    rest = parse_scheme("int8" if "int8" in legal else "fp16")
+    for name in legal:
+        scheme = parse_scheme(name)
+        fit = {w: not unsupported(form, _layer(w), w.shape, scheme, tier) for w in weights}
+        sizes[name] = sum((scheme if fits else rest).size_bytes(weight.shape) for weight, fits in fit.items())
     fitting = [name for name, size in sizes.items() if size <= tier.download_bytes]
     best = max(fitting, key=sizes.__getitem__, default=None)
     return "" if best is None else f"{best} for all ({sizes[best] / 1e9:.2f} GB)"

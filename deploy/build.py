@@ -407,7 +407,7 @@ def _check_budget(made: Plan, shape: ModelFormat, drafts: Mapping[str, Any], fin
             memory[graph.name] = shape.memory_bytes(graph, drafts[graph.name])
     components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
     matrices = (weight for c in components for weight in made.student.weights[c].values() if len(weight.shape) > 1)
-    check_budget(made.request.tier, made.tier, stored, memory, matrices)
+    check_budget(made.request.tier, made.tier, stored, memory, matrices, made.request.format, made.compute_units)
 
 
 def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, reporter: Reporter) -> _Done:

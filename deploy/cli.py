@@ -136,6 +136,11 @@ KeepT5Option = Annotated[
         show_default=False,
     ),
 ]
+FormatOption = Annotated[Format, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")]
+UnitsOption = Annotated[
+    Units | None,
+    typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
+]
 VariantOption = Annotated[
     str | None,
     typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False),
@@ -147,13 +152,8 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
     student: StudentArgument = None,
     tier: TierOption = "desktop-cpu",
-    format: Annotated[  # noqa: A002
-        Format, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")
-    ] = Format.onnx,
-    compute_units: Annotated[
-        Units | None,
-        typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
-    ] = None,
+    format: FormatOption = Format.onnx,  # noqa: A002
+    compute_units: UnitsOption = None,
     stages: Annotated[
         int | None,
         typer.Option(min=1, help="coreml: programs that the denoiser becomes. Default: the tier's.", show_default=False),
@@ -297,6 +297,8 @@ def tune(
     output: Annotated[Path, typer.Option("-o", "--output", help="File of the new profile (TOML).", show_default=False)],
     student: StudentArgument = None,
     tier: TierOption = "desktop-cpu",
+    format: FormatOption = Format.onnx,  # noqa: A002
+    compute_units: UnitsOption = None,
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Bytes of all weights. Default: what --min-db needs.", show_default=False)
     ] = None,
@@ -344,6 +346,8 @@ def tune(
         output=output,
         student=student or BUILTIN_STUDENT,
         tier=tier,
+        format=format.value,
+        compute_units=None if compute_units is None else compute_units.value,
         height=height,
         width=width,
         steps=steps,

@@ -16,8 +16,9 @@ from exporters.graphs import GraphOptions, GraphSpec
 from exporters.onnx.quantize import Kept
 from exporters.sampling import Sampling
 from exporters.student import Student
-from quantization.calibration import Calibration
+from quantization.calibration import Calibration, Layer
 from quantization.profile import Profile
+from quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     from deploy.tiers import Tier
@@ -236,6 +237,18 @@ def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
     from exporters.coreml.chain import chain
 
     return chain([folder / stage.path for stage in record.stages], [port.name for port in record.outputs])
+
+
+def unsupported(name: FormatName, layer: Layer, shape: tuple[int, ...], scheme: Scheme, tier: Tier) -> str:
+    """Why a format has no form for a layer's weight in a scheme; empty where it has one."""
+    if name == "onnx":
+        from exporters.onnx.quantize import unsupported as onnx_unsupported
+
+        return onnx_unsupported(layer, scheme)
+    from exporters.coreml.constants import unsupported as coreml_unsupported
+
+    assert tier.coreml is not None
+    return coreml_unsupported(shape, scheme, tier.coreml.target)
 
 
 def _kept(kept: list[Kept] | tuple[Kept, ...]) -> tuple[KeptRecord, ...]:

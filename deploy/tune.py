@@ -26,10 +26,10 @@ import torch
 from deploy.build import BuildRequest, plan
 from deploy.calibration import default_prompts, open_calibration
 from deploy.errors import Complaint, InputError
-from deploy.tiers import Tier
+from deploy.formats import unsupported
+from deploy.tiers import Tier, legal_schemes
 from exporters.calibrate import calibrate
 from exporters.graphs import GraphOptions
-from exporters.onnx.quantize import unsupported
 from exporters.sampling import Sampling
 from exporters.streamed import Streaming, Substitute, input_rounding
 from exporters.student import Student
@@ -125,6 +125,7 @@ class Tuning:
         made = plan(replace(request.build, output=request.work / "never"))
         self.student: Student = made.student
         self.tier: Tier = made.tier
+        self.schemes = legal_schemes(made.tier, request.build.format, request.build.compute_units)
         self.options: GraphOptions = made.options
         self.sampling: Sampling = made.sampling
         prompts = request.prompts or default_prompts(made.student)
@@ -163,9 +164,10 @@ class Tuning:
 
     def legal(self, key: Key) -> list[Scheme]:
         """How the tier can store a weight."""
-        layer = self.calibration.entry(*key).layer
-        schemes = [parse_scheme(name) for name in self.tier.schemes]
-        fit = [scheme for scheme in schemes if not unsupported(layer, scheme)]
+        layer, shape = self.calibration.entry(*key).layer, self.student.weights[key[0]][key[1]].shape
+        schemes = [parse_scheme(name) for name in self.schemes]
+        form = self.request.build.format
+        fit = [scheme for scheme in schemes if not unsupported(form, layer, shape, scheme, self.tier)]
         # Away from products, w8a8 means int8: its activations are not rounded.
         return [scheme for scheme in fit if layer == "linear" or not scheme.dynamic_activations]
 
@@ -298,7 +300,7 @@ def tune(request: TuneRequest, tell: Tell | None = None) -> Tuned:
 def _uniform_points(tuning: Tuning, options: Mapping[Key, Sequence[Option]]) -> list[Point]:
     """Every scheme of the tier for all weights that take it; the others keep the base scheme."""
     points = []
-    for name in tuning.tier.schemes:
+    for name in tuning.schemes:
         scheme = parse_scheme(name)
         chosen = {}
         for key, found in options.items():
