@@ -28,6 +28,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         steps: denoising steps unless the user or the student says otherwise.
         keep_t5: whether the third text encoder is kept unless the user says otherwise.
         relative_time: time of a product in a scheme over its time in fp32, where it was measured.
+        page: whether its bundles hold a page that draws in browsers.
     """
 
     description: str
@@ -41,6 +42,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     steps: Annotated[int, msgspec.Meta(gt=0)]
     keep_t5: bool
     relative_time: dict[str, float] = msgspec.field(default_factory=dict)
+    page: bool = False
 
 
 @lru_cache(maxsize=1)
