@@ -140,7 +140,7 @@ function paint({ data, width, height }) {
 
 /** @param {Record<string, number>} timings_ms */
 function showTimings({ text, denoise, decode, load, total }) {
-  const shown = { "text encoders": text, "denoising": denoise, "VAE decoder": decode, "all": total, "of it loading": load };
+  const shown = { "text encoders": text, denoising: denoise, "VAE decoder": decode, all: total, "of it loading": load };
   const rows = Object.entries(shown).map(([name, ms]) => {
     const row = document.createElement("tr");
     row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: name }));

@@ -34,7 +34,7 @@ export class HttpFiles {
    *
    * @param {string} path as the manifest names it
    * @param {(bytes: number) => void} [onBytes] told how many more bytes have come
-   * @returns {Promise<Uint8Array>}
+   * @returns {Promise<Uint8Array<ArrayBuffer>>}
    */
   async read(path, onBytes = () => {}) {
     const record = this._records.get(path);
@@ -110,7 +110,7 @@ async function readBody(response, record, onBytes) {
 }
 
 /**
- * @param {Uint8Array} content
+ * @param {Uint8Array<ArrayBuffer>} content
  * @param {FileRecord} record
  */
 async function check(content, record) {
@@ -127,7 +127,7 @@ async function check(content, record) {
 /**
  * @param {Cache | undefined} store
  * @param {string} key
- * @param {Uint8Array} content
+ * @param {Uint8Array<ArrayBuffer>} content
  */
 async function keep(store, key, content) {
   try {

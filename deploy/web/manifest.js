@@ -1,4 +1,4 @@
-/** What the page must know of its bundle before it loads anything. The manifest was written with this page: its format is known. */
+/** What the page knows of its bundle before it loads anything; the two were written together, so their format is known. */
 
 import { BundleError } from "./errors.js";
 
@@ -36,10 +36,10 @@ export function downloadBytes(manifest) {
  * @returns {Promise<{provider: "wasm" | "webgpu", label: string, refused: string}[]>}
  */
 export async function devices(manifest) {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const adapter = await /** @type {any} */ (navigator).gpu?.requestAdapter().catch(() => null);
   const refused = refusal(manifest, adapter);
-  const gpu = { provider: /** @type {const} */ ("webgpu"), label: "GPU (WebGPU)", refused };
-  const cpu = { provider: /** @type {const} */ ("wasm"), label: "CPU (WebAssembly)", refused: "" };
+  const gpu = { provider: /** @type {const} */ ("webgpu"), label: "GPU, webgpu", refused };
+  const cpu = { provider: /** @type {const} */ ("wasm"), label: "CPU, wasm", refused: "" };
   const software = adapter?.info?.isFallbackAdapter ?? false; // a GPU played by the CPU: slower than the CPU itself
   return refused || software ? [cpu, gpu] : [gpu, cpu];
 }

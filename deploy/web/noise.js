@@ -54,7 +54,7 @@ export class Generator {
     }
   }
 
-  /** A number beyond the lowest layer, by Marsaglia's method. */
+  /** @param {number} sign @returns {number} a number beyond the lowest layer, by Marsaglia's method */
   _tail(sign) {
     for (;;) {
       const beyond = Math.fround(Math.fround(-1 / TAIL) * Math.fround(Math.log1p(-this._uniform())));

@@ -7,6 +7,10 @@ import { Sessions, loadRuntime } from "./sessions.js";
 import { PromptTokenizer } from "./tokenizer.js";
 
 /**
+ * @typedef {import("./sessions.js").Value} Value
+ *
+ * @typedef {{manifest: () => Promise<any>, read: import("./sessions.js").Read}} Files
+ *
  * @typedef {object} Picture
  * @property {Float32Array} data RGB in [0, 1], `[3, height, width]`
  * @property {number} height in pixels
@@ -23,7 +27,7 @@ export class Pipeline {
   /**
    * Open a bundle; graphs are loaded when they are needed.
    *
-   * @param {{manifest: () => Promise<any>, read: (path: string, onBytes?: (bytes: number) => void) => Promise<Uint8Array>}} files
+   * @param {Files} files
    * @param {{provider?: "wasm" | "webgpu", threads?: number, keepGraphs?: boolean}} [options] `keepGraphs` keeps graphs loaded
    *   between stages and pictures: faster the second time, more memory
    */
@@ -89,11 +93,11 @@ export class Pipeline {
 
   /**
    * @param {string} prompt
-   * @returns {{ids: Record<string, import("./sessions.js").Array>, cut: Record<string, number>}} token ids by graph input, each
+   * @returns {{ids: Record<string, Value>, cut: Record<string, number>}} token ids by graph input, each
    *   `[1, length]`, and how many tokens were cut where there were any
    */
   tokenize(prompt) {
-    /** @type {Record<string, import("./sessions.js").Array>} */
+    /** @type {Record<string, Value>} */
     const ids = {};
     /** @type {Record<string, number>} */
     const cut = {};
@@ -112,7 +116,7 @@ export class Pipeline {
     await this._sessions.free();
   }
 
-  /** @param {Record<string, import("./sessions.js").Array>} ids @param {Progress} onProgress */
+  /** @param {Record<string, Value>} ids @param {Progress} onProgress */
   async _condition(ids, onProgress) {
     const [states, pooled] = await this._run("text_encoder", ids, onProgress);
     const [modulations] = await this._run("conditioner", { pooled_projections: pooled }, onProgress);
@@ -121,7 +125,7 @@ export class Pipeline {
   }
 
   /**
-   * @param {{states: import("./sessions.js").Array, modulations: import("./sessions.js").Array}} condition
+   * @param {{states: Value, modulations: Value}} condition
    * @param {Float32Array} start
    * @param {(step: number) => Float32Array} noise
    * @param {Progress} onProgress
@@ -151,7 +155,7 @@ export class Pipeline {
 
   /**
    * @param {string} graph
-   * @param {Record<string, import("./sessions.js").Array>} inputs
+   * @param {Record<string, Value>} inputs
    * @param {Progress} onProgress
    */
   async _run(graph, inputs, onProgress) {

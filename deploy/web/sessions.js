@@ -6,14 +6,17 @@ const VENDOR = new URL("./vendor/onnxruntime-web/", import.meta.url);
 /** The build for each execution provider; WebGPU's is twice as large, so that phones without WebGPU do not load it. */
 const BUILDS = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
 
-/** @typedef {{data: Float32Array | BigInt64Array, dims: number[]}} Array */
+/**
+ * @typedef {{data: Float32Array | BigInt64Array, dims: number[]}} Value what goes into a graph or comes out of it
+ * @typedef {(path: string, onBytes?: (bytes: number) => void) => Promise<Uint8Array<ArrayBuffer>>} Read a file of the bundle
+ */
 
 /** The loaded graphs of a bundle. */
 export class Sessions {
   /**
    * @param {any} ort onnxruntime-web
    * @param {any} manifest the bundle's manifest
-   * @param {{read: (path: string, onBytes?: (bytes: number) => void) => Promise<Uint8Array>}} files the bundle's files
+   * @param {{read: Read}} files the bundle's files
    * @param {"wasm" | "webgpu"} provider
    * @param {boolean} keep keep graphs after their stage
    */
@@ -33,9 +36,9 @@ export class Sessions {
    * Run a graph, loading it first if need be.
    *
    * @param {string} name the graph
-   * @param {Record<string, Array>} inputs by name
+   * @param {Record<string, Value>} inputs by name
    * @param {(done: number, total: number) => void} [onBytes] told of the graph's bytes as they come
-   * @returns {Promise<Array[]>} its outputs, in the manifest's order
+   * @returns {Promise<Value[]>} its outputs, in the manifest's order
    */
   async run(name, inputs, onBytes) {
     const session = this._loaded.get(name) ?? (await this._load(name, onBytes));
@@ -87,7 +90,7 @@ export class Sessions {
     return session;
   }
 
-  /** @param {Array} array */
+  /** @param {Value} array */
   _tensor({ data, dims }) {
     return new this._ort.Tensor(data instanceof BigInt64Array ? "int64" : "float32", data, dims);
   }

@@ -12,7 +12,9 @@ export class PromptTokenizer {
   constructor(content, record) {
     this._tokenizer = new Tokenizer(content, {});
     this._record = record;
-    this._specials = lowercases(content.normalizer) ? content.added_tokens.map((/** @type {any} */ token) => token.content) : null;
+    this._specials = lowercases(content.normalizer)
+      ? content.added_tokens.map((/** @type {any} */ token) => token.content)
+      : null;
   }
 
   /**
@@ -51,19 +53,19 @@ function lowercases(normalizer) {
  * Put the JavaScript library (0.2.0) right where its lower-casing is not that of the Rust library.
  *
  * - JavaScript writes a capital sigma at a word's end as ς; Rust lowers letter by letter, so that it is σ everywhere.
- * - A special token in other letters (`<|ENDOFTEXT|>`) is plain text. The library takes it for the token where it stands alone;
- *   with a space after it, which CLIP's tokenizers drop, it does not stand alone.
+ * - A special token in other letters (`<|ENDOFTEXT|>`) is plain text. The library takes it for the token where nothing stands
+ *   between it and the next true token or the prompt's ends; with a space after it, which CLIP's tokenizers drop, something does.
  *
  * @param {string} prompt
  * @param {string[]} specials the special tokens
  */
 function lowercase(prompt, specials) {
-  let text = prompt.replaceAll("Σ", "σ");
-  for (const special of specials) {
-    const anyCase = new RegExp(special.replace(/[^\w]/g, "\\$&"), "gi");
-    text = text.replace(anyCase, (found) => (found === special ? found : `${found} `));
-  }
-  return text;
+  const special = new RegExp(`(${specials.map((token) => token.replace(/\W/g, "\\$&")).join("|")})`);
+  return prompt
+    .replaceAll("Σ", "σ")
+    .split(special)
+    .map((part) => (specials.includes(part) || !specials.includes(part.toLowerCase()) ? part : `${part} `))
+    .join("");
 }
 
 /** @param {string} prompt @returns {string} the same, if UTF-8 can hold it */
@@ -71,7 +73,11 @@ function checked(prompt) {
   try {
     encodeURIComponent(prompt);
   } catch {
-    throw new BundleError("The prompt cannot be read.", "It holds half of a surrogate pair, which UTF-8 cannot", "remove the character");
+    throw new BundleError(
+      "The prompt cannot be read.",
+      "It holds half of a surrogate pair, which UTF-8 cannot",
+      "remove the character",
+    );
   }
   return prompt;
 }

@@ -2,7 +2,8 @@
  * Draws outside the page's own thread, so that the page stays alive meanwhile, and so that ending this worker stops a picture and
  * gives all of its memory back.
  *
- * In: `{id, request, options}`, what `Pipeline.generate` and `Pipeline.open` take; a worker is opened once, with the first options.
+ * In: `{id, request, options}`, what `Pipeline.generate` and `Pipeline.open` take; a worker is opened once, with its first
+ * options.
  * Out: `{id, progress}` any number of times, then `{id, picture}` or `{id, error}`.
  */
 

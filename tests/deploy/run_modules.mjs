@@ -34,7 +34,13 @@ const calls = {
     const sampled =
       method === "euler"
         ? await sampleEuler(velocity, start, sigmas, (step) => steps.push(step))
-        : await sampleRenoise(velocity, start, sigmas, (step) => floats(noise[step]), (step) => steps.push(step));
+        : await sampleRenoise(
+            velocity,
+            start,
+            sigmas,
+            (step) => floats(noise[step]),
+            (step) => steps.push(step),
+          );
     return { sampled: base64(sampled), steps };
   },
 

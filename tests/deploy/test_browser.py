@@ -169,6 +169,7 @@ NASTY_PROMPTS = [
     "<|endoftext|> a <|startoftext|> b",
     "<|ENDOFTEXT|>",
     "<|EndOfText|><|startoftext|><|STARTOFTEXT|>x",
+    "!!<|StartOfText|><|StartOfText|>!",
     "<|startoftext|",
     "\u039f\u0394\u03a5\u03a3\u03a3\u0395\u03a5\u03a3 \u03a3\u0391\u03a3, \u03a3",  # capital sigmas at the ends of words
     "\u0130stanbul I\u0307 \u0131I",  # a capital that becomes two letters
@@ -297,6 +298,9 @@ def test_page_is_isolated_quiet_and_asks_nobody_else(page: Chromium, browser_bun
 
 
 def test_graphs_are_downloaded_once(page: Chromium, browser_bundle: Bundle) -> None:
+    """What the storage holds afterwards is this bundle, and nothing of one that was served here before."""
+    old = "caches.open('flash-deploy').then((store) => store.put('/denoiser.onnx?sha256=old', new Response('old'))).then(() => 1)"
+    page.evaluate(f"flashDeploy.stop(); {old}")
     page.evaluate(f"flashDeploy.generate({{prompt: {json.dumps(PROMPT)}}}, {{provider: 'wasm'}}).then(() => 1)")
     kept = page.evaluate("caches.open('flash-deploy').then((store) => store.keys()).then((all) => all.map((one) => one.url))")
     records = {r.path: r.sha256 for r in browser_bundle.manifest.files}
