@@ -57,6 +57,7 @@ class Sampler(StrEnum):
 
 
 MAX_IMAGES = 10_000
+SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
 
 
 class RuntimeName(StrEnum):
@@ -496,7 +497,7 @@ def web_runtime(
 @app.command()
 def serve(
     bundle: BundleArgument,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes any that is free.")] = SERVE_PORT,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
 ) -> None:
     """Serve a browser bundle's page to this machine, until Ctrl-C."""

@@ -42,9 +42,9 @@ export class HttpFiles {
       throw new BundleError("The bundle is incomplete.", `${path} is not in its manifest`, "build it again");
     }
     const store = await openStore();
-    const key = new URL(`${path}?sha256=${record.sha256}`, this._base).href;
+    const key = this._key(record);
     const stored = await store?.match(key);
-    const response = stored ?? (await this._fetch(path));
+    const response = stored ?? (await this._fetch(path, store ? "no-store" : "no-cache")); // one copy on the disk, not two
     const content = await readBody(response, record, onBytes);
     if (!stored) {
       await check(content, record);
@@ -53,21 +53,26 @@ export class HttpFiles {
     return content;
   }
 
-  /** Remove what the storage holds of earlier bundles in the same folder. */
+  /** Remove what the storage holds of an earlier bundle in the same folder; bundles in folders beneath it keep theirs. */
   async forgetOthers() {
     const store = await openStore();
-    const current = new Set([...this._records.values()].map((record) => `${record.path}?sha256=${record.sha256}`));
+    const keys = new Map([...this._records.values()].map((record) => [new URL(record.path, this._base).href, this._key(record)]));
     for (const request of (await store?.keys()) ?? []) {
-      const path = request.url.startsWith(this._base.href) ? request.url.slice(this._base.href.length) : null;
-      if (path !== null && !current.has(decodeURI(path))) {
+      const key = keys.get(request.url.split("?")[0]);
+      if (key !== undefined && key !== request.url) {
         await store?.delete(request);
       }
     }
   }
 
-  /** @param {string} path */
-  async _fetch(path) {
-    const response = await fetch(new URL(path, this._base), { cache: "no-cache" }).catch((error) => {
+  /** @param {FileRecord} record */
+  _key({ path, sha256 }) {
+    return new URL(`${path}?sha256=${sha256}`, this._base).href;
+  }
+
+  /** @param {string} path @param {RequestCache} [cache] */
+  async _fetch(path, cache = "no-cache") {
+    const response = await fetch(new URL(path, this._base), { cache }).catch((error) => {
       throw new BundleError("A file cannot be fetched.", `${path}: ${error.message}`, "look whether the server still runs");
     });
     if (!response.ok) {

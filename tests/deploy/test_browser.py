@@ -299,14 +299,16 @@ def test_page_is_isolated_quiet_and_asks_nobody_else(page: Chromium, browser_bun
 
 def test_graphs_are_downloaded_once(page: Chromium, browser_bundle: Bundle) -> None:
     """What the storage holds afterwards is this bundle, and nothing of one that was served here before."""
-    old = "caches.open('flash-deploy').then((store) => store.put('/denoiser.onnx?sha256=old', new Response('old'))).then(() => 1)"
-    page.evaluate(f"flashDeploy.stop(); {old}")
+    for path in ("/denoiser.onnx?sha256=old", "/other/denoiser.onnx?sha256=old"):
+        page.evaluate(f"caches.open('flash-deploy').then((store) => store.put({json.dumps(path)}, new Response('old')))")
+    page.evaluate("flashDeploy.stop()")
     page.evaluate(f"flashDeploy.generate({{prompt: {json.dumps(PROMPT)}}}, {{provider: 'wasm'}}).then(() => 1)")
     kept = page.evaluate("caches.open('flash-deploy').then((store) => store.keys()).then((all) => all.map((one) => one.url))")
     records = {r.path: r.sha256 for r in browser_bundle.manifest.files}
     origin = page.evaluate("location.origin")
     wanted = [path for path in records if path.endswith((".onnx", ".data", "tokenizer.json"))]
-    assert sorted(kept) == sorted(f"{origin}/{path}?sha256={records[path]}" for path in wanted)
+    other = f"{origin}/other/denoiser.onnx?sha256=old"  # of a bundle in a folder beneath
+    assert sorted(kept) == sorted([*(f"{origin}/{path}?sha256={records[path]}" for path in wanted), other])
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

@@ -149,7 +149,7 @@ def test_taken_port(server: Server, page_bundle: Bundle) -> None:
 
 
 def test_command_ends_cleanly(page_bundle: Bundle) -> None:
-    command = [sys.executable, "-m", "deploy.cli", "serve", str(page_bundle.folder)]
+    command = [sys.executable, "-m", "deploy.cli", "serve", "--port", "0", str(page_bundle.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         url = process.stdout.readline().strip()
