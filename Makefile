@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit docs optimum clean
+.PHONY: help setup demo test lint types unit docs web-runtime optimum clean
 
 help:
 	@echo "make demo    build a desktop bundle of the built-in student and draw out/demo.png"
 	@echo "make test    lint, types and tests"
 	@echo "make docs    rewrite the generated parts of README.md"
+	@echo "make web-runtime fetch what browser bundles draw with, for their tests (needs npm)"
 	@echo "make optimum load an optimum-layout bundle in optimum-onnx, in an environment of its own"
 	@echo "make clean   remove the environment and what the commands wrote"
 
@@ -34,15 +35,22 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-unit: setup
+unit: setup web-runtime
 	$(BIN)/pytest --numprocesses 2
 
 docs: setup
 	$(BIN)/python -m deploy.cli_reference
+
+# Without npm, or where it reaches no registry, the tests of the page are skipped.
+web-runtime: .web-runtime
+
+.web-runtime: deploy/npm/package-lock.json | $(STAMP)
+	@rm -rf $@
+	@$(BIN)/flash-deploy web-runtime -o $@ || echo "the tests of the page will be skipped"
 
 # optimum-onnx 0.1.0 cannot be installed beside transformers 5, so its check has an environment of its own.
 optimum: setup
 	BIN=$(BIN) PYTHON=$(PYTHON) tests/optimum/check.sh
 
 clean:
-	rm -rf $(VENV) .venv-optimum out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-optimum .web-runtime out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

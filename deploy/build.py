@@ -40,6 +40,8 @@ from deploy.manifest import (
     TokenizerRecord,
 )
 from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
+from deploy.web_page import write_page
+from deploy.web_runtime import check_web_runtime
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.restructure.positions import TABLE
@@ -82,6 +84,7 @@ class BuildRequest:
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
         parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
+        web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
         force: replace a bundle that is there.
     """
 
@@ -105,6 +108,7 @@ class BuildRequest:
     max_sequence_length: int | None = None
     variant: str | None = None
     parity: Literal["auto", "always", "never"] = "auto"
+    web_runtime: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -194,6 +198,7 @@ def plan(request: BuildRequest) -> Plan:
     tier = find_tier(request.tier)
     check_format(request.tier, request.format)
     _check_output(request)
+    _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
     defaults = student.defaults
@@ -238,6 +243,22 @@ def plan(request: BuildRequest) -> Plan:
     return Plan(
         request, student, tier, precision, compute, profile, calibration, sampling, options, tokenizers, graphs, units, stages
     )
+
+
+def _check_web_runtime(request: BuildRequest, tier: Tier) -> None:
+    if request.web_runtime is None:
+        return
+    if not _has_page(request, tier):
+        complaint = Complaint(
+            "--web-runtime", "the bundle gets no page", "a tier for browsers, in the native layout", request.tier
+        )
+        raise InputError("The web runtime cannot be used.", [complaint], "leave --web-runtime out, or add --tier browser")
+    check_web_runtime(request.web_runtime)
+
+
+def _has_page(request: BuildRequest, tier: Tier) -> bool:
+    """Whether the bundle holds a page; it runs the native graphs."""
+    return tier.page and request.layout == "native"
 
 
 def _choose_profile(request: BuildRequest) -> Profile:
@@ -450,6 +471,8 @@ def _parity_bytes(graph: GraphSpec, record: GraphRecord) -> int:
 
 def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records: Sequence[_Done], fingerprint: str) -> Manifest:
     paths = write_layout_files(made.student, made.options, made.tokenizers, partial)
+    if _has_page(made.request, made.tier):
+        paths += write_page(partial, made.request.web_runtime)
     files = [file for done in records for file in done.files] + [record_file(partial, path) for path in paths]
     config, vae = made.student.configs["transformer"], made.student.configs["vae"]
     tokenizers = tuple(

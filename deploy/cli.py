@@ -65,6 +65,7 @@ class Sampler(StrEnum):
 
 
 MAX_IMAGES = 10_000
+SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
 
 
 class RuntimeName(StrEnum):
@@ -205,6 +206,10 @@ def build(
         Parity,
         typer.Option(help="Measure graphs against diffusers; auto leaves out those that would take over 1 GiB of memory."),
     ] = Parity.auto,
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `flash-deploy web-runtime`, for the page of a browser bundle.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Build a bundle from a student for a device tier."""
@@ -212,6 +217,8 @@ def build(
     from deploy.build import BuildRequest
     from deploy.build import build as build_bundle
     from deploy.progress import Bars
+    from deploy.tiers import find_tier
+    from deploy.web_page import check_page
     from exporters.student import BUILTIN_STUDENT
 
     request = BuildRequest(
@@ -235,6 +242,7 @@ def build(
         max_sequence_length=max_sequence_length,
         variant=variant,
         parity=parity.value,
+        web_runtime=web_runtime,
         force=force,
     )
     began = time.perf_counter()
@@ -251,6 +259,8 @@ def build(
     from deploy.inspect import inspect_bundle, render
 
     typer.echo(render(inspect_bundle(bundle.folder)))
+    if find_tier(tier).page and layout == Layout.native and (to_do := check_page(bundle.manifest)):
+        messages.print(f"note: {to_do}", markup=False)
     parts = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in bars.seconds.items())
     typer.echo(f"built in {time.perf_counter() - began:.1f} s: {parts}")
 
@@ -502,6 +512,44 @@ def inspect(
         path = path or BUILTIN_STUDENT
     content = inspect_path(path, variant)
     typer.echo(json.dumps(content, indent=2) if as_json else render(content))
+
+
+@app.command("web-runtime")
+def web_runtime(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new web runtime.", show_default=False)],
+) -> None:
+    """Fetch with npm what browser bundles draw with: onnxruntime-web and the tokenizers library."""
+    from deploy.web_runtime import fetch_web_runtime, pinned
+
+    with messages.status("npm ci"):
+        fetch_web_runtime(output)
+    typer.echo(f"{output}: {', '.join(f'{name} {version}' for name, version in pinned().items())}")
+
+
+@app.command()
+def serve(
+    bundle: BundleArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes any that is free.")] = SERVE_PORT,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
+) -> None:
+    """Serve a browser bundle's page to this machine, until Ctrl-C."""
+    import webbrowser
+
+    from deploy.bundle import open_bundle
+    from deploy.serve import serve as serve_bundle
+    from deploy.web_page import check_page
+
+    opened = open_bundle(bundle)
+    if to_do := check_page(opened.manifest):
+        messages.print(f"note: {to_do}", markup=False)
+
+    def ready(url: str) -> None:
+        typer.echo(url)
+        messages.print("Ctrl-C stops the server")
+        if open_page:
+            webbrowser.open(url)
+
+    serve_bundle(opened, port, ready)
 
 
 @app.command()

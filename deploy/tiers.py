@@ -46,6 +46,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         keep_t5: whether the third text encoder is kept unless the user says otherwise.
         relative_time: time of a product in a scheme over its time in fp32, where it was measured.
         coreml: what its Core ML bundles are; none where the format is not among its formats.
+        page: whether its bundles hold a page that draws in browsers.
     """
 
     description: str
@@ -61,6 +62,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
     relative_time: dict[str, float] = msgspec.field(default_factory=dict)
     coreml: CoreMLTier | None = None
+    page: bool = False
 
 
 @lru_cache(maxsize=1)

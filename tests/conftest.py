@@ -10,14 +10,18 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.students import PRESETS, StudentShape, make_student
 from deploy.build import BuildRequest, build
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, open_bundle, record_file
+from deploy.web_page import write_page
+from deploy.web_runtime import check_web_runtime
 from exporters.student import Student, open_student
 
 TINY = PRESETS["tiny"]
@@ -50,3 +54,27 @@ def builtin_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def damaged_bundle(builtin_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the built-in student's bundle, to be damaged."""
     return Path(shutil.copytree(builtin_bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def web_runtime() -> Path:
+    """What pages draw with, from npm; ``make web-runtime`` fetches it, no test does."""
+    folder = Path(os.environ.get("FLASH_DEPLOY_WEB_RUNTIME", Path(__file__).parents[1] / ".web-runtime"))
+    if not folder.is_dir():
+        pytest.skip(f"no web runtime in {folder.name}: `make web-runtime` fetches it where npm is installed")
+    check_web_runtime(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def add_page() -> Callable[[Bundle, Path, Path | None], Bundle]:
+    """Copies a bundle and gives the copy a page, as a build for a browser does."""
+
+    def add(bundle: Bundle, folder: Path, runtime: Path | None) -> Bundle:
+        shutil.copytree(bundle.folder, folder)
+        records = [record_file(folder, path) for path in write_page(folder, runtime)]
+        manifest = msgspec.structs.replace(bundle.manifest, files=(*bundle.manifest.files, *records))
+        (folder / "manifest.json").write_bytes(manifest.to_json())
+        return open_bundle(folder)
+
+    return add

@@ -43,6 +43,9 @@ def test_wheel_holds_the_four_packages_and_the_student(wheel: zipfile.Path) -> N
     for needed in (
         "deploy/tiers.toml",
         "deploy/py.typed",
+        "deploy/npm/package-lock.json",
+        "deploy/web/index.html",
+        "deploy/web/pipeline.js",
         "exporters/builtin_student/model_index.json",
         "exporters/builtin_student/transformer/diffusion_pytorch_model.safetensors",
         "exporters/builtin_student/tokenizer_3/tokenizer.json",

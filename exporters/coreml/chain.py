@@ -18,7 +18,7 @@ def run_chain(stages: Sequence[Program], given: Mapping[str, np.ndarray], precis
     Args:
         stages: opened packages.
         given: arrays by name, of which each stage takes what it names.
-        precision: of :func:`exporters.coreml.evaluate.evaluate`.
+        precision: of :func:`exporters.coreml.evaluate.run.evaluate`.
         audit: takes note of each operation's result.
     """
     values = dict(given)

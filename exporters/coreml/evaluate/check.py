@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from exporters.coreml.evaluate import constants
 from exporters.coreml.evaluate.operators import OPERATORS, parameters
-from exporters.coreml.evaluate.program import Operation, Program
+from exporters.coreml.evaluate.program import Constant, Operation, Program
 from exporters.errors import Complaint
 
 
@@ -61,3 +61,8 @@ def _check_parameters(operation: Operation, program: Program) -> Iterator[Compla
             yield Complaint(str(operation), "misses a parameter", name)
     if not operation.outputs:
         yield Complaint(str(operation), "gives nothing")
+    if operation.kind == "const":
+        for port, value in zip(operation.outputs, operation.arguments.get("val", ()), strict=False):
+            if isinstance(value, Constant) and (value.dtype, value.shape) != (port.dtype, port.shape):
+                expected, got = (f"{one.dtype.name} {list(one.shape)}" for one in (port, value))
+                yield Complaint(str(operation), "stores another type than it declares", expected, got)

@@ -50,7 +50,7 @@ class Constants:
         arguments = {parameter: self._argument(bound[0]) for parameter, bound in operation.arguments.items()}
         try:
             results = DECODERS[operation.kind](**arguments)
-        except (ValueError, IndexError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:  # what numpy raises when parts do not fit
             raise ExportError("A constant cannot be decompressed.", [Complaint(str(operation), str(error))]) from error
         result, port = (results[i] if isinstance(results, tuple) else results), operation.outputs[i]
         if result.shape != port.shape or result.dtype != port.dtype.array:
@@ -97,7 +97,9 @@ def _lut_to_dense(
     ``[*blocks, entries, vector]``; vectors are laid along ``vector_axis``.
     """
     if shape is not None:
-        bits = len(lut).bit_length() - 1
+        bits = lut.size.bit_length() - 1
+        if bits < 1 or lut.shape != (1 << bits,):
+            raise ValueError(f"a table of {list(lut.shape)} is not one of 2, 4, 16, 64 or 256 entries")
         return np.take(lut, unpack(indices, bits, math.prod(shape.tolist()))).reshape(shape)
     entries, vector = lut.shape[-2:]
     if int(indices.max(initial=0)) >= entries:

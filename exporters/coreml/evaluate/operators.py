@@ -96,9 +96,9 @@ def apply(operation: Operation, values: Mapping[str, list[Value]], opset: int) -
         if "opset" in inspect.signature(function).parameters:
             arguments["opset"] = opset
         results = function(**arguments)
-    # Torch raises RuntimeError, IndexError or TypeError when shapes, axes or types do not go together.
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        complaint = Complaint(str(operation), str(error).splitlines()[0])
+    # Torch and Python raise these when shapes, axes, types or sizes do not go together.
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        complaint = Complaint(str(operation), next(iter(str(error).splitlines()), type(error).__name__))
         raise ExportError("An operation cannot be evaluated.", [complaint]) from error
     return results if isinstance(results, tuple) else (results,)
 

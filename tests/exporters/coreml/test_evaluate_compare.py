@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from exporters.coreml.evaluate import Audit, Program, compare, evaluate, open_package
-from exporters.coreml.evaluate.compare import _ratio
-from exporters.coreml.evaluate.evaluate import Run
+from exporters.coreml.evaluate.comparison import _ratio
+from exporters.coreml.evaluate.run import Run
 from exporters.errors import ExportError
 from exporters.parity import REQUIRED_DB, snr_db
 from tests.exporters.coreml.packages import built, mb

@@ -12,8 +12,9 @@ from exporters.coreml.evaluate import evaluate, open_package
 from exporters.coreml.evaluate.blob import elements, unpack
 from exporters.coreml.evaluate.constants import DECODERS, Constants
 from exporters.coreml.evaluate.dtypes import BY_NAME
-from exporters.coreml.evaluate.program import Program
+from exporters.coreml.evaluate.program import Constant, Operation, Port, Program
 from exporters.coreml.evaluate.proto import quiet_import
+from exporters.errors import ExportError
 from tests.exporters.coreml.packages import built_model, conversion, mb, save, types
 
 with quiet_import():
@@ -184,6 +185,27 @@ def test_packing(bits: int, count: int) -> None:
 def test_signed_elements_by_hand() -> None:
     # 0x8 is -8, 0xF is -1, 0x7 is 7; the low half of a byte comes first.
     assert elements(np.array([0xF8, 0x07], np.uint8), BY_NAME["int4"], (3,)).tolist() == [-8, -1, 7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("lut_to_dense", {"indices": np.zeros(4, np.uint8), "lut": np.zeros(3), "shape": np.array([4])}, "not one of 2, 4, 16"),
+        ("lut_to_dense", {"indices": np.zeros((5, 2), np.uint8), "lut": np.zeros((2, 1, 4, 1))}, "does not divide into"),
+        ("lut_to_dense", {"indices": np.full((2, 2), 4, np.uint8), "lut": np.zeros((1, 1, 4, 1))}, "index 4 is out of its table"),
+        ("lut_to_dense", {"indices": np.zeros((2, 2), np.uint8), "lut": np.zeros((1, 1, 4, 2))}, "need a vector_axis"),
+        ("blockwise_shift_scale", {"data": np.zeros((4, 6)), "scale": np.zeros((4, 4))}, "does not divide into"),
+        ("sparse_to_dense", {"nonzero_data": np.zeros(2), "mask": np.ones(3, np.uint8)}, "2 input values to the 3 output"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit(kind: str, arguments: dict[str, np.ndarray], message: str) -> None:
+    """A constant of parts that do not fit is named, whatever numpy makes of them."""
+    kind = f"constexpr_{kind}"
+    bound = {name: (Constant(BY_NAME["fp32"], array.shape, lambda array=array: array),) for name, array in arguments.items()}
+    operation = Operation(kind, "weight", bound, (Port("weight", BY_NAME["fp32"], (4,)),))
+    with pytest.raises(ExportError, match=rf"{kind} 'weight': .*{message}"):
+        Constants((operation,)).read("weight")
 
 
 def test_the_definitions_own_examples() -> None:

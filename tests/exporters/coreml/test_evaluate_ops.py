@@ -14,6 +14,12 @@ import torch.nn.functional as F
 
 from exporters.coreml.evaluate import evaluate, open_package
 from exporters.coreml.evaluate.operators import OPERATORS
+from exporters.coreml.evaluate.ops.elementwise import ELEMENTWISE
+from exporters.coreml.evaluate.ops.indexing import INDEXING
+from exporters.coreml.evaluate.ops.products import PRODUCTS
+from exporters.coreml.evaluate.ops.reductions import REDUCTIONS
+from exporters.coreml.evaluate.ops.resizing import RESIZING
+from exporters.coreml.evaluate.ops.shapes import SHAPES
 from exporters.parity import snr_db
 from tests.exporters.coreml.packages import built, mb
 
@@ -318,6 +324,9 @@ CASES: dict[str, Case] = {
         target="iOS18",
     ),
     "gather": Case(lambda x: mb.gather(x=TABLE, indices=x, axis=0), TABLE[IDS], {"x": IDS}),
+    "gather, validated": Case(
+        lambda x: mb.gather(x=TABLE, indices=x, axis=1, validate_indices=True), TABLE[:, IDS % 4], {"x": IDS % 4}
+    ),
     "gather, inner axis": Case(lambda x: mb.gather(x=x, indices=[3, 0], axis=-1), X[:, :, [3, 0]]),
     "gather, iOS 16 counts from the end": Case(
         lambda x: mb.gather(x=TABLE, indices=x, axis=0), TABLE[[-1, 2]], {"x": np.array([-1, 2], np.int32)}, "iOS16"
@@ -406,3 +415,8 @@ def test_operation(name: str, tmp_path: Path) -> None:
 
 def test_every_operation_has_a_case() -> None:
     assert {kind_of(name) for name in CASES} == OPERATORS.keys()
+
+
+def test_no_operation_stands_in_two_tables() -> None:
+    tables = (ELEMENTWISE, INDEXING, PRODUCTS, REDUCTIONS, RESIZING, SHAPES)
+    assert sum(map(len, tables)) == len(OPERATORS)

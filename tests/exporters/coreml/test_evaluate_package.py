@@ -235,6 +235,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_operations(lambda ops: immediate_value(ops, "product_bias").floats.values.append(1.0)),
         r"the stored values do not fit their type \(expected 8 of fp16, got floats\)",
     ),
+    "constant of another type": (
+        edit_operations(lambda ops: setattr(operation(ops, "const").outputs[0].type.tensorType, "dataType", 23)),
+        r"stores another type than it declares \(expected int32 \[\], got string \[\]\)",
+    ),
     "no such output": (
         edit_model(lambda s: next(iter(s.mlProgram.functions["main"].block_specializations.values())).outputs.append("ghost")),
         r"output ghost: nothing gives it",
@@ -258,6 +262,44 @@ def test_everything_wrong_is_said_at_once(package: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_package(package)
     assert len(caught.value.complaints) == 3
+
+
+def linear_output(operations: Any) -> Any:
+    return operation(operations, "linear").outputs[0].type.tensorType
+
+
+# What shows only when the program runs.
+WRONG_RESULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another shape is declared": (
+        edit_operations(lambda ops: setattr(linear_output(ops).dimensions[1].constant, "size", 9)),
+        r"product_cast_fp16: is not of the declared kind and shape \(expected float \[2, 9\], got float \[2, 8\]\)",
+    ),
+    "another kind is declared": (
+        edit_operations(lambda ops: setattr(linear_output(ops), "dataType", 23)),
+        r"\(expected int \[2, 8\], got float \[2, 8\]\)",
+    ),
+    "arguments that do not go together": (
+        edit_operations(lambda ops: operation(ops, "linear").inputs["weight"].CopyFrom(operation(ops, "linear").inputs["bias"])),
+        r"linear 'product_cast_fp16': mat2 must be a matrix, got 1-D tensor",
+    ),
+    "one result too many": (
+        edit_operations(lambda ops: operation(ops, "linear").outputs.add(name="z").type.tensorType.CopyFrom(linear_output(ops))),
+        r"linear 'product_cast_fp16': gives another number of results \(expected 2, got 1\)",
+    ),
+    "a string where a number belongs": (
+        edit_operations(lambda ops: operation(ops, "linear").inputs["bias"].CopyFrom(operation(ops, "cast").inputs["dtype"])),
+        r"linear 'product_cast_fp16': expected a tensor, got 'fp16'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RESULTS)
+def test_wrong_results_are_named(name: str, package: Path) -> None:
+    damage, message = WRONG_RESULTS[name]
+    damage(package)
+    with pytest.raises(InputError) as caught:
+        evaluate(open_package(package), {"x": X})
+    assert re.search(message, str(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporters.coreml.evaluate.evaluate import Run
 from exporters.coreml.evaluate.program import Operation, Program
+from exporters.coreml.evaluate.run import Run
 
 ROUNDING_DB = 20 * math.log10(2**11)
 DEFAULT_DROP_DB = 20.0
@@ -69,11 +69,11 @@ def compare(program: Program, inputs: Mapping[str, np.ndarray], drop_db: float =
 
     Args:
         program: the program.
-        inputs: as for :func:`~exporters.coreml.evaluate.evaluate.evaluate`.
+        inputs: as for :func:`~exporters.coreml.evaluate.run.evaluate`.
         drop_db: how much worse than its worst argument a result may be.
 
     Raises:
-        ExportError: as :func:`~exporters.coreml.evaluate.evaluate.evaluate`.
+        ExportError: as :func:`~exporters.coreml.evaluate.run.evaluate`.
     """
     exact, rounded = Run(program, inputs, "fp32"), Run(program, inputs, "fp16")
     ratios: dict[str, float] = {}

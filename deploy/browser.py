@@ -1,0 +1,169 @@
+"""Pictures in a real browser, without a person before it: for measurements and checks."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from deploy.bundle import Bundle
+from deploy.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
+from deploy.errors import Complaint, InputError
+from deploy.serve import Server
+from deploy.web_page import check_page
+
+Provider = Literal["wasm", "webgpu"]
+PROMPT = "a red circle left of a blue square on a white background"
+
+
+@dataclass(frozen=True)
+class BrowserRun:
+    """One picture's times in milliseconds: each stage with the loading of its graphs, loading alone, and all."""
+
+    text_ms: float
+    denoise_ms: float
+    decode_ms: float
+    load_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class BrowserTimings:
+    """What a browser did.
+
+    Attributes:
+        browser: its name and version.
+        provider: ``wasm`` or ``webgpu``.
+        threads: processors that the page sees; WebAssembly draws with one thread where the page is not isolated.
+        isolated: whether the page may share memory between threads.
+        adapter: the GPU, as WebGPU names it; empty for WebAssembly.
+        first: the first picture: everything is downloaded, and the runtime is compiled.
+        runs: the pictures after it.
+        picture: the last one, ``[height, width, 3]``, fp32 in [0, 1].
+    """
+
+    browser: str
+    provider: Provider
+    threads: int
+    isolated: bool
+    adapter: str
+    first: BrowserRun
+    runs: tuple[BrowserRun, ...]
+    picture: np.ndarray
+
+
+def run_in_browser(
+    bundle: Bundle,
+    runs: int,
+    provider: Provider = "wasm",
+    prompt: str = PROMPT,
+    seed: int = 0,
+    latents: np.ndarray | None = None,
+    keep_graphs: bool = False,
+    software_gpu: bool = False,
+    timeout_s: float = 600.0,
+) -> BrowserTimings:
+    """Draw in a headless Chromium and say how long it took.
+
+    Args:
+        bundle: a browser bundle with its web runtime.
+        runs: pictures after the first one.
+        provider: ``wasm`` or ``webgpu``.
+        prompt: what to draw.
+        seed: of the initial noise.
+        latents: initial noise ``[1, channels, height / 8, width / 8]`` in place of the seed's.
+        keep_graphs: keep graphs loaded between stages and pictures.
+        software_gpu: let the CPU play the GPU: checks what WebGPU computes, and its times mean nothing.
+        timeout_s: of one picture.
+
+    Raises:
+        BrowserError: there is no Chromium, it has no WebGPU, or the page cannot draw.
+        InputError: the bundle has no page or no web runtime.
+    """
+    if to_do := check_page(bundle.manifest):
+        raise InputError("The bundle cannot draw in a browser.", remedy=to_do)
+    request = {"prompt": prompt, "seed": seed, "latents": None if latents is None else _base64(latents)}
+    options = {"provider": provider, "keepGraphs": keep_graphs}
+    draw = f"({_DRAW})({json.dumps(request)}, {json.dumps(options)})"
+    with opened_page(bundle, SOFTWARE_WEBGPU if software_gpu else ()) as chromium:
+        about = chromium.evaluate(_ABOUT)
+        if provider == "webgpu" and not about["adapter"]:
+            remedy = "run it where Chromium has a GPU, or let the CPU play one (software_gpu)"
+            raise BrowserError("The browser has no WebGPU.", [Complaint("navigator.gpu", "no adapter")], remedy)
+        drawn = [chromium.evaluate(draw, timeout_s) for _ in range(runs + 1)]
+        browser = chromium.call("Browser.getVersion")["product"]
+    times = [BrowserRun(**{f"{stage}_ms": ms for stage, ms in picture["timings_ms"].items()}) for picture in drawn]
+    return BrowserTimings(
+        browser=browser,
+        provider=provider,
+        threads=about["threads"],
+        isolated=about["isolated"],
+        adapter=about["adapter"] if provider == "webgpu" else "",
+        first=times[0],
+        runs=tuple(times[1:]),
+        picture=_picture(drawn[-1]),
+    )
+
+
+@contextlib.contextmanager
+def opened_page(bundle: Bundle, arguments: Sequence[str] = ()) -> Iterator[Chromium]:
+    """A bundle's page in a headless Chromium, ready to draw or saying why it cannot, served by this process meanwhile.
+
+    Raises:
+        BrowserError: there is no Chromium, or the page does not load.
+    """
+    with Server(bundle) as server, Chromium(arguments) as chromium:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            chromium.open(server.url)
+            chromium.wait_for("window.flashDeploy || document.querySelector('#status.wrong')")
+            yield chromium
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, np.float32).tobytes()).decode()
+
+
+def _picture(drawn: dict[str, Any]) -> np.ndarray:
+    planes = np.frombuffer(base64.b64decode(drawn["data"]), np.float32)
+    return np.ascontiguousarray(planes.reshape(3, drawn["height"], drawn["width"]).transpose(1, 2, 0))
+
+
+_ABOUT = """
+(async () => {
+  const info = (await navigator.gpu?.requestAdapter())?.info;
+  const name = [info?.vendor, info?.architecture, info?.device, info?.description].filter(Boolean).join(" ");
+  const adapter = info ? name || "unnamed" : "";
+  return { adapter, threads: navigator.hardwareConcurrency, isolated: crossOriginIsolated };
+})()
+"""
+_DRAW = """
+async (request, options) => {
+  const latents = request.latents ? new Float32Array(bytes(atob(request.latents)).buffer) : undefined;
+  const { data, ...picture } = await flashDeploy.generate({ ...request, latents }, options);
+  return { ...picture, data: btoa(text(new Uint8Array(data.buffer))) };
+
+  function bytes(text) {
+    return Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  }
+
+  function text(bytes) {
+    const block = 1 << 14; // what one call takes as arguments
+    let found = "";
+    for (let i = 0; i < bytes.length; i += block) {
+      found += String.fromCharCode(...bytes.subarray(i, i + block));
+    }
+    return found;
+  }
+}
+"""
