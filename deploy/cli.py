@@ -492,6 +492,91 @@ def verify(
 
 
 @app.command()
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure side by side.", show_default=False)],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to measure (repeatable); a wrong name lists them. Default: what is installed.", show_default=False
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each graph and picture in each round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes for each bundle and target, interleaved.")] = 3,
+    warm_ups: Annotated[int, typer.Option(min=0, help="Runs of each graph before those, recorded apart.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
+    ] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="Also compare with this student in diffusers; 'builtin' is the built-in one.", show_default=False),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(help="Measure elsewhere: a command with {command} in it, e.g. 'ssh phone {command}'.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for samples and circumstances.", show_default=False)
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
+) -> None:
+    """Measure latency, CPU time, memory and quality of bundles, side by side."""
+    from benchmarks.report import html, markdown
+    from deploy.bench import BenchRequest
+    from deploy.bench import bench as run_bench
+
+    if student is not None:
+        _need_export()
+        from exporters.student import BUILTIN_STUDENT
+
+        student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
+    if html_file is not None:
+        _need_export()
+    for file in (json_file, html_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise InputError("The report cannot be written.", [Complaint(str(file), "no such folder")])
+    request = BenchRequest(tuple(bundles), tuple(target or ()), runs, rounds, warm_ups, threads, student, remote)
+    with messages.status("measuring") as status:
+        results = run_bench(request, status.update)
+    if json_file is not None:
+        json_file.write_bytes(results.to_json())
+    if html_file is not None:
+        html_file.write_text(html(results), "utf-8")
+    typer.echo(markdown(results))
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A file of `bench --json`.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A circumstance that may differ, e.g. runtime (repeatable).", show_default=False)
+    ] = None,
+) -> None:
+    """Say what became slower or faster from one benchmark to another, and whether that is more than noise."""
+    import numpy as np
+
+    from benchmarks.report import comparison, differing
+    from benchmarks.results import load_results
+
+    first, second = load_results(before), load_results(after)
+    unlike = [item for item in differing(first, second) if item[0] not in (allow or [])]
+    if unlike:
+        complaints = [Complaint(key, "differs", one, two) for key, one, two in unlike]
+        raise InputError("The benchmarks cannot be compared.", complaints, "measure side by side, or --allow what may differ")
+    rows = comparison(first, second, np.random.default_rng(0))
+    if not rows:
+        raise InputError("The benchmarks cannot be compared.", [Complaint(str(after), "has no bundle on a target in common")])
+    heads = ("bundle", "target", "graph", "wall, after/before", "95 %", "p", "CPU, after/before", "verdict")
+    for row in (heads, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, _widths([heads, *rows]), strict=True)).rstrip())
+
+
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path | None,

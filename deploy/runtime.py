@@ -16,7 +16,7 @@ import numpy as np
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.sampler import OnStep, sample_euler, sample_renoise
-from deploy.sessions import Runtime, Sessions, fastest_runtime
+from deploy.sessions import Run, Runtime, Sessions, fastest_runtime
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
 
 Progress = Callable[[str, int, int], None]
@@ -127,6 +127,10 @@ class Pipeline:
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run one graph of the bundle."""
         return self._sessions.run(graph, inputs)
+
+    def load(self, graph: str) -> Run:
+        """Load one graph of the bundle, to be run by the caller again and again."""
+        return self._sessions.load(graph)
 
     def _sample(self, condition: Any, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep) -> np.ndarray:
         sampling = self.manifest.sampling

@@ -77,7 +77,7 @@ class Sessions:
         if graph not in self._loaded:
             if not self._keep:
                 self._free()
-            self._loaded[graph] = self._load(graph)
+            self._loaded[graph] = self.load(graph)
         try:
             return self._loaded[graph](inputs)
         except Exception as error:  # the runtimes' exceptions share no base class but this one
@@ -97,7 +97,8 @@ class Sessions:
     def _free(self) -> None:
         self._loaded.clear()  # sessions are in no reference cycle: they go at once
 
-    def _load(self, graph: str) -> Run:
+    def load(self, graph: str) -> Run:
+        """A graph of its own, which its caller frees."""
         record = self._bundle.manifest.graph(graph)
         file = self._bundle.file(record.path)
         promised = [port.name for port in record.inputs], [port.name for port in record.outputs]

@@ -61,10 +61,10 @@ def test_interrupted_build_goes_on_where_it_stopped(
     request = small(students, output)
     write = deploy.build._write
 
-    def interrupted(partial, graph, *rest):
+    def interrupted(partial, shape, graph, *rest):
         if graph.name == "denoiser":
             raise KeyboardInterrupt
-        return write(partial, graph, *rest)
+        return write(partial, shape, graph, *rest)
 
     monkeypatch.setattr(deploy.build, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt):

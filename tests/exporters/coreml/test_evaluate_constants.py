@@ -15,7 +15,7 @@ from exporters.coreml.evaluate.dtypes import BY_NAME
 from exporters.coreml.evaluate.program import Constant, Operation, Port, Program
 from exporters.coreml.evaluate.proto import quiet_import
 from exporters.errors import ExportError
-from tests.exporters.coreml.packages import built_model, conversion, mb, save, types
+from tests.exporters.coreml.packages import built, built_model, conversion, mb, save, types
 
 with quiet_import():
     import coremltools.optimize as cto
@@ -160,6 +160,21 @@ def test_tables_of_vectors(axis: int, tmp_path: Path) -> None:
     assert np.array_equal(got, expected)
     row = lut[1, 0, int(indices[5, 2])]  # the second table serves rows 4 to 7
     assert np.array_equal(got[5, 4:6] if axis else got[10:12, 2], row)
+
+
+@pytest.mark.parametrize("name", ["uint1", "uint2", "uint3", "uint4", "uint6"])
+def test_small_packed_tensors_stand_in_the_program(name: str, tmp_path: Path) -> None:
+    """Of fewer than ten elements coremltools puts nothing into the weight file."""
+    entries = 1 << BY_NAME[name].bits
+    indices, lut = np.arange(6).reshape(3, 2) % entries, RNG.standard_normal((1, 1, entries, 1)).astype(np.float16)
+    packed = indices.astype(getattr(types, f"np_{name}_dtype"))
+    x = np.ones((1, 2), np.float16)
+
+    def build(x: Any) -> Any:
+        return mb.linear(x=x, weight=mb.constexpr_lut_to_dense(indices=packed, lut=lut))
+
+    program = open_package(built(tmp_path / "m.mlpackage", build, {"x": x}, "iOS18"))
+    assert np.array_equal(weights(program)[0], lut.ravel()[indices])
 
 
 def test_every_decompression_has_a_case() -> None:

@@ -75,6 +75,10 @@ def deconv(expected: Callable, groups: int = 1, kernel: tuple[int, int] = (3, 4)
     )
 
 
+def gathered(dtype: type[np.integer]) -> Case:
+    return Case(lambda x: mb.gather(x=x, indices=np.array([2, 0], dtype), axis=1), X[:, [2, 0]])
+
+
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | float = 0.0) -> np.ndarray:
     scores = np.einsum("...ld,...sd->...ls", q.astype(np.float64), k) / math.sqrt(q.shape[-1])
     scores = np.where(mask, scores, -np.inf) if np.asarray(mask).dtype == np.bool_ else scores + mask
@@ -324,6 +328,11 @@ CASES: dict[str, Case] = {
         target="iOS18",
     ),
     "gather": Case(lambda x: mb.gather(x=TABLE, indices=x, axis=0), TABLE[IDS], {"x": IDS}),
+    **{
+        # Each type is written into a program in a way of its own.
+        f"gather, {dtype.__name__}": gathered(dtype)
+        for dtype in (np.int8, np.uint8, np.int16, np.uint16)
+    },
     "gather, validated": Case(
         lambda x: mb.gather(x=TABLE, indices=x, axis=1, validate_indices=True), TABLE[:, IDS % 4], {"x": IDS % 4}
     ),
