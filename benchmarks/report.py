@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import Entry, Results
-from benchmarks.statistics import Summary, compare, summarize
+from benchmarks.statistics import Summary, by_rounds, compare, summarize
 
 HEADS = ("bundle", "target", "picture, median", "p90", "p99", "spread", "CPU time", "cold first", "peak memory", "on disk", "n")
 GRAPH_HEADS = (
@@ -68,7 +68,10 @@ def comparison(before: Results, after: Results, rng: np.random.Generator) -> lis
         pairs = {name: (graph.warm, other.measured.graphs[name].warm) for name, graph in entry.measured.graphs.items()}
         pairs["picture"] = entry.measured.picture.warm, other.measured.picture.warm
         for name, (first, second) in pairs.items():
-            wall, cpu = compare(first.wall_ms, second.wall_ms, rng), compare(first.cpu_ms, second.cpu_ms, rng)
+            wall, cpu = (
+                compare(by_rounds(getattr(first, kind), before.rounds), by_rounds(getattr(second, kind), after.rounds), rng)
+                for kind in ("wall_ms", "cpu_ms")
+            )
             figures = (f"{wall.ratio:.2f}", f"{wall.low:.2f} to {wall.high:.2f}", f"{wall.p_value:.3f}", f"{cpu.ratio:.2f}")
             rows.append((entry.bundle, entry.target, name, *figures, wall.verdict))
     return rows

@@ -5,13 +5,16 @@ Medians and their spread are what a busy machine disturbs least (pyperf's practi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 UNSTABLE = 0.1  # spread over median from which on a figure is not to be quoted
-MIN_SAMPLES = 5  # fewer cannot be told apart: 2 * 5! * 5! / 10! = 0.008 is the least p that five against five can have
+MIN_SAMPLES = 5
+MIN_ROUNDS = 5  # fewer cannot be told apart: 2 * 5! * 5! / 10! = 0.008 is the least p that five against five can have
+ALPHA, LEAST = 0.01, 0.02
 RESAMPLES = 4000
 
 
@@ -55,14 +58,14 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two sets of samples.
+    """Of two sets of rounds.
 
     Attributes:
         ratio: median of the second over median of the first.
         low: of the ratio's 95 % interval.
         high: of the ratio's 95 % interval.
-        p_value: of a permutation test of the medians' difference.
-        verdict: ``slower``, ``faster``, ``no significant difference`` or ``too few samples``.
+        p_value: of an exact permutation test of the rounds' medians.
+        verdict: ``slower``, ``faster``, ``no significant difference`` or ``too few rounds``.
     """
 
     ratio: float
@@ -72,25 +75,39 @@ class Difference:
     verdict: str
 
 
-def compare(first: Sequence[float], second: Sequence[float], rng: np.random.Generator) -> Difference:
-    """Whether the second differs from the first: a bootstrap interval of the ratio of medians, and a permutation test.
+def by_rounds(samples: Sequence[float], rounds: int) -> list[np.ndarray]:
+    """Samples of equally long rounds, one after another, apart."""
+    return np.array_split(np.asarray(samples, np.float64), rounds)
+
+
+def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray], rng: np.random.Generator) -> Difference:
+    """Whether the second differs from the first.
+
+    A round is one fresh process. Runs inside one are alike (where its memory lay, what else the machine did just then), so it is
+    the rounds that are tested: their medians, by an exact permutation test; and bootstrapped for the interval. A comparison shows
+    some twenty rows, so a row must be rarer than one in a hundred to be called a difference, and larger than :data:`LEAST`.
 
     Args:
-        first: samples.
-        second: samples in the same unit.
+        first: samples of each round.
+        second: samples of each round, in the same unit.
         rng: resamples.
     """
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if min(len(a), len(b)) < MIN_SAMPLES:
-        nan = float("nan")
-        return Difference(float(np.median(b) / np.median(a)) if len(a) and len(b) else nan, nan, nan, nan, "too few samples")
-    medians = [np.median(rng.choice(x, (RESAMPLES, len(x))), axis=1) for x in (a, b)]
-    low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
-    pooled = np.concatenate([a, b])
-    shuffled = rng.permuted(np.tile(pooled, (RESAMPLES, 1)), axis=1)
-    differences = np.abs(np.median(shuffled[:, : len(a)], axis=1) - np.median(shuffled[:, len(a) :], axis=1))
-    p_value = float((1 + np.sum(differences >= abs(np.median(a) - np.median(b)) - 1e-12)) / (1 + RESAMPLES))
+    a, b = (np.array([np.median(samples) for samples in side]) for side in (first, second))
     ratio = float(np.median(b) / np.median(a))
-    differs = p_value < 0.05 and not low <= 1 <= high
+    medians = [np.median(rng.choice(x, (RESAMPLES, len(x))), axis=1) for x in (a, b)]
+    low, high = (float(edge) for edge in np.percentile(medians[1] / medians[0], [2.5, 97.5]))
+    p_value = _permutation_p(a, b)
+    if min(len(a), len(b)) < MIN_ROUNDS:
+        return Difference(ratio, low, high, p_value, "too few rounds")
+    differs = p_value < ALPHA and not low <= 1 <= high and abs(ratio - 1) >= LEAST
     verdict = "no significant difference" if not differs else "slower" if ratio > 1 else "faster"
-    return Difference(ratio, float(low), float(high), p_value, verdict)
+    return Difference(ratio, low, high, p_value, verdict)
+
+
+def _permutation_p(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of all ways to deal the medians out that part their means as far as they are, or farther."""
+    pooled = np.concatenate([a, b])
+    parted = abs(a.mean() - b.mean()) - 1e-12 * np.abs(pooled).max()
+    total = pooled.sum()
+    sums = np.array([sum(chosen) for chosen in itertools.combinations(pooled, len(a))])
+    return float(np.mean(np.abs(sums / len(a) - (total - sums) / len(b)) >= parted))

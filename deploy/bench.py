@@ -38,8 +38,8 @@ class BenchRequest:
 
     bundles: tuple[Path, ...]
     targets: tuple[str, ...] = ()
-    runs: int = 5
-    rounds: int = 3
+    runs: int = 3
+    rounds: int = 5
     warm_ups: int = 1
     threads: int | None = None
     student: Path | None = None

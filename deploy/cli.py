@@ -500,8 +500,8 @@ def bench(
             help="Where to measure (repeatable); a wrong name lists them. Default: what is installed.", show_default=False
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each graph and picture in each round.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes for each bundle and target, interleaved.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each graph and picture in each round.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes of each, interleaved; `compare` needs 5.")] = 5,
     warm_ups: Annotated[int, typer.Option(min=0, help="Runs of each graph before those, recorded apart.")] = 1,
     threads: Annotated[
         int | None,
