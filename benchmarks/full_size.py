@@ -1,7 +1,10 @@
 """Memory and time of building a bundle, sampled from outside, beside the time that copying the student takes.
 
-flash-deploy make-student --preset full --no-t5 -o students/full
-python -m benchmarks.full_size students/full
+    flash-deploy make-student --preset full --no-t5 -o students/full
+    python -m benchmarks.full_size students/full --precision fp16
+    python -m benchmarks.full_size students/full --format coreml --tier phone
+
+What follows the student is handed on to ``flash-deploy build``.
 """
 
 from __future__ import annotations
@@ -57,36 +60,26 @@ def main() -> None:
     """Copy, build, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path)
-    parser.add_argument("--precision", default="fp16", choices=["fp16", "fp32"])
-    options = parser.parse_args()
+    options, build = parser.parse_known_args()
     size = sum(file.stat().st_size for file in options.student.rglob("*") if file.is_file())
     with tempfile.TemporaryDirectory(dir=options.student.resolve().parent) as work:
         copied = copy_seconds(options.student, Path(work) / "copy")
         shutil.rmtree(Path(work) / "copy")
         output = Path(work) / "bundle"
-        command = [
-            sys.executable,
-            "-m",
-            "deploy.cli",
-            "build",
-            str(options.student),
-            "-o",
-            str(output),
-            "--precision",
-            options.precision,
-        ]
+        command = [sys.executable, "-m", "deploy.cli", "build", str(options.student), "-o", str(output), *build]
         anonymous, resident, printed = peak_memory(command)
         built = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     stages = {kind: float(seconds) for kind, seconds in re.findall(r"(\w+) ([\d.]+) s", printed.splitlines()[-1].split(": ")[1])}
     print("| | |\n|---|---|")
     print(f"| student on disk | {size / 1e9:.2f} GB |")
-    print(f"| bundle on disk, {options.precision} | {built / 1e9:.2f} GB |")
+    print(f"| bundle on disk, {' '.join(build) or 'by default'} | {built / 1e9:.2f} GB |")
     print(f"| peak anonymous memory of the build | {anonymous / 1e9:.2f} GB |")
     print(f"| peak resident memory (mapped weights included) | {resident / 1e9:.2f} GB |")
     for kind, seconds in stages.items():
         print(f"| {kind}, over the time of copying the student | {seconds / copied:.2f} |")
     rest = sum(stages.values()) - stages["tracing"]
     print(f"| all but tracing, over the time of copying the student | {rest / copied:.2f} |")
+    print(f"| copying the student, on this machine | {copied:.0f} s |")
 
 
 if __name__ == "__main__":
