@@ -1,9 +1,10 @@
 """A bundle's graphs in a runtime: loaded when needed, freed after their stage unless they are to be kept.
 
 Two runtimes read the same ONNX files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have
-it is bf16. It is asked for fp32 where the bundle's weights are floating-point, and for the graphs that run once (text,
-conditioner: a modulation's error goes into every step). Where weights are integers, denoiser and VAE take bf16, and products
-round their inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too (python -m benchmarks.denoiser_step).
+it is bf16. It is asked for fp32 where the bundle's weights are floating-point. Where they are integers, denoiser and VAE take
+bf16, and products round their inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too
+(python -m benchmarks.denoiser_step). It compiles ten times longer than onnxruntime loads, so what runs once for a picture (text, conditioner) stays with onnxruntime,
+in fp32: an error of a modulation would go into every step.
 
 Core ML packages run in Core ML on macOS, and in the evaluator elsewhere.
 """
@@ -37,8 +38,9 @@ PROVIDERS = {
 
 MAX_THREADS = 1024
 ACTIVATION_GROUP = 128  # inputs that OpenVINO rounds with one scale: its default, 32, is slower and no closer in pictures
+WORTH_COMPILING_BYTES = 100_000_000  # flash-deploy bench: the built-in student takes 0.08 s, and 0.7 s to compile
 X86_64 = ("x86_64", "AMD64")
-EXACT_STAGES = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
+RUN_ONCE = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
 Runtime = Literal["onnxruntime", "openvino", "coreml", "evaluator"]
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {"onnx": ("onnxruntime", "openvino"), "coreml": ("coreml", "evaluator")}
 COREML_EXTRA = "pip install 'flash-deploy[export,coreml]'"
@@ -66,9 +68,9 @@ class Sessions:
             raise InputError("The runtime cannot be used.", [complaint])
         if runtime in RUNTIMES["coreml"]:
             _check_coreml(runtime, provider)
-        elif runtime == "openvino":
-            _check_openvino(provider)
         else:
+            if runtime == "openvino":
+                _check_openvino(provider)
             self._provider = _provider(provider)
         self._loaded: dict[str, Run] = {}
 
@@ -103,8 +105,8 @@ class Sessions:
         file = self._bundle.file(record.path)
         promised = [port.name for port in record.inputs], [port.name for port in record.outputs]
         try:
-            if self.runtime == "openvino":
-                inputs, outputs, run = self._load_openvino(graph, file, promised)
+            if self.runtime == "openvino" and graph not in RUN_ONCE:
+                inputs, outputs, run = self._load_openvino(file, promised)
             elif self.runtime in RUNTIMES["coreml"]:
                 inputs, outputs, run = *promised, self._load_coreml(record)
             else:
@@ -130,11 +132,11 @@ class Sessions:
         ports = ([port.name for port in side] for side in (session.get_inputs(), session.get_outputs()))
         return *ports, lambda inputs: session.run(None, inputs)  # type: ignore[return-value]
 
-    def _load_openvino(self, graph: str, file: Path, promised: tuple[list[str], list[str]]) -> tuple[list[str], list[str], Run]:
+    def _load_openvino(self, file: Path, promised: tuple[list[str], list[str]]) -> tuple[list[str], list[str], Run]:
         import openvino
 
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATION_GROUP}
-        if self._bundle.manifest.precision != "mixed" or graph in EXACT_STAGES:
+        if self._bundle.manifest.precision != "mixed":
             config["INFERENCE_PRECISION_HINT"] = "f32"
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
@@ -191,14 +193,16 @@ def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
 
     Core ML bundles: Core ML on macOS, the evaluator elsewhere.
 
-    OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, and for bundles without ``w8a8``, whose operators
-    have no fast path there; else onnxruntime.
+    OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, for bundles without ``w8a8``, whose operators have no
+    fast path there, and for students that are large enough for compiling to pay; else onnxruntime.
     """
     if bundle.manifest.model_format == "coreml":
         return "coreml" if platform.system() == "Darwin" else "evaluator"
     tier = all_tiers().get(bundle.manifest.tier)
     stored = {rule.scheme for rule in bundle.manifest.profile}
     if tier is None or tier.runtimes[0] != "openvino" or provider != "cpu" or "w8a8" in stored:
+        return "onnxruntime"
+    if sum(graph.weight_bytes for graph in bundle.manifest.graphs) < WORTH_COMPILING_BYTES:
         return "onnxruntime"
     return "openvino" if platform.machine() in X86_64 and find_spec("openvino") is not None else "onnxruntime"
 
