@@ -3,8 +3,8 @@
 Two runtimes read the same ONNX files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have
 it is bf16. It is asked for fp32 where the bundle's weights are floating-point. Where they are integers, denoiser and VAE take
 bf16, and products round their inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too
-(python -m benchmarks.denoiser_step). It compiles ten times longer than onnxruntime loads, so what runs once for a picture (text, conditioner) stays with onnxruntime,
-in fp32: an error of a modulation would go into every step.
+(python -m benchmarks.denoiser_step). It compiles ten times longer than onnxruntime loads, so what runs once for a picture (text,
+conditioner) stays with onnxruntime, in fp32: an error of a modulation would go into every step.
 
 Core ML packages run in Core ML on macOS, and in the evaluator elsewhere.
 """
