@@ -92,12 +92,12 @@ def differing(before: Results, after: Results) -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
-def html(results: Results, pictures: Sequence[tuple[str, Sequence[tuple[str, bytes, float]]]] = ()) -> str:
+def html(results: Results, pictures: Sequence[tuple[str, Sequence[tuple[str, str, float]]]] = ()) -> str:
     """The report as one page.
 
     Args:
         results: what was measured.
-        pictures: for each prompt, bundles with a PNG and its PSNR in dB.
+        pictures: for each prompt, bundles with their picture (a data URI) and its PSNR in dB.
     """
     import jinja2
     import markupsafe

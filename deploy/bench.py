@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import shlex
 import subprocess
 import sys
@@ -12,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from PIL import Image
 
 from benchmarks.results import FORMAT, VERSION, Entry, Measured, Results
 from benchmarks.targets import DEFAULT, Target, find_target
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
+from deploy.pictures import to_8_bit
+from deploy.runtime import Pipeline
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
@@ -108,6 +114,31 @@ def bench(request: BenchRequest, tell: Callable[[str], None] | None = None) -> R
         rounds=request.rounds,
         entries=entries,
     )
+
+
+def drawn_prompts(results: Results, bundles: Sequence[Path]) -> list[tuple[str, list[tuple[str, str, float]]]]:
+    """The prompts that were compared with diffusers, drawn by each bundle from the comparison's own latents.
+
+    Args:
+        results: with quality figures.
+        bundles: folders, named as in the results.
+
+    Returns:
+        For each prompt: bundle, picture as a data URI (PNG), PSNR in dB.
+    """
+    quality = {entry.bundle: entry.picture_db for entry in results.entries}
+    grid: dict[str, list[tuple[str, str, float]]] = {}
+    for folder in bundles:
+        pipeline = Pipeline(folder)
+        for prompt, db in quality.get(folder.resolve().name, {}).items():
+            picture = pipeline.manifest.picture
+            size = (picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
+            latents = np.random.default_rng(0).standard_normal((1, picture.latent_channels, *size), np.float32)
+            out = io.BytesIO()
+            Image.fromarray(to_8_bit(pipeline.generate(prompt, latents=latents)[0])).save(out, "png")
+            source = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+            grid.setdefault(prompt, []).append((folder.resolve().name, source, db))
+    return sorted(grid.items(), key=lambda item: min(db for _, _, db in item[1]))
 
 
 def _targets(request: BenchRequest, bundle: Bundle) -> Sequence[str]:

@@ -522,7 +522,7 @@ def bench(
 ) -> None:
     """Measure latency, CPU time, memory and quality of bundles, side by side."""
     from benchmarks.report import html, markdown
-    from deploy.bench import BenchRequest
+    from deploy.bench import BenchRequest, drawn_prompts
     from deploy.bench import bench as run_bench
 
     if student is not None:
@@ -541,7 +541,7 @@ def bench(
     if json_file is not None:
         json_file.write_bytes(results.to_json())
     if html_file is not None:
-        html_file.write_text(html(results), "utf-8")
+        html_file.write_text(html(results, drawn_prompts(results, bundles)), "utf-8")
     typer.echo(markdown(results))
 
 

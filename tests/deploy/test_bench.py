@@ -15,7 +15,7 @@ import deploy.runner
 from benchmarks.report import comparison, differing, html, markdown
 from benchmarks.results import Measured, Results, load_results
 from benchmarks.targets import TARGETS
-from deploy.bench import BenchRequest, bench
+from deploy.bench import BenchRequest, bench, drawn_prompts
 from deploy.bundle import Bundle
 from deploy.errors import InputError
 from deploy.sessions import Sessions
@@ -54,6 +54,17 @@ def test_reports_say_it_all(results: Results) -> None:
     assert "<script" not in page
     linked = re.findall(r"""(?:src|href)=["'](\w+:[^"']*)""", page)  # nothing is fetched from anywhere
     assert [link for link in linked if not link.startswith("data:")] == []
+
+
+def test_pictures_are_shown_the_worst_first(results: Results, builtin_bundle: Bundle) -> None:
+    figures = {"two green triangles on a black background": 50.0, "a red circle on a white background": 40.0}
+    (entry,) = results.entries
+    compared = msgspec.structs.replace(results, entries=(msgspec.structs.replace(entry, picture_db=figures),))
+    grid = drawn_prompts(compared, [builtin_bundle.folder])
+    assert [prompt for prompt, _ in grid] == sorted(figures, key=figures.__getitem__)
+    page = html(compared, grid)
+    assert page.count("data:image/png;base64,") == 2
+    assert page.index("40.0 dB PSNR") < page.index("50.0 dB PSNR")
 
 
 def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
