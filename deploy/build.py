@@ -24,6 +24,7 @@ from deploy.budget import check_budget
 from deploy.bundle import Bundle, BundleBusyError, locked, partial_folder, record_file, seal
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, graph_runner, model_format
+from deploy.interrupts import interruptible
 from deploy.layout_files import write_layout_files
 from deploy.manifest import (
     FORMAT,
@@ -297,27 +298,18 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     made_folders = [folder for folder in partial.parents if not folder.exists()]  # innermost first
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with locked(partial):
+        with locked(partial), interruptible():
             if not any(partial.glob("*.done.json")):  # else part of it is on the disk already
                 _check_disk(partial, _least_bytes(made))
             return _build(made, partial, reporter)
     except Exception as error:  # an interruption is none: then the finished graphs stay for the next build
-        if not isinstance(error, BundleBusyError) and not _was_interrupted(error):
+        if not isinstance(error, BundleBusyError):
             shutil.rmtree(partial, ignore_errors=True)
             _remove_empty(made_folders)
         if isinstance(error, OSError):
             complaint = Complaint(str(error.filename or partial), error.strerror or str(error))
             raise InputError("The bundle cannot be written.", [complaint], "free some space or build elsewhere") from error
         raise
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: extension modules turn a KeyboardInterrupt inside them into errors of their own."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in repr(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from enum import StrEnum
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 
 from deploy.errors import CheckFailed, Complaint, InputError
+from deploy.interrupts import interruptible
 
 app = typer.Typer(
     add_completion=False,
@@ -246,14 +246,11 @@ def build(
         force=force,
     )
     began = time.perf_counter()
-    interrupted = _note_interrupts()
     try:
         with Bars(messages) as bars:
             bundle = build_bundle(request, bars)
             bars.stage("done")
-    except BaseException:
-        if not interrupted:
-            raise
+    except KeyboardInterrupt:
         messages.print("interrupted: nothing was sealed; the same command goes on where this one stopped")
         raise typer.Exit(130) from None
     from deploy.inspect import inspect_bundle, render
@@ -713,18 +710,6 @@ def _root(
     pass
 
 
-def _note_interrupts() -> list[int]:
-    """Remember Ctrl-C beside raising it: extension modules turn a KeyboardInterrupt inside them into errors of their own."""
-    seen: list[int] = []
-
-    def handler(number: int, _: object) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, handler)
-    return seen
-
-
 def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -750,7 +735,10 @@ def _need_export() -> None:
 def main() -> None:
     """Entry point: turns errors into messages and exit codes (typer itself exits with 130 when interrupted)."""
     try:
-        app()
+        with interruptible():
+            app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except InputError as error:
         messages.print(f"error: {error}", markup=False)
         sys.exit(2)

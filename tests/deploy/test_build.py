@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +56,20 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def ctrl_c_in_an_extension_module() -> None:
+    """Some turn the interrupt into an error of their own that knows nothing of it."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    raise RuntimeError("could not convert the operator")
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupt", [ctrl_c, ctrl_c_in_an_extension_module])
 def test_interrupted_build_goes_on_where_it_stopped(
-    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupt: Callable[[], None], students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "bundle"
     request = small(students, output)
@@ -63,7 +77,7 @@ def test_interrupted_build_goes_on_where_it_stopped(
 
     def interrupted(partial, shape, graph, *rest):
         if graph.name == "denoiser":
-            raise KeyboardInterrupt
+            interrupt()
         return write(partial, shape, graph, *rest)
 
     monkeypatch.setattr(deploy.build, "_write", interrupted)
