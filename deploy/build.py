@@ -43,12 +43,14 @@ from deploy.manifest import (
 from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
 from deploy.web_page import write_page
 from deploy.web_runtime import check_web_runtime
+from exporters.configs import LARGEST, MOST_STEPS
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, plan_sampling
 from exporters.student import BUILTIN_STUDENT, Student, open_student
 from exporters.templates import OPTIONAL_COMPONENTS
+from exporters.tokenizers import open_tokenizers
 from quantization.calibration import Calibration
 from quantization.profile import Profile, load_profile, uniform
 
@@ -113,10 +115,11 @@ class BuildRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
+        most = dict.fromkeys(("height", "width", "stages", "max_sequence_length"), LARGEST) | {"steps": MOST_STEPS}
         complaints = [
-            Complaint(name, "wrong", "a whole number, 1 or more", repr(value))
-            for name in ("height", "width", "steps", "stages", "max_sequence_length")
-            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1)
+            Complaint(name, "wrong", f"a whole number from 1 to {limit}", repr(value))
+            for name, limit in most.items()
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
         ]
         choices: dict[str, tuple[str | None, ...]] = {
             "format": ("onnx", "coreml"),
@@ -202,6 +205,7 @@ def plan(request: BuildRequest) -> Plan:
     _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
+    student.licences()  # complains of those that cannot be taken along
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution
     width = request.width or defaults.width or tier.resolution
@@ -210,7 +214,7 @@ def plan(request: BuildRequest) -> Plan:
     profile = _choose_profile(request)
     calibration = None if request.calibration is None else Calibration(request.calibration)
     precision = _precision(profile)
-    tokenizers = _load_tokenizers(student, keep_t5)
+    tokenizers = open_tokenizers(student, keep_t5)
     options = GraphOptions(
         layout=request.layout,
         height=height,
@@ -514,26 +518,6 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         graphs=tuple(graphs),
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
-
-
-def _load_tokenizers(student: Student, keep_t5: bool) -> tuple[tuple[str, str, Any], ...]:
-    """``(graph input, folder in the bundle, tokenizer)`` of each encoder that is kept."""
-    from exporters.reference import load_tokenizer
-
-    kept = [("text_encoder", "input_ids"), ("text_encoder_2", "input_ids_2")]
-    if keep_t5 and student.has_t5:
-        kept.append(("text_encoder_3", "input_ids_3"))
-    found = []
-    for component, name in kept:
-        folder = student.tokenizer_folder(component)
-        try:
-            found.append((name, folder.name, load_tokenizer(student, component)))
-        except Exception as error:  # transformers and tokenizers raise many kinds
-            raise InputError(
-                "A tokenizer of the student cannot be read.",
-                [Complaint(str(folder), f"{type(error).__name__}: {error}")],
-            ) from error
-    return tuple(found)
 
 
 def _tools(request: BuildRequest) -> tuple[str, ...]:

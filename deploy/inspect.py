@@ -11,6 +11,7 @@ import msgspec
 from deploy.bundle import open_bundle
 from deploy.memory import peak_memory_bytes
 from deploy.tiers import find_tier
+from quantization.errors import printable
 
 
 def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
 
 def render(content: dict[str, Any]) -> str:
     """The description as aligned text."""
-    return "\n".join(_render_bundle(content) if content["kind"] == "bundle" else _render_student(content))
+    lines = _render_bundle(content) if content["kind"] == "bundle" else _render_student(content)
+    return "\n".join(printable(line) for line in lines)
 
 
 def megabytes(size: int) -> str:

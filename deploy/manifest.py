@@ -5,6 +5,8 @@ History of the format: 1, the first.
 
 from __future__ import annotations
 
+import collections
+import itertools
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -15,6 +17,7 @@ from deploy.errors import BundleError, Complaint
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
 VERSION = 1
 NAME = "manifest.json"
+LARGEST_BYTES = 1 << 26  # far more than a list of every weight of a full-size student takes
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -203,6 +206,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / NAME
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise BundleError(f"{folder} is not a bundle.", [Complaint(str(file), "is not a file")])
+        if (size := file.stat().st_size) > LARGEST_BYTES:
+            complaint = Complaint(str(file), "is too large for a manifest", f"at most {LARGEST_BYTES} bytes", f"{size} bytes")
+            raise BundleError(f"{folder} is not a bundle.", [complaint])
         raw = file.read_bytes()
     except OSError as error:
         complaint = Complaint(str(file), error.strerror or str(error), "a bundle folder with a manifest.json")
@@ -222,7 +230,7 @@ def parse_manifest(raw: bytes, file: Path) -> Manifest:
             complaint = Complaint(str(file), "made by a newer flash-deploy", f"version {VERSION}", str(version.version))
             raise BundleError("The bundle cannot be read.", [complaint], "upgrade flash-deploy")
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError("The manifest is damaged.", [Complaint(str(file), str(error))], "build the bundle again") from error
     _check(manifest, file)
     return manifest
@@ -244,12 +252,18 @@ def _check(manifest: Manifest, file: Path) -> None:
         for path in (*listed, *used)
         if not _is_inside(path)
     ]
+    for kind, names in (("file", listed), ("graph", [graph.name for graph in manifest.graphs])):
+        twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
+        complaints += [Complaint(str(file), f"names a {kind} twice", got=repr(name)) for name in twice]
     complaints += [Complaint(str(file), f"{path} is used and not listed in files") for path in used if path not in listed]
     complaints += _check_fit(manifest, file)
     sampling = manifest.sampling
     if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:
         got = f"{len(sampling.sigmas)} and {len(sampling.timesteps)}"
         complaints.append(Complaint(str(file), "sigmas and timesteps disagree", "one sigma more than timesteps", got))
+    elif not _falls(sampling.sigmas):
+        got = ", ".join(map(str, sampling.sigmas))
+        complaints.append(Complaint(str(file), "sigmas are wrong", "numbers that fall, from at most 1 to 0", got))
     if complaints:
         raise BundleError("The manifest is not usable.", complaints, "build the bundle again")
 
@@ -296,11 +310,16 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
     return shapes
 
 
+def _falls(sigmas: tuple[float, ...]) -> bool:
+    return sigmas[0] <= 1 and sigmas[-1] == 0 and all(a > b for a, b in itertools.pairwise(sigmas))
+
+
 def _is_inside(path: str) -> bool:
     pure = PurePosixPath(path)
     return (
         path.isprintable()
         and bool(path)
+        and str(pure) == path
         and not pure.is_absolute()
         and ".." not in pure.parts
         and "\\" not in path

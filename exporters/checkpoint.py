@@ -28,6 +28,7 @@ _DTYPES = {
     "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
 }
+LONGEST_NAME = 255  # bytes, of every file system that matters
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -72,6 +73,9 @@ def open_safetensors(file: Path, component: str) -> dict[str, Weight]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not file.is_file():  # a pipe would be waited for, a device read for ever
+        complaint = Complaint(f"{component}: {file}", "is not a file")
+        raise StudentError("A weight file cannot be read.", [complaint], "copy or download the file again")
     try:
         # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
         handle: Any = safe_open(file, framework="pt")
@@ -166,7 +170,7 @@ def _shards(folder: Path, index: Path, component: str) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StudentError(
             f"The shard index of {component} cannot be read.",
             [Complaint(str(index), f"damaged: {error!r}", 'JSON with a "weight_map"')],
@@ -174,7 +178,7 @@ def _shards(folder: Path, index: Path, component: str) -> list[Path]:
         ) from error
     complaints = []
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
             complaints.append(Complaint(str(index), "names a file outside its folder", "a plain file name", repr(name)))
         elif not (folder / name).is_file():
             complaints.append(Complaint(str(folder / name), "shard is missing"))

@@ -16,14 +16,19 @@ import msgspec
 from exporters.errors import Complaint
 
 LARGEST = 1 << 20
+DEEPEST = 1 << 10
+MOST_STEPS = 1000  # as many as schedulers have training timesteps
+Layers = Annotated[int, msgspec.Meta(ge=1, le=DEEPEST)]  # each is a module: a million of them would take minutes and gigabytes
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+Scale = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+Shift = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
 
 class _Transformer(msgspec.Struct):
-    num_layers: Count
+    num_layers: Layers
     num_attention_heads: Count
     attention_head_dim: Count
     patch_size: Count
@@ -42,7 +47,7 @@ class _Clip(msgspec.Struct):
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     max_position_embeddings: Count
     projection_dim: Count
@@ -56,7 +61,7 @@ class _T5(msgspec.Struct):
     d_model: Count
     d_kv: Count
     d_ff: Count
-    num_layers: Count
+    num_layers: Layers
     num_heads: Count
     relative_attention_num_buckets: Count
     relative_attention_max_distance: Count
@@ -69,11 +74,11 @@ class _Vae(msgspec.Struct):
     in_channels: Count
     out_channels: Count
     latent_channels: Count
-    block_out_channels: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)]
-    layers_per_block: Count
+    block_out_channels: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
+    layers_per_block: Layers
     norm_num_groups: Count
-    scaling_factor: Positive
-    shift_factor: float | None
+    scaling_factor: Scale
+    shift_factor: Shift | None
 
 
 class _Scheduler(msgspec.Struct):
@@ -110,13 +115,22 @@ def check_config(component: str, config: Mapping[str, Any]) -> list[Complaint]:
         component: whose configuration it is, or ``scheduler``.
         config: with the defaults of its class filled in.
     """
-    schema = _SCHEMAS[component]
-    required = {field.name for field in msgspec.structs.fields(schema) if field.required}
+    required = {field.name for field in msgspec.structs.fields(_SCHEMAS[component]) if field.required}
     complaints = [Complaint(f"{component}: {key}", "missing") for key in sorted(required - config.keys())]
-    for key, kind in get_type_hints(schema, include_extras=True).items():
+    complaints += check_values(component, config)
+    return complaints or _FURTHER.get(component, lambda config: [])(config)
+
+
+def check_values(component: str, config: Mapping[str, Any]) -> list[Complaint]:
+    """Every value that is of another type or out of range; what is missing may be a default of the class.
+
+    Checked before a module is made of the configuration: a depth of a million would otherwise be made first.
+    """
+    complaints = []
+    for key, kind in get_type_hints(_SCHEMAS[component], include_extras=True).items():
         if key in config and not _fits(config[key], kind):
             complaints.append(Complaint(f"{component}: {key}", "wrong", _words(kind), repr(config[key])))
-    return complaints or _FURTHER.get(component, lambda config: [])(config)
+    return complaints
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -133,7 +147,14 @@ def _words(kind: Any) -> str:
     >>> _words(Count), _words(Positive | None), _words(Literal["a", "b"])
     ('an integer from 1 to 1048576', 'a number above 0 or null', "'a' or 'b'")
     """
-    named = {Count: "an integer from 1 to 1048576", Index: "an integer from 0 to 1048576", Positive: "a number above 0"}
+    named = {
+        Count: f"an integer from 1 to {LARGEST}",
+        Layers: f"an integer from 1 to {DEEPEST}",
+        Index: f"an integer from 0 to {LARGEST}",
+        Positive: "a number above 0",
+        Scale: "a number from 1e-6 to 1e6",
+        Shift: "a number from -1e6 to 1e6",
+    }
     if kind in named:
         return named[kind]
     plain = {float: "a finite number", bool: "true or false", type(None): "null"}
@@ -165,6 +186,19 @@ def _clip(config: Mapping[str, Any]) -> list[Complaint]:
     return complaints
 
 
+def _t5(config: Mapping[str, Any]) -> list[Complaint]:
+    """Half of the buckets are for each direction, and half of those for distances that share one (logarithmically)."""
+    exact = config["relative_attention_num_buckets"] // 4
+    complaints = []
+    if exact < 1:
+        got = str(config["relative_attention_num_buckets"])
+        complaints.append(Complaint("text_encoder_3: relative_attention_num_buckets", "too few", "at least 4", got))
+    if config["relative_attention_max_distance"] <= exact:
+        got = str(config["relative_attention_max_distance"])
+        complaints.append(Complaint("text_encoder_3: relative_attention_max_distance", "too small", f"above {exact}", got))
+    return complaints
+
+
 def _scheduler(config: Mapping[str, Any]) -> list[Complaint]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -184,5 +218,6 @@ _FURTHER: dict[str, Callable[[Mapping[str, Any]], list[Complaint]]] = {
     "transformer": _transformer,
     "text_encoder": _clip,
     "text_encoder_2": _clip,
+    "text_encoder_3": _t5,
     "scheduler": _scheduler,
 }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from exporters.configs import MOST_STEPS
 from exporters.errors import Complaint, ExportError
 from exporters.graphs import VAE_SCALE
 from exporters.reference import reference_scheduler
@@ -64,12 +65,15 @@ def plan_sampling(
     steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or default_steps
     if sigmas is not None:
         _check(sigmas, steps)
+    if steps > MOST_STEPS:
+        raise ExportError("The steps cannot be planned.", [Complaint("steps", "too many", f"at most {MOST_STEPS}", str(steps))])
     scheduler = reference_scheduler(student)
     extra = {"mu": _dynamic_shift(student, height, width)} if scheduler.config.use_dynamic_shifting else {}
-    if sigmas is not None:
-        scheduler.set_timesteps(sigmas=list(sigmas), device="cpu", **extra)
-    else:
-        scheduler.set_timesteps(num_inference_steps=steps, device="cpu", **extra)
+    schedule = {"num_inference_steps": steps} if sigmas is None else {"sigmas": list(sigmas)}
+    try:
+        scheduler.set_timesteps(**schedule, device="cpu", **extra)
+    except ArithmeticError as error:  # a shift that no float can hold
+        raise ExportError("The scheduler cannot be used.", [Complaint("scheduler_config.json", str(error))]) from error
     made = scheduler.sigmas.tolist()
     falling = all(a > b for a, b in itertools.pairwise(made))
     if not (all(0 <= sigma <= 1 for sigma in made) and falling and made[-1] == 0):

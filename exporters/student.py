@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import PICKLE_SUFFIXES, open_component
-from exporters.configs import LARGEST, check_config
+from exporters.configs import LARGEST, MOST_STEPS, check_config, check_values
 from exporters.errors import Complaint, StudentError
 from exporters.files import hash_file
 from exporters.templates import OPTIONAL_COMPONENTS, check_weights, component_class, resolve_config
@@ -24,6 +25,7 @@ from exporters.weights import Weight
 BUILTIN_STUDENT = Path(__file__).parent / "builtin_student"
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+LARGEST_LICENCE = 1 << 20
 LICENCE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 
@@ -78,12 +80,29 @@ class Student:
         return self.folder / TOKENIZERS[component]
 
     def licences(self) -> dict[str, str]:
-        """Licence texts found in the student, by file name; links are not followed out of it."""
-        return {
-            file.name: file.read_text("utf-8", errors="replace")
+        """Licence texts found in the student, by file name; links are not followed out of it.
+
+        Raises:
+            StudentError: a text that cannot travel in every bundle, by its name or its size.
+        """
+        found = [
+            file
             for file in sorted(self.folder.iterdir())
-            if file.is_file() and self._is_own(file) and file.name.upper().startswith(LICENCE_NAMES)
-        }
+            if file.name.upper().startswith(LICENCE_NAMES) and file.is_file() and self._is_own(file)
+        ]
+        complaints = [
+            Complaint(str(file.parent / ascii(file.name)), "has a name that not every system can hold", "letters, digits, . _ -")
+            for file in found
+            if not re.fullmatch(r"[\w. ()+-]+", file.name, re.ASCII)
+        ]
+        complaints += [
+            Complaint(str(file), "is too large for a licence", f"at most {LARGEST_LICENCE} bytes", str(file.stat().st_size))
+            for file in found
+            if file.stat().st_size > LARGEST_LICENCE
+        ]
+        if complaints:
+            raise StudentError("The licences of the student cannot be taken along.", complaints, "rename or shorten them")
+        return {file.name: file.read_text("utf-8", errors="replace") for file in found}
 
     def _is_own(self, file: Path) -> bool:
         """Whether a file is the student's, links followed: hub caches keep content in ``blobs`` beside ``snapshots/REVISION``."""
@@ -98,7 +117,8 @@ class Student:
         """
         total = hashlib.sha256()
         for file in [*self.weight_files, *self._small_files()]:
-            total.update(f"{file.relative_to(self.folder).as_posix()}:{hash_file(file, progress)}\n".encode())
+            name = file.relative_to(self.folder).as_posix()
+            total.update(f"{name}:{hash_file(file, progress)}\n".encode(errors="surrogateescape"))  # names may be any bytes
         return f"sha256:{total.hexdigest()}"
 
     def _small_files(self) -> Iterable[Path]:
@@ -155,10 +175,7 @@ def assemble(
                 configs[component] = read_json(folder / component / "config.json")
                 weights[component], found = open_component(folder / component, component, variant)
                 files += found
-            configs[component] = resolve_config(component, configs[component])
-            complaints += (wrong := check_config(component, configs[component]))
-            if not wrong:
-                complaints += check_weights(component, configs[component], weights[component])
+            complaints += _check_component(component, configs, weights)
             if component in TOKENIZERS:
                 complaints += _check_tokenizer(folder / TOKENIZERS[component])
         except StudentError as error:
@@ -178,6 +195,16 @@ def assemble(
     return Student(path, folder, configs, weights, tuple(files), defaults)
 
 
+def _check_component(
+    component: str, configs: dict[str, dict[str, Any]], weights: dict[str, dict[str, Weight]]
+) -> list[Complaint]:
+    """Check a configuration, fill in its defaults, and check the weights against it."""
+    if wrong := check_values(component, configs[component]):
+        return wrong
+    configs[component] = resolve_config(component, configs[component])
+    return check_config(component, configs[component]) or check_weights(component, configs[component], weights[component])
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file of a student.
 
@@ -185,6 +212,8 @@ def read_json(file: Path) -> dict[str, Any]:
         StudentError: the file is missing or is not a JSON object.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise StudentError("A file of the student cannot be read.", [Complaint(str(file), "is not a file", "a JSON object")])
         content = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise StudentError(
@@ -261,7 +290,7 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
 def _check_tokenizer(folder: Path) -> list[Complaint]:
     if not folder.is_dir():
         return [Complaint(str(folder), "no such folder", "a tokenizer")]
-    names = {file.name for file in folder.iterdir()}
+    names = {file.name for file in folder.iterdir() if file.is_file()}
     if "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names or "spiece.model" in names:
         return []
     return [Complaint(str(folder), "no tokenizer in it", "tokenizer.json, vocab.json + merges.txt, or spiece.model")]
@@ -275,7 +304,7 @@ def _check_scheduler(config: dict[str, Any]) -> list[Complaint]:
 
 
 def _read_defaults(file: Path) -> StudentDefaults:
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         return StudentDefaults()
     content = read_json(file)
     known = {f.name for f in fields(StudentDefaults)}
@@ -283,9 +312,9 @@ def _read_defaults(file: Path) -> StudentDefaults:
         Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known
     ]
     complaints += [
-        Complaint(str(file), f"{key} is wrong", f"a whole number from 1 to {LARGEST}", repr(content[key]))
-        for key in ("steps", "height", "width", "max_sequence_length")
-        if key in content and not (_is_number(content[key], int) and 1 <= content[key] <= LARGEST)
+        Complaint(str(file), f"{key} is wrong", f"a whole number from 1 to {most}", repr(content[key]))
+        for key, most in (("steps", MOST_STEPS), ("height", LARGEST), ("width", LARGEST), ("max_sequence_length", LARGEST))
+        if key in content and not (_is_number(content[key], int) and 1 <= content[key] <= most)
     ]
     if not _is_number(content.get("guidance_scale", 1.0), int, float):
         complaints.append(Complaint(str(file), "guidance_scale is wrong", "a number", repr(content["guidance_scale"])))

@@ -95,4 +95,9 @@ def check_weights(component: str, config: dict[str, Any], weights: dict[str, Wei
         for name in expected.keys() & weights.keys()
         if expected[name] != weights[name].shape
     ]
+    complaints += [
+        Complaint(f"{component}: {name}", "stored as integers", "floating point", str(weight.dtype))
+        for name, weight in weights.items()
+        if name in expected and weight.dtype.kind == "i"
+    ]
     return sorted(complaints, key=lambda complaint: complaint.where)

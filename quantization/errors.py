@@ -18,6 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def printable(text: str) -> str:
+    r"""Text without control characters: what a foreign file says must not drive a terminal.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 @dataclass(frozen=True)
 class Complaint:
     """One thing that is wrong: where, what, and (when there are such) expected and got.
@@ -33,7 +44,7 @@ class Complaint:
 
     def __str__(self) -> str:
         facts = [f"{label} {fact}" for label, fact in (("expected", self.expected), ("got", self.got)) if fact]
-        return f"{self.where}: {self.what}" + (f" ({', '.join(facts)})" if facts else "")
+        return printable(f"{self.where}: {self.what}" + (f" ({', '.join(facts)})" if facts else ""))
 
 
 class InputError(Exception):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from deploy.bundle import Bundle, check_files, open_bundle
-from deploy.errors import BundleError
+from deploy.errors import BundleError, InputError
+from deploy.inspect import inspect_bundle, render
 from deploy.manifest import read_manifest
 
 Change = Callable[[dict[str, Any]], None]
@@ -55,6 +57,14 @@ BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
         lambda m: m["graphs"][0].update(path="/etc/passwd"),
         r"names a path outside the bundle .*'/etc/passwd'",
     ),
+    "path in two ways": (lambda m: m["files"][0].update(path="./" + m["files"][0]["path"]), r"names a path outside the bundle"),
+    "file twice": (lambda m: m["files"].append(m["files"][0]), r"names a file twice \(got 'conditioner.onnx'\)"),
+    "graph twice": (lambda m: m["graphs"].append(m["graphs"][2]), r"names a graph twice \(got 'denoiser'\)"),
+    "rising sigmas": (
+        lambda m: m["sampling"].update(sigmas=[1.0, 0.5, 0.75, 0.25, 0.0]),
+        r"sigmas are wrong \(expected numbers that fall, from at most 1 to 0, got 1.0, 0.5",
+    ),
+    "sigmas that do not end": (lambda m: m["sampling"]["sigmas"].__setitem__(4, 0.1), r"sigmas are wrong"),
     "drive path": (lambda m: m["files"][0].update(path="C:x"), r"names a path outside the bundle"),
     "NUL in a path": (lambda m: m["files"][0].update(path="a\0b"), r"names a path outside the bundle"),
     "version": (lambda m: m.update(version=-5), r"\$.version"),
@@ -106,6 +116,39 @@ def test_damaged_json(damaged_bundle: Path) -> None:
     (damaged_bundle / "manifest.json").write_text('{"format":')
     with pytest.raises(BundleError, match="The manifest is damaged"):
         open_bundle(damaged_bundle)
+
+
+def test_deep_json(damaged_bundle: Path) -> None:
+    deep = "[" * 20_000 + "]" * 20_000
+    (damaged_bundle / "manifest.json").write_text(f'{{"format": "flash-deploy bundle", "version": 1, "x": {deep}}}')
+    with pytest.raises(BundleError, match="The manifest is damaged"):
+        open_bundle(damaged_bundle)
+
+
+def test_endless_manifest(damaged_bundle: Path) -> None:
+    with (damaged_bundle / "manifest.json").open("wb") as stream:
+        stream.truncate(1 << 34)
+    with pytest.raises(BundleError, match=r"too large for a manifest \(expected at most 67108864 bytes, got 17179869184 bytes"):
+        open_bundle(damaged_bundle)
+
+
+def test_manifest_that_is_a_pipe(damaged_bundle: Path) -> None:
+    (damaged_bundle / "manifest.json").unlink()
+    os.mkfifo(damaged_bundle / "manifest.json")
+    with pytest.raises(BundleError, match="is not a file"):
+        open_bundle(damaged_bundle)
+
+
+def test_messages_and_descriptions_hold_no_control_characters(damaged_bundle: Path) -> None:
+    """A foreign bundle must not drive the terminal that it is described on."""
+    edit(damaged_bundle, lambda m: m["student"].update(name="\x1b[2Jmine", licences={"L\x9bx": ""}))
+    lines = render(inspect_bundle(damaged_bundle))
+    assert "student: \\x1b[2Jmine" in lines
+    edit(damaged_bundle, lambda m: m.update(tier="\x1b]0;title\x07"))
+    with pytest.raises(InputError) as caught:
+        inspect_bundle(damaged_bundle)
+    for text in (lines, str(caught.value)):
+        assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_wrong_sigmas_are_refused(steps: int | None, sigmas: tuple[float, ...]) 
         plan_sampling(open_student(), 64, 64, steps, sigmas)
 
 
+def test_endless_schedules_are_refused() -> None:
+    with pytest.raises(ExportError, match=r"steps: too many \(expected at most 1000, got 100000\)"):
+        plan_sampling(open_student(), 64, 64, steps=100_000)
+
+
+def test_a_shift_that_no_float_holds(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True, base_shift=1e30)
+    with pytest.raises(ExportError, match=r"scheduler_config.json: math range error"):
+        plan_sampling(open_student(tiny_folder), 32, 48)
+
+
 def test_guidance_is_refused(tiny_folder: Path) -> None:
     (tiny_folder / "student.json").write_text(json.dumps({"guidance_scale": 4.5}))
     with pytest.raises(ExportError, match="guidance is not supported"):

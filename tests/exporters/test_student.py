@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from exporters.errors import StudentError
 from exporters.student import BUILTIN_STUDENT, Student, open_student
+from exporters.tokenizers import open_tokenizers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -123,6 +125,27 @@ def missing_shard(folder: Path) -> None:
     (folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
 
 
+def shard_index(content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "transformer" / f"{WEIGHTS}.index.json").write_text(content)
+
+
+def integers(folder: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["proj_out.weight"] = tensors["proj_out.weight"].astype(np.int64)
+
+    edit_weights(folder / "transformer" / WEIGHTS, change)
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    """A named pipe, which whoever opens it waits for."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "renamed, reshaped": (
         rename,
@@ -136,6 +159,14 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (pickled, r"diffusion_pytorch_model.bin: pickle \(expected safetensors\)"),
     "no weights": (lambda f: (f / "vae" / WEIGHTS).unlink(), r"no weight file"),
     "shard outside": (escaping_shard, r"names a file outside its folder"),
+    "shard with a NUL": (shard_index('{"weight_map": {"a": "a\\u0000b"}}'), r"names a file outside its folder"),
+    "shard with an endless name": (shard_index(json.dumps({"weight_map": {"a": "a" * 256}})), r"names a file outside"),
+    "deep index": (shard_index("[" * 100_000), r"index.json: damaged: RecursionError"),
+    "index that leads nowhere": (shard_index('{"weight_map": {"a": "x.safetensors"}}'), r"x.safetensors: shard is missing"),
+    "weights are integers": (integers, r"proj_out.weight: stored as integers \(expected floating point, got int64\)"),
+    "weights are a pipe": (pipe(f"transformer/{WEIGHTS}"), r"safetensors: is not a file"),
+    "configuration is a pipe": (pipe("vae/config.json"), r"vae/config.json: is not a file"),
+    "tokenizer is a pipe": (pipe("tokenizer/tokenizer.json"), r"no tokenizer in it"),
     "shard missing": (missing_shard, r"00002-of-00002.safetensors: shard is missing"),
     "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index.json: no such file"),
     "damaged json": (lambda f: (f / "vae" / "config.json").write_text("{"), r"vae/config.json.*expected a JSON object"),
@@ -158,8 +189,10 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "wrong default": (
         lambda f: (f / "student.json").write_text('{"steps": "4"}'),
-        r"steps is wrong \(expected a whole number from 1 to 1048576, got '4'\)",
+        r"steps is wrong \(expected a whole number from 1 to 1000, got '4'\)",
     ),
+    "too many steps": (lambda f: (f / "student.json").write_text('{"steps": 1001}'), r"from 1 to 1000, got 1001"),
+    "default that leads nowhere": (lambda f: (f / "student.json").symlink_to("nowhere"), r"student.json: no such file"),
     "default that is true": (lambda f: (f / "student.json").write_text('{"steps": true}'), r"steps is wrong .* got True"),
     "huge default": (lambda f: (f / "student.json").write_text('{"height": 1e999}'), r"height is wrong"),
     "huge sigma": (lambda f: (f / "student.json").write_text('{"sigmas": [' + "9" * 400 + "]}"), r"sigmas is wrong"),
@@ -182,13 +215,19 @@ BAD_VALUES = [
     ("text_encoder_2", "eos_token_id", 10**6),
     ("text_encoder", "hidden_act", "swish9"),
     ("text_encoder", "num_hidden_layers", 0),
+    ("text_encoder", "num_hidden_layers", 10**6),  # would be made before it is counted: minutes and gigabytes
+    ("transformer", "num_layers", 10**6),
+    ("vae", "layers_per_block", 10**6),
     ("text_encoder", "hidden_size", True),
     ("text_encoder_3", "relative_attention_num_buckets", "32"),
     ("text_encoder_3", "dense_act_fn", "relu6"),
+    ("text_encoder_3", "relative_attention_max_distance", 8),
     ("vae", "scaling_factor", None),
     ("vae", "scaling_factor", "0.18"),
     ("vae", "scaling_factor", float("nan")),
     ("vae", "scaling_factor", 0),
+    ("vae", "scaling_factor", 1e-300),
+    ("vae", "shift_factor", 1e300),
     ("vae", "shift_factor", float("inf")),
     ("vae", "block_out_channels", []),
     ("transformer", "dual_attention_layers", [0, 99]),
@@ -241,6 +280,53 @@ def test_licences_are_the_students_own(tiny_folder: Path, tmp_path: Path) -> Non
     (tiny_folder / "LICENSE").write_text("free")
     (tiny_folder / "LICENSE-2").symlink_to(tmp_path / "secret")
     assert open_student(tiny_folder).licences() == {"LICENSE": "free"}
+
+
+@pytest.mark.parametrize("name", ["LICENSE:x", "LICENSE\n", "LICENSE\\x", "NOTICE\udcff"])
+def test_licences_have_names_that_bundles_can_hold(name: str, tiny_folder: Path) -> None:
+    (tiny_folder / name).write_text("free")
+    with pytest.raises(StudentError, match=r"has a name that not every system can hold") as caught:
+        open_student(tiny_folder).licences()
+    str(caught.value).encode()  # and it can be printed
+
+
+def test_a_licence_is_no_dump(tiny_folder: Path) -> None:
+    with (tiny_folder / "LICENSE").open("wb") as stream:
+        stream.truncate(1 << 21)
+    with pytest.raises(StudentError, match=r"LICENSE: is too large for a licence \(expected at most 1048576 bytes, got 2097152"):
+        open_student(tiny_folder).licences()
+
+
+def test_file_names_of_any_bytes_have_a_fingerprint(tiny_folder: Path) -> None:
+    before = open_student(tiny_folder).fingerprint()
+    (tiny_folder / "tokenizer" / "x\udcff").write_text("x")
+    assert open_student(tiny_folder).fingerprint() != before
+
+
+BAD_TOKENIZERS = {
+    "no length": ({"model_max_length": None}, r"tokenizer: model_max_length is missing or wrong \(expected 3 to 20"),
+    "length as text": ({"model_max_length": "20"}, r"got '20'"),
+    "a fraction": ({"model_max_length": 7.5}, r"got 7.5"),
+    "beyond the positions": ({"model_max_length": 21}, r"expected 3 to 20, the positions of text_encoder, got 21"),
+    "no padding": ({"pad_token": None}, r"tokenizer: has no pad_token"),
+    "not a token": ({"eos_token": 5}, r"tokenizer: cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_TOKENIZERS.values(), ids=BAD_TOKENIZERS)
+def test_tokenizers_that_do_not_fit_are_refused(changes: dict[str, object], message: str, tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "tokenizer" / "tokenizer_config.json", **changes)
+    with pytest.raises(StudentError, match=message):
+        open_tokenizers(open_student(tiny_folder), keep_t5=True)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tiny_folder: Path) -> None:
+    file = tiny_folder / "tokenizer_2" / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["model"]["vocab"]["beyond"] = 700
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(StudentError, match=r"tokenizer_2: has tokens .* \(expected ids below 700, .* got id 700\)"):
+        open_tokenizers(open_student(tiny_folder), keep_t5=False)
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD_STUDENTS.values(), ids=BAD_STUDENTS)
