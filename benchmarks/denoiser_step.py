@@ -14,8 +14,6 @@ Decibels are of the output against the same graph in fp32, on one normal input.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,34 +21,13 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.peers.openvino_nncf import nncf_compressed
+from benchmarks.peers.plain_export import export_transformer
 from benchmarks.timing import interleave, openvino_model, session, table
 from exporters.parity import snr_db
+from exporters.student import open_student
 
 PLAIN, NATIVE = "plain export, 333 text tokens", "native denoiser, 78 text tokens"
-
-
-def plain_export(student_path: Path, file: Path, pixels: int, text_tokens: int, sinusoid_outside: bool = False) -> Path:
-    """Export diffusers' transformer as it is, or with the timestep's sinusoid ``[1, 256]`` for an input."""
-    import torch
-
-    from exporters.reference import reference_component
-    from exporters.student import open_student
-
-    student = open_student(student_path)
-    config = student.configs["transformer"]
-    transformer = reference_component(student, "transformer")
-    latent = pixels // 8
-    example = (
-        torch.zeros(1, config["in_channels"], latent, latent),
-        torch.zeros(1, text_tokens, config["joint_attention_dim"]),
-        torch.zeros(1, config["pooled_projection_dim"]),
-        torch.tensor([900.0]) if not sinusoid_outside else torch.zeros(1, transformer.time_text_embed.time_proj.num_channels),
-    )
-    if sinusoid_outside:
-        transformer.time_text_embed.time_proj = torch.nn.Identity()
-    with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(transformer, example, str(file), dynamo=True, external_data=True, verbose=False)
-    return file
 
 
 def native_export(student_path: Path, folder: Path, pixels: int, scheme: str) -> Path:
@@ -69,17 +46,6 @@ def native_export(student_path: Path, folder: Path, pixels: int, scheme: str) ->
     model, _ = clean_up(trace(graph, torch.float32), PassOptions(uniform(scheme), unalias_rows=True))
     write(model, folder, graph.path)
     return folder / graph.path
-
-
-def nncf_compressed(file: Path) -> Path:
-    """The file with its products' weights in int8 per output channel, as NNCF makes them."""
-    import nncf
-    import openvino
-
-    model = nncf.compress_weights(openvino.Core().read_model(str(file)), mode=nncf.CompressWeightsMode.INT8_SYM)
-    target = file.with_suffix(".xml")
-    openvino.save_model(model, str(target))
-    return target
 
 
 class _Step:
@@ -117,7 +83,8 @@ def main() -> None:
     threads = options.threads
     with tempfile.TemporaryDirectory(dir=options.student.resolve().parent) as name:
         work = Path(name)
-        plain = plain_export(options.student, work / "plain.onnx", 512, 333)
+        student = open_student(options.student)
+        plain = export_transformer(student, work / "plain.onnx", 512, 512, 333)
         steps = {PLAIN: _onnxruntime(plain, threads)}
         truths = {PLAIN: steps[PLAIN]()}
         files = {s: native_export(options.student, work / s, 512, s) for s in {"fp32", *options.scheme, *options.openvino}}
@@ -127,7 +94,7 @@ def main() -> None:
         for scheme in options.openvino:
             steps[f"{NATIVE}, {scheme}, OpenVINO"] = _openvino(files[scheme], "f32" if scheme == "fp32" else "bf16", threads)
         if options.nncf:
-            outside = plain_export(options.student, work / "outside.onnx", 512, 333, sinusoid_outside=True)
+            outside = export_transformer(student, work / "outside.onnx", 512, 512, 333, sinusoid_outside=True)
             steps[f"{PLAIN}, NNCF int8, OpenVINO"] = _openvino(nncf_compressed(outside), "bf16", threads)
             truths[f"{PLAIN}, NNCF"] = _onnxruntime(outside, threads)()
         quality = {name: snr_db(_truth(name, truths), step()) for name, step in steps.items()}

@@ -2,252 +2,129 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-
+from benchmarks import plots
+from benchmarks.advice import Advice, lead
+from benchmarks.picture_grid import GAIN, Row
+from benchmarks.quality import CLOSE_DB
 from benchmarks.results import Entry, Results
-from benchmarks.statistics import Summary, by_rounds, compare, summarize
-
-HEADS = ("bundle", "target", "picture, median", "p90", "p99", "spread", "CPU time", "cold first", "peak memory", "on disk", "n")
-GRAPH_HEADS = (
-    "bundle",
-    "target",
-    "graph",
-    "load",
-    "first run",
-    "warm, median",
-    "p90",
-    "spread",
-    "CPU time",
-    "peak memory",
-    "weights",
-    "dB",
+from benchmarks.tables import (
+    GRAPH_HEADS,
+    PICTURE_HEADS,
+    QUALITY_HEADS,
+    circumstances,
+    graph_rows,
+    picture_rows,
+    picture_summary,
+    quality_rows,
+    worst_rows,
 )
-MIXED = "The spread is over a tenth of the median, or there are fewer than five samples: not to be quoted. Close other programs, "
-MIXED += "pin --threads to the physical cores, and ask for more --runs and --rounds."
+
+UNSTABLE = (
+    "Figures with * are unstable: their spread is over a tenth of the median, or there are fewer than five samples. They are not "
+    "to be quoted. Close other programs, pin --threads to the physical cores, and ask for more --runs and --rounds."
+)
+WORST_HEADS = ("bundle", "target", "prompt", "seed", "PSNR", "SSIM")
+HOW = (
+    "Medians are over all runs of all rounds; spread is the median absolute deviation times 1.4826. Each round is a fresh "
+    "process; the rounds of all rows are interleaved. Bundles load each graph when its turn comes; peers, and targets that "
+    "end in -kept, have everything loaded. First: importing the runtime, loading, and one picture; files are in the "
+    "system's cache. Over the first row: ratio of the rounds' medians, its 95 % interval, and what an exact permutation "
+    "test says."
+)
 
 
-def markdown(results: Results) -> str:
-    """Tables of pictures and graphs, what was absent, and under which circumstances it all holds."""
-    there = [entry for entry in results.entries if entry.measured is not None]
-    lines = [
-        "# Benchmark",
-        "",
-        f"{results.measured_at}, {results.rounds} interleaved rounds; commit {results.commit or 'unknown'}.",
-        "",
-    ]
-    lines += ["## Pictures", "", *_table(HEADS, [_picture_row(entry) for entry in there]), ""]
-    lines += ["## Graphs", "", *_table(GRAPH_HEADS, [row for entry in there for row in _graph_rows(entry)]), ""]
-    if quality := [(e, prompt, db) for e in there for prompt, db in e.picture_db.items()]:
-        worst_first = sorted(quality, key=lambda item: item[2])
-        rows = [(e.bundle, e.target, prompt, f"{db:.1f} dB") for e, prompt, db in worst_first]
-        lines += ["## Pictures against diffusers in fp32", "", *_table(("bundle", "target", "prompt", "PSNR"), rows), ""]
-    if absent := [entry for entry in results.entries if entry.measured is None]:
+def markdown(results: Results, advice: Sequence[Advice] = ()) -> str:
+    """Advice, tables, what was absent, and under which circumstances it all holds."""
+    there, absent = _split(results)
+    lines = ["# Benchmark", ""]
+    if advice:
+        lines += [lead(advice), ""]
+    lines += [_when(results), ""]
+    lines += ["## Pictures", "", *_table(PICTURE_HEADS, picture_rows(results)), ""]
+    if rows := quality_rows(there):
+        lines += ["## Quality, against the fp32 student", "", *_table(QUALITY_HEADS, rows), ""]
+        lines += ["### The worst pictures", "", *_table(WORST_HEADS, worst_rows(there)), ""]
+    lines += ["## Graphs", "", *_table(GRAPH_HEADS, graph_rows(there)), ""]
+    if advice:
+        lines += ["## Tiers", ""]
+        for one in advice:
+            against = "".join(f"; {reason}" for reason in one.against)
+            lines.append(f"- **{one.tier.name}**: {one.bundle or 'none'}: {one.why}{against}")
+        lines.append("")
+    if absent:
         lines += ["## Not measured", "", *(f"- {entry.bundle} on {entry.target}: {entry.absent}" for entry in absent), ""]
-    lines += ["## Circumstances", "", *_circumstances(there), ""]
-    if not all(summary.stable for summary in map(_picture, there)):
-        lines += [f"Figures with * are unstable. {MIXED}", ""]
+    lines += ["## Circumstances", "", HOW, "", *(f"- {line}" for line in circumstances(there)), ""]
+    if not _stable(there):
+        lines += [UNSTABLE, ""]
     return "\n".join(lines)
 
 
-def comparison(before: Results, after: Results, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """Rows that say what changed: bundle and target, graph, ratio of median CPU and wall times, interval, verdict.
-
-    Entries are paired by bundle and target, graphs by name.
-    """
-    rows: list[tuple[str, ...]] = []
-    ours = {(entry.bundle, entry.target): entry for entry in after.entries if entry.measured is not None}
-    for entry in before.entries:
-        other = ours.get((entry.bundle, entry.target))
-        if entry.measured is None or other is None or other.measured is None:
-            continue
-        pairs = {name: (graph.warm, other.measured.graphs[name].warm) for name, graph in entry.measured.graphs.items()}
-        pairs["picture"] = entry.measured.picture.warm, other.measured.picture.warm
-        for name, (first, second) in pairs.items():
-            wall, cpu = (
-                compare(by_rounds(getattr(first, kind), before.rounds), by_rounds(getattr(second, kind), after.rounds), rng)
-                for kind in ("wall_ms", "cpu_ms")
-            )
-            figures = (f"{wall.ratio:.2f}", f"{wall.low:.2f} to {wall.high:.2f}", f"{wall.p_value:.3f}", f"{cpu.ratio:.2f}")
-            rows.append((entry.bundle, entry.target, name, *figures, wall.verdict))
-    return rows
-
-
-def differing(before: Results, after: Results) -> list[tuple[str, str, str]]:
-    """Circumstances that differ between paired entries: key, before, after. The student may differ, and the version."""
-    found: dict[str, tuple[str, str, str]] = {}
-    ours = {(entry.bundle, entry.target): entry for entry in after.entries if entry.measured is not None}
-    for entry in before.entries:
-        other = ours.get((entry.bundle, entry.target))
-        if entry.measured is None or other is None or other.measured is None:
-            continue
-        one, two = entry.measured.metadata, other.measured.metadata
-        for key in sorted(one.keys() | two.keys()):
-            if one.get(key) != two.get(key) and key not in {"flash_deploy", "student"}:
-                found[key] = (key, str(one.get(key)), str(two.get(key)))
-    return list(found.values())
-
-
-def html(results: Results, pictures: Sequence[tuple[str, Sequence[tuple[str, str, float]]]] = ()) -> str:
+def html(results: Results, advice: Sequence[Advice] = (), pictures: Sequence[Row] = (), tuned: Path | None = None) -> str:
     """The report as one page.
 
     Args:
         results: what was measured.
-        pictures: for each prompt, bundles with their picture (a data URI) and its PSNR in dB.
+        advice: what to ship to which tier.
+        pictures: the grid of prompts and bundles.
+        tuned: a folder of ``tune --report``, for the heat map of sensitivities.
+
+    Raises:
+        InputError: the folder holds no sensitivities.
     """
     import jinja2
     import markupsafe
 
-    there = [entry for entry in results.entries if entry.measured is not None]
+    there, absent = _split(results)
     template = resources.files("benchmarks").joinpath("report.html").read_text("utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+    def safe(drawing: str) -> markupsafe.Markup:
+        return markupsafe.Markup(drawing)  # noqa: S704 our own drawing
+
     return page.render(
-        results=results,
-        entries=there,
-        absent=[entry for entry in results.entries if entry.measured is None],
-        heads=HEADS,
-        rows=[_picture_row(entry) for entry in there],
+        when=_when(results),
+        lead=lead(advice) if advice else "",
+        advice=advice,
+        close_db=CLOSE_DB,
+        latency=safe(plots.latency(there)),
+        graph_latency=safe(plots.graph_latency(there)),
+        memory=safe(plots.memory(there)),
+        pareto=safe(plots.pareto(there)),
+        heat_map=safe(plots.heat_map(tuned)) if tuned else "",
+        picture_heads=PICTURE_HEADS,
+        picture_rows=picture_rows(results),
+        quality_heads=QUALITY_HEADS,
+        quality_rows=quality_rows(there),
         graph_heads=GRAPH_HEADS,
-        graph_rows=[row for entry in there for row in _graph_rows(entry)],
-        plots=[markupsafe.Markup(plot) for plot in _plots(there)],  # noqa: S704 our own drawing
-        circumstances=[line.removeprefix("- ") for line in _circumstances(there)],
-        unstable="" if all(_picture(entry).stable for entry in there) else MIXED,
-        pictures=[(prompt, sorted(drawn, key=lambda item: item[2])) for prompt, drawn in pictures],
+        graph_rows=graph_rows(there),
+        pictures=pictures,
+        gain=GAIN,
+        absent=absent,
+        how=HOW,
+        circumstances=circumstances(there),
+        unstable="" if _stable(there) else UNSTABLE,
     )
 
 
-def _picture(entry: Entry) -> Summary:
-    assert entry.measured is not None
-    return summarize(entry.measured.picture.warm.wall_ms)
+def _split(results: Results) -> tuple[list[Entry], list[Entry]]:
+    """Entries that were measured, and those that were not."""
+    there = [entry for entry in results.entries if entry.measured is not None]
+    return there, [entry for entry in results.entries if entry.measured is None]
 
 
-def _picture_row(entry: Entry) -> tuple[str, ...]:
-    assert entry.measured is not None
-    picture, wall = entry.measured.picture, _picture(entry)
-    return (
-        entry.bundle,
-        entry.target,
-        _ms(wall.median) + ("" if wall.stable else " *"),
-        _ms(wall.p90),
-        _ms(wall.p99),
-        _ms(wall.spread),
-        _ms(summarize(picture.warm.cpu_ms).median),
-        _ms(summarize(picture.first.wall_ms).median),
-        _mb(picture.peak_memory_bytes),
-        _mb(entry.bytes_on_disk),
-        str(wall.count),
-    )
+def _stable(entries: Sequence[Entry]) -> bool:
+    return all(picture_summary(entry).stable for entry in entries)
 
 
-def _graph_rows(entry: Entry) -> list[tuple[str, ...]]:
-    assert entry.measured is not None
-    rows = []
-    for name, graph in entry.measured.graphs.items():
-        wall = summarize(graph.warm.wall_ms)
-        figures = (summarize(graph.load.wall_ms).median, summarize(graph.first.wall_ms).median)
-        db = f"{entry.graph_db[name]:.1f}" if name in entry.graph_db else "not measured"
-        rows.append(
-            (
-                entry.bundle,
-                entry.target,
-                name,
-                *(_ms(value) for value in figures),
-                _ms(wall.median) + ("" if wall.stable else " *"),
-                _ms(wall.p90),
-                _ms(wall.spread),
-                _ms(summarize(graph.warm.cpu_ms).median),
-                _mb(graph.peak_memory_bytes),
-                _mb(entry.graph_bytes.get(name, 0)),
-                db,
-            )
-        )
-    return rows
-
-
-def _circumstances(entries: Sequence[Entry]) -> list[str]:
-    lines = []
-    for entry in entries:
-        assert entry.measured is not None
-        told = ", ".join(f"{key} {value}" for key, value in entry.measured.metadata.items())
-        lines.append(f"- {entry.bundle} on {entry.target}: {told}")
-        lines.append(f"- {entry.bundle} on {entry.target}: peak memory is {entry.measured.memory_method}; energy: {entry.energy}")
-    return lines
-
-
-def _plots(entries: Sequence[Entry]) -> list[str]:
-    """Latency by graph, memory, and quality against size and time, as SVG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    labels = [f"{entry.bundle}\n{entry.target}" for entry in entries]
-    drawn = []
-    with plt.rc_context({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(figsize=(8, 1.2 + 0.6 * len(entries)))
-        left = np.zeros(len(entries))
-        for name in dict.fromkeys(name for entry in entries for name in _graphs(entry)):
-            widths = np.array([_graph_median(entry, name) for entry in entries])
-            axes.barh(labels, widths, left=left, label=name)
-            left += widths
-        axes.set_xlabel("one warm run of each graph, ms")
-        axes.invert_yaxis()
-        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
-        drawn.append(_svg(figure))
-        figure, axes = plt.subplots(figsize=(8, 1 + 0.6 * len(entries)))
-        axes.barh(labels, [_peak_mb(entry) for entry in entries], color="tab:purple")
-        axes.set_xlabel("peak memory of a picture, MB")
-        axes.invert_yaxis()
-        drawn.append(_svg(figure))
-        figure, (size, speed) = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
-        for entry, label in zip(entries, labels, strict=True):
-            if "denoiser" in entry.graph_db:
-                quality = min(entry.graph_db.values())
-                size.scatter(entry.bytes_on_disk / 1e6, quality)
-                speed.scatter(_picture(entry).median, quality, label=label.replace("\n", ", "))
-        size.set(xlabel="bundle, MB", ylabel="worst graph against fp32, dB")
-        speed.set(xlabel="picture, ms")
-        speed.legend(frameon=False, fontsize=7)
-        drawn.append(_svg(figure))
-    return drawn
-
-
-def _graphs(entry: Entry) -> dict[str, Any]:
-    assert entry.measured is not None
-    return dict(entry.measured.graphs)
-
-
-def _graph_median(entry: Entry, name: str) -> float:
-    graphs = _graphs(entry)
-    return summarize(graphs[name].warm.wall_ms).median if name in graphs else 0.0
-
-
-def _peak_mb(entry: Entry) -> float:
-    assert entry.measured is not None
-    return entry.measured.picture.peak_memory_bytes / 1e6
-
-
-def _svg(figure: Any) -> str:
-    from matplotlib import pyplot as plt
-
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def _when(results: Results) -> str:
+    devices = ", ".join(dict.fromkeys(e.measured.metadata["device"] for e in results.entries if e.measured))
+    commit = results.commit or "unknown"
+    return f"Measured on {devices}, {results.measured_at}, in {results.rounds} interleaved rounds; commit {commit}."
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _ms(value: float) -> str:
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.2f} ms"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -1,19 +1,21 @@
 """What was measured, as a file: samples, not only their summary, with everything that they depend on.
 
-History of the format: 1, the first.
+History of the format: 1, the first. 2, resident beside anonymous memory, energy of a picture, what a bundle is in words, and
+quality picture by picture on each target, in place of one figure for each prompt, which are left out of files of version 1.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from benchmarks.quality import Quality
 from quantization.errors import Complaint, InputError
 
 FORMAT: Literal["flash-deploy benchmark"] = "flash-deploy benchmark"
-VERSION = 1
+VERSION = 2
 Milliseconds = tuple[Annotated[float, msgspec.Meta(ge=0)], ...]
 
 
@@ -32,13 +34,17 @@ class Series(_Record, frozen=True):
 
 
 class GraphResult(_Record, frozen=True):
-    """One graph: loading it, its first run, its warm-ups, its measured runs, and the peak memory of the process meanwhile."""
+    """One graph: loading it, its first run, its warm-ups, its measured runs, and the peak memory of the process meanwhile.
+
+    Of a peer, whose graphs are all loaded at once, or a browser's stage, memory is not known and loading not told apart.
+    """
 
     load: Series
     first: Series
     warm_ups: Series
     warm: Series
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None = None
+    peak_resident_bytes: int | None = None
 
     def __add__(self, other: GraphResult) -> GraphResult:
         return GraphResult(
@@ -46,33 +52,39 @@ class GraphResult(_Record, frozen=True):
             first=self.first + other.first,
             warm_ups=self.warm_ups + other.warm_ups,
             warm=self.warm + other.warm,
-            peak_memory_bytes=max(self.peak_memory_bytes, other.peak_memory_bytes),
+            peak_memory_bytes=_larger(self.peak_memory_bytes, other.peak_memory_bytes),
+            peak_resident_bytes=_larger(self.peak_resident_bytes, other.peak_resident_bytes),
         )
 
 
 class PictureResult(_Record, frozen=True):
-    """Whole pictures, graphs loaded one after another: the first of the process, those after it, and the peak memory."""
+    """Whole pictures: the first of the process, loading included, those after it, the peak memory, and joules a picture."""
 
     first: Series
     warm: Series
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
+    peak_resident_bytes: int | None = None
+    joules: tuple[float, ...] = ()
 
     def __add__(self, other: PictureResult) -> PictureResult:
         return PictureResult(
             first=self.first + other.first,
             warm=self.warm + other.warm,
-            peak_memory_bytes=max(self.peak_memory_bytes, other.peak_memory_bytes),
+            peak_memory_bytes=_larger(self.peak_memory_bytes, other.peak_memory_bytes),
+            peak_resident_bytes=_larger(self.peak_resident_bytes, other.peak_resident_bytes),
+            joules=self.joules + other.joules,
         )
 
 
 class Measured(_Record, frozen=True):
-    """One process: a bundle in a runtime."""
+    """One process: a bundle in a runtime, and how memory and energy were found out."""
 
     runtime: str
     graphs: dict[str, GraphResult]
     picture: PictureResult
     memory_method: str
     metadata: dict[str, str]
+    energy_method: str = ""
 
     def __add__(self, other: Measured) -> Measured:
         """Both as one.
@@ -91,23 +103,35 @@ class Measured(_Record, frozen=True):
             picture=self.picture + other.picture,
             memory_method=self.memory_method,
             metadata=self.metadata,
+            energy_method=self.energy_method,
         )
 
 
+class Facts(_Record, frozen=True):
+    """What a bundle is: its tier and format, the schemes of its profile, its picture's size in pixels, its steps."""
+
+    tier: str
+    model_format: str
+    schemes: tuple[str, ...]
+    height: int
+    width: int
+    steps: int
+
+
 class Entry(_Record, frozen=True):
-    """A bundle on a target.
+    """A bundle, or a student in a peer, on a target.
 
     Attributes:
         bundle: the folder's name.
-        fingerprint: SHA-256 of its manifest.
+        fingerprint: SHA-256 of its manifest; of a peer, the student's.
         target: where it ran.
         bytes_on_disk: of all its files.
         graph_bytes: of each graph's files.
+        facts: what the bundle is; none of a peer.
         measured: all rounds together; none where the target is absent.
         absent: why it is.
-        energy: joules a picture, or why that is not known.
         graph_db: signal-to-noise ratio of each graph against diffusers in fp32.
-        picture_db: PSNR of each prompt's picture against diffusers in fp32.
+        quality: its pictures beside those of the fp32 student.
     """
 
     bundle: str
@@ -115,11 +139,11 @@ class Entry(_Record, frozen=True):
     target: str
     bytes_on_disk: int
     graph_bytes: dict[str, int]
+    facts: Facts | None = None
     measured: Measured | None = None
     absent: str = ""
-    energy: str = ""
     graph_db: dict[str, float] = msgspec.field(default_factory=dict)
-    picture_db: dict[str, float] = msgspec.field(default_factory=dict)
+    quality: Quality | None = None
 
 
 class Results(_Record, frozen=True):
@@ -144,10 +168,22 @@ def load_results(file: Path) -> Results:
         InputError: it cannot be read, or is none.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Results)
+        raw = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        return msgspec.convert(_second(raw) if raw.get("version") == 1 else raw, type=Results)
     except OSError as error:
         raise InputError("The benchmark cannot be read.", [Complaint(str(file), error.strerror or str(error))]) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, KeyError, AttributeError, TypeError) as error:  # the others: version 1 with other content
         raise InputError(
             "The file is no benchmark.", [Complaint(str(file), str(error))], "flash-deploy bench --json makes one"
         ) from error
+
+
+def _second(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 as version 2."""
+    gone = {"picture_db", "energy"}
+    entries = [{key: value for key, value in entry.items() if key not in gone} for entry in raw["entries"]]
+    return {**raw, "version": 2, "entries": entries}
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)

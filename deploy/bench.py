@@ -2,203 +2,193 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import shlex
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from PIL import Image
 
-from benchmarks.results import FORMAT, VERSION, Entry, Measured, Results
-from benchmarks.targets import DEFAULT, Target, find_target
+from benchmarks.picture_grid import Pictures
+from benchmarks.quality import can_be_scored
+from benchmarks.results import FORMAT, VERSION, Entry, Facts, Measured, Results
+from deploy.bench_processes import Job, measure, prepare
+from deploy.bench_quality import Judge, Judgement
+from deploy.bench_request import BenchRequest
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
-from deploy.pictures import to_8_bit
-from deploy.runtime import Pipeline
-
-RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+from deploy.targets import BROWSER_DEFAULT, DEFAULT, Place, RunnerTarget, find_target
+from deploy.web_page import INDEX
 
 
 @dataclass(frozen=True)
-class BenchRequest:
-    """What to measure.
+class Benchmark:
+    """What was found, and what was drawn on the way: for each entry its pictures, and the student's."""
 
-    Attributes:
-        bundles: folders.
-        targets: names of :data:`benchmarks.targets.TARGETS`; by default those that run the bundles' formats.
-        runs: measured runs of each graph and picture in each round.
-        rounds: fresh processes for each bundle and target, interleaved.
-        warm_ups: runs before those.
-        threads: threads of one operator.
-        student: also compare graphs and pictures with this student in diffusers.
-        remote: a command with ``{command}`` in it, for a device elsewhere: ``ssh phone {command}``.
-    """
-
-    bundles: tuple[Path, ...]
-    targets: tuple[str, ...] = ()
-    runs: int = 3
-    rounds: int = 5
-    warm_ups: int = 1
-    threads: int | None = None
-    student: Path | None = None
-    remote: str | None = None
-
-    def __post_init__(self) -> None:
-        complaints = [
-            Complaint(f"--{name.replace('_', '-')}", "wrong", "1 or more", str(getattr(self, name)))
-            for name in ("runs", "rounds")
-            if getattr(self, name) < 1
-        ]
-        if self.remote is not None and "{command}" not in self.remote:
-            complaints.append(Complaint("--remote", "wrong", "a command with {command} in it", self.remote))
-        if not self.bundles:
-            complaints.append(Complaint("BUNDLE", "none given"))
-        if complaints:
-            raise InputError("The benchmark cannot be run.", complaints)
+    results: Results
+    pictures: tuple[Pictures, ...]
 
 
-def bench(request: BenchRequest, tell: Callable[[str], None] | None = None) -> Results:
+def bench(request: BenchRequest, tell: Callable[[str], None] | None = None) -> Benchmark:
     """Measure.
 
     Raises:
-        InputError: a bundle or target cannot be used, or a measurement fails.
+        InputError: a bundle, target or student cannot be used, or a measurement fails.
     """
     tell = tell or (lambda text: None)
     bundles = [open_bundle(folder) for folder in request.bundles]
-    jobs = [(bundle, name) for bundle in bundles for name in _targets(request, bundle)]
-    if not any(not find_target(name).absent() for _, name in jobs):
-        raise InputError("There is nothing to measure.", [Complaint(name, find_target(name).absent()) for _, name in jobs])
-    measured: dict[int, Measured] = {}
-    energy: dict[int, list[float]] = {}
-    for i in range(request.rounds):
-        for j, (bundle, name) in enumerate(jobs):
-            target = find_target(name)
-            if request.remote is None and target.absent():
-                continue
-            tell(f"round {i + 1} of {request.rounds}: {bundle.folder.name} on {name}")
-            before = _energy_joules()
-            found = _run(request, bundle, target)
-            after = _energy_joules()
-            if before is not None and after is not None and after >= before:
-                energy.setdefault(j, []).append(after - before)
-            measured[j] = measured[j] + found if j in measured else found
-    quality = {bundle.folder: _quality(request, bundle, tell) for bundle in bundles}
-    entries = tuple(
-        Entry(
-            bundle=bundle.folder.name,
-            fingerprint=hashlib.sha256((bundle.folder / "manifest.json").read_bytes()).hexdigest(),
-            target=name if request.remote is None else f"{name}, remote",
-            bytes_on_disk=sum(record.size_bytes for record in bundle.manifest.files),
-            graph_bytes={graph.name: graph.weight_bytes for graph in bundle.manifest.graphs},
-            measured=measured.get(j),
-            absent="" if j in measured else find_target(name).absent(),
-            energy=_energy_words(energy.get(j)),
-            graph_db=quality[bundle.folder][0],
-            picture_db=quality[bundle.folder][1],
-        )
-        for j, (bundle, name) in enumerate(jobs)
-    )
-    return Results(
+    _check_student(request, bundles)
+    judge = None if request.student is None else Judge(request)
+    with tempfile.TemporaryDirectory(prefix="flash-deploy-bench-") as work:
+        jobs = _jobs(request, bundles, Path(work))
+        there = [job for job in jobs if not job.absent]
+        if not there:
+            raise InputError("There is nothing to measure.", [Complaint(job.target_name, job.absent) for job in jobs])
+        for job in there:
+            if job.target.of_student:
+                tell(f"preparing {job.target_name}")
+                prepare(job)
+        sizes = {job: _size_bytes(job) for job in there}
+        measured: dict[Job, Measured] = {}
+        for i in range(request.rounds):
+            for job in there:
+                tell(f"round {i + 1} of {request.rounds}: {job.subject} on {job.target_name}")
+                found = measure(job, request.runs, request.warm_ups, request.remote)
+                measured[job] = measured[job] + found if job in measured else found
+        judged = {} if judge is None else {job: judge.judge(job, tell) for job in there}
+        graph_db = {bundle.folder: _graph_db(request, bundle, tell) for bundle in bundles}
+    results = Results(
         format=FORMAT,
         version=VERSION,
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         commit=_commit(),
         rounds=request.rounds,
-        entries=entries,
+        entries=tuple(_entry(job, request, measured, sizes, judged, graph_db) for job in jobs),
+    )
+    return Benchmark(results, tuple(judged[job].pictures for job in jobs if job in judged))
+
+
+def _entry(
+    job: Job,
+    request: BenchRequest,
+    measured: Mapping[Job, Measured],
+    sizes: Mapping[Job, int],
+    judged: Mapping[Job, Judgement],
+    graph_db: Mapping[Path, dict[str, float]],
+) -> Entry:
+    manifest, of_student = job.bundle.manifest, job.target.of_student
+    quality = judged[job].quality if job in judged else None
+    fingerprint = hashlib.sha256((job.bundle.folder / "manifest.json").read_bytes()).hexdigest()
+    return Entry(
+        bundle=job.subject,
+        fingerprint=manifest.student.fingerprint if of_student else fingerprint,
+        target=job.target_name if request.remote is None else f"{job.target_name}, remote",
+        bytes_on_disk=sizes.get(job, 0) if of_student else _size_bytes(job),
+        graph_bytes={} if of_student else {graph.name: graph.weight_bytes for graph in manifest.graphs},
+        facts=None if of_student else _facts(job.bundle),
+        measured=measured.get(job),
+        absent=job.absent,
+        graph_db={} if of_student else graph_db[job.bundle.folder],
+        quality=quality,
     )
 
 
-def drawn_prompts(results: Results, bundles: Sequence[Path]) -> list[tuple[str, list[tuple[str, str, float]]]]:
-    """The prompts that were compared with diffusers, drawn by each bundle from the comparison's own latents.
-
-    Args:
-        results: with quality figures.
-        bundles: folders, named as in the results.
-
-    Returns:
-        For each prompt: bundle, picture as a data URI (PNG), PSNR in dB.
-    """
-    quality = {entry.bundle: entry.picture_db for entry in results.entries}
-    grid: dict[str, list[tuple[str, str, float]]] = {}
-    for folder in bundles:
-        pipeline = Pipeline(folder)
-        for prompt, db in quality.get(folder.resolve().name, {}).items():
-            picture = pipeline.manifest.picture
-            size = (picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
-            latents = np.random.default_rng(0).standard_normal((1, picture.latent_channels, *size), np.float32)
-            out = io.BytesIO()
-            Image.fromarray(to_8_bit(pipeline.generate(prompt, latents=latents)[0])).save(out, "png")
-            source = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-            grid.setdefault(prompt, []).append((folder.resolve().name, source, db))
-    return sorted(grid.items(), key=lambda item: min(db for _, _, db in item[1]))
+def _jobs(request: BenchRequest, bundles: Sequence[Bundle], work: Path) -> list[Job]:
+    """Every bundle on every target that runs it, and the student once for each kind of pictures that the bundles draw."""
+    jobs: dict[tuple[str, str], Job] = {}
+    kinds: list[str] = []
+    for bundle, given in zip(bundles, request.bundles, strict=True):
+        for name in _targets(request, bundle):
+            target, subject = find_target(name), bundle.folder.name
+            folder = str(bundle.folder.resolve()) if request.remote is None else str(given)
+            place = Place(bundle, folder, request.student, work, request.threads)
+            key = str(bundle.folder)
+            if target.of_student:
+                kind = msgspec.json.encode((bundle.manifest.sampling, bundle.manifest.picture, bundle.manifest.text.t5)).decode()
+                kinds += [] if kind in kinds else [kind]
+                place = Place(bundle, folder, request.student, work / str(kinds.index(kind)), request.threads)
+                key = kind
+                subject = bundle.manifest.student.name + (f" {kinds.index(kind) + 1}" if kinds.index(kind) else "")
+            here = request.remote is None or target.remote
+            absent = "is measured on this machine only" if not here else "" if request.remote else target.absent(place)
+            jobs.setdefault((key, name), Job(subject, name, target, place, absent))
+    return list(jobs.values())
 
 
 def _targets(request: BenchRequest, bundle: Bundle) -> Sequence[str]:
     form = bundle.manifest.model_format
-    fitting = [name for name in request.targets or DEFAULT if find_target(name).model_format == form]
-    if not request.targets and form == "coreml" and find_target("coreml").absent():
-        return ["evaluator"]
+    page = any(record.path == INDEX for record in bundle.manifest.files)
+    wanted = request.targets or (*DEFAULT, *(BROWSER_DEFAULT if page else ()))
+    fitting = [name for name in wanted if find_target(name).fits(bundle)]
+    coreml = RunnerTarget("coreml", "coreml")
+    if not request.targets and form == "coreml" and coreml.absent():
+        return ["coreml", "evaluator"]
     if not fitting:
-        raise InputError(
-            "No target runs this bundle.", [Complaint(str(bundle.folder), "its format", form, ", ".join(request.targets))]
-        )
+        complaint = Complaint(str(bundle.folder), "its format", form, ", ".join(request.targets))
+        raise InputError("No target runs this bundle.", [complaint])
     return fitting
 
 
-def _run(request: BenchRequest, bundle: Bundle, target: Target) -> Measured:
-    options = ["--runtime", target.runtime, "--provider", target.provider, "--runs", str(request.runs)]
-    options += ["--warm-ups", str(request.warm_ups)]
-    options += [] if request.threads is None else ["--threads", str(request.threads)]
-    command = [sys.executable, "-m", "deploy.runner", str(bundle.folder.resolve()), *options]
-    if request.remote is not None:  # the bundle lies there under the same name, and flash-deploy is installed
-        there = ["python3", "-m", "deploy.runner", str(bundle.folder), *options]
-        command = shlex.split(request.remote.replace("{command}", shlex.join(there)))
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    except OSError as error:
-        raise InputError("The measurement cannot be started.", [Complaint(command[0], error.strerror or str(error))]) from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise InputError("A measurement failed.", [Complaint(f"{bundle.folder.name} on {target.runtime}", said[-1])])
-    try:
-        return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=Measured)
-    except (msgspec.MsgspecError, IndexError) as error:
-        raise InputError("A measurement gave no result.", [Complaint(shlex.join(command), str(error))]) from error
-
-
-def _quality(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]) -> tuple[dict[str, float], dict[str, float]]:
-    recorded = {graph.name: graph.parity_db for graph in bundle.manifest.graphs if graph.parity_db is not None}
+def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
+    """Refuse another student than the bundles', and scores of pictures that the scorer does not know."""
     if request.student is None:
-        return recorded, {}
+        return
+    from exporters.student import open_student
+    from exporters.templates import OPTIONAL_COMPONENTS
+
+    complaints = []
+    fingerprints: dict[bool, str] = {}
+    for bundle in bundles:
+        kept = bundle.manifest.text.t5 == "kept"
+        if kept not in fingerprints:
+            fingerprints[kept] = open_student(request.student, without=() if kept else OPTIONAL_COMPONENTS).fingerprint()
+        if (made_of := bundle.manifest.student.fingerprint) != fingerprints[kept]:
+            complaints.append(Complaint(str(bundle.folder), "was made of another student", fingerprints[kept], made_of))
+        picture = bundle.manifest.picture
+        if request.score and not can_be_scored(picture.height, picture.width):
+            got = f"{picture.height} x {picture.width} pixels"
+            complaints.append(Complaint("--score", "the scorer knows the built-in student's pictures", "64 x 64 pixels", got))
+    if complaints:
+        raise InputError("The student cannot be compared with.", complaints)
+
+
+def _size_bytes(job: Job) -> int:
+    """Of the bundle's files; of what a peer reads: its own files where it made some, else the student's weights that it loads."""
+    if not job.target.of_student:
+        return sum(record.size_bytes for record in job.bundle.manifest.files)
+    folder = job.prepared_folder()
+    if made := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
+        return made
+    assert job.place.student is not None
+    without = () if job.bundle.manifest.text.t5 == "kept" else ("text_encoder_3",)
+    files = [file for file in job.place.student.rglob("*.safetensors") if file.parent.name not in without]
+    return sum(file.stat().st_size for file in files)
+
+
+def _facts(bundle: Bundle) -> Facts:
+    manifest = bundle.manifest
+    return Facts(
+        tier=manifest.tier,
+        model_format=manifest.model_format,
+        schemes=tuple(dict.fromkeys(rule.scheme for rule in manifest.profile)),
+        height=manifest.picture.height,
+        width=manifest.picture.width,
+        steps=len(manifest.sampling.timesteps),
+    )
+
+
+def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]) -> dict[str, float]:
+    """Each graph against diffusers in fp32: measured now with a student, else as the build measured it."""
+    if request.student is None:
+        return {graph.name: graph.parity_db for graph in bundle.manifest.graphs if graph.parity_db is not None}
     from deploy.verify import verify
 
-    tell(f"comparing {bundle.folder.name} with diffusers")
-    report = verify(bundle.folder, request.student)
-    return {name: min(db, 999.0) for name, db in report.graph_db.items()}, {
-        p: min(db, 999.0) for p, db in report.picture_db.items()
-    }
-
-
-def _energy_joules() -> float | None:
-    """What the processor has used since some time, where the system says it."""
-    try:
-        return int(RAPL.read_text("ascii")) / 1e6
-    except (OSError, ValueError):
-        return None
-
-
-def _energy_words(joules: list[float] | None) -> str:
-    if joules:
-        return f"{sorted(joules)[len(joules) // 2]:.1f} J for a whole measurement (RAPL package 0)"
-    return f"not available: {'no RAPL counter that can be read' if sys.platform == 'linux' else 'needs powermetrics, as root'}"
+    tell(f"comparing the graphs of {bundle.folder.name} with diffusers")
+    report = verify(bundle.folder, request.student, pictures=False)
+    return {name: min(db, 999.0) for name, db in report.graph_db.items()}
 
 
 def _commit() -> str:

@@ -88,27 +88,52 @@ def run_in_browser(
     """
     if to_do := check_page(bundle.manifest):
         raise InputError("The bundle cannot draw in a browser.", remedy=to_do)
-    request = {"prompt": prompt, "seed": seed, "latents": None if latents is None else _base64(latents)}
-    options = {"provider": provider, "keepGraphs": keep_graphs}
-    draw = f"({_DRAW})({json.dumps(request)}, {json.dumps(options)})"
     with opened_page(bundle, SOFTWARE_WEBGPU if software_gpu else ()) as chromium:
-        about = chromium.evaluate(_ABOUT)
-        if provider == "webgpu" and not about["adapter"]:
-            remedy = "run it where Chromium has a GPU, or let the CPU play one (software_gpu)"
-            raise BrowserError("The browser has no WebGPU.", [Complaint("navigator.gpu", "no adapter")], remedy)
-        drawn = [chromium.evaluate(draw, timeout_s) for _ in range(runs + 1)]
-        browser = chromium.call("Browser.getVersion")["product"]
-    times = [BrowserRun(**{f"{stage}_ms": ms for stage, ms in picture["timings_ms"].items()}) for picture in drawn]
+        about = about_page(chromium, provider)
+        drawn = [draw_in_page(chromium, provider, prompt, seed, latents, keep_graphs, timeout_s) for _ in range(runs + 1)]
     return BrowserTimings(
-        browser=browser,
+        browser=about["browser"],
         provider=provider,
         threads=about["threads"],
         isolated=about["isolated"],
         adapter=about["adapter"] if provider == "webgpu" else "",
-        first=times[0],
-        runs=tuple(times[1:]),
-        picture=_picture(drawn[-1]),
+        first=drawn[0][0],
+        runs=tuple(times for times, _ in drawn[1:]),
+        picture=drawn[-1][1],
     )
+
+
+def about_page(chromium: Chromium, provider: Provider) -> dict[str, Any]:
+    """What an opened page runs on: ``browser``, ``threads``, ``isolated`` and ``adapter``, as in :class:`BrowserTimings`.
+
+    Raises:
+        BrowserError: WebGPU is wanted and there is none.
+    """
+    about: dict[str, Any] = chromium.evaluate(_ABOUT)
+    if provider == "webgpu" and not about["adapter"]:
+        remedy = "run it where Chromium has a GPU, or let the CPU play one (software_gpu)"
+        raise BrowserError("The browser has no WebGPU.", [Complaint("navigator.gpu", "no adapter")], remedy)
+    return {**about, "browser": chromium.call("Browser.getVersion")["product"]}
+
+
+def draw_in_page(
+    chromium: Chromium,
+    provider: Provider,
+    prompt: str,
+    seed: int = 0,
+    latents: np.ndarray | None = None,
+    keep_graphs: bool = False,
+    timeout_s: float = 600.0,
+) -> tuple[BrowserRun, np.ndarray]:
+    """One picture in an opened page, arguments as in :func:`run_in_browser`: its times, and ``[height, width, 3]`` in [0, 1].
+
+    Raises:
+        BrowserError: the page cannot draw.
+    """
+    request = {"prompt": prompt, "seed": seed, "latents": None if latents is None else _base64(latents)}
+    options = {"provider": provider, "keepGraphs": keep_graphs}
+    drawn = chromium.evaluate(f"({_DRAW})({json.dumps(request)}, {json.dumps(options)})", timeout_s)
+    return BrowserRun(**{f"{stage}_ms": ms for stage, ms in drawn["timings_ms"].items()}), _picture(drawn)
 
 
 @contextlib.contextmanager

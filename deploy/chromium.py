@@ -52,6 +52,7 @@ class Chromium:
         arguments: more of Chromium's own arguments.
 
     Attributes:
+        process: the browser's process id; its other processes are below it.
         events: what the page has done since it was opened, as the protocol tells it: requests, messages, exceptions.
 
     Raises:
@@ -63,7 +64,7 @@ class Chromium:
         self._profile = tempfile.TemporaryDirectory(prefix="flash-deploy-chromium-", ignore_cleanup_errors=True)
         fixed = ["--headless=new", "--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={self._profile.name}"]
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to run its sandbox as root
-        self._process, self._write, self._read = _start([executable, *fixed, *sandbox, *arguments, "about:blank"])
+        self.process, self._write, self._read = _start([executable, *fixed, *sandbox, *arguments, "about:blank"])
         self._count, self._rest, self._session = 0, b"", ""
         self.events: list[dict[str, Any]] = []
         try:
@@ -142,9 +143,9 @@ class Chromium:
         with contextlib.suppress(BrowserError):
             self._session = ""
             self.call("Browser.close", CLOSE_S)
-        if not _gone(self._process, CLOSE_S):
-            os.kill(self._process, signal.SIGKILL)
-            os.waitpid(self._process, 0)
+        if not _gone(self.process, CLOSE_S):
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
         os.close(self._write)
         os.close(self._read)
         self._profile.cleanup()

@@ -508,6 +508,27 @@ def bench(
         Path | None,
         typer.Option(help="Also compare with this student in diffusers; 'builtin' is the built-in one.", show_default=False),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --student: prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="With --student: how many of them are drawn and compared.")] = 4,
+    score: Annotated[
+        int,
+        typer.Option(min=0, max=100_000, help="With --student builtin: pictures that its scorer judges; a claim needs 500."),
+    ] = 0,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --student: folder of a CLIP model (transformers, safetensors) that scores pictures.", show_default=False
+        ),
+    ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `tune --report`, for the sensitivities in the --html report.", show_default=False),
+    ] = None,
     remote: Annotated[
         str | None,
         typer.Option(help="Measure elsewhere: a command with {command} in it, e.g. 'ssh phone {command}'.", show_default=False),
@@ -518,9 +539,12 @@ def bench(
     html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
 ) -> None:
     """Measure latency, CPU time, memory and quality of bundles, side by side."""
+    from benchmarks.advice import advise
+    from benchmarks.picture_grid import grid
     from benchmarks.report import html, markdown
-    from deploy.bench import BenchRequest, drawn_prompts
+    from deploy.advice import advice_tiers
     from deploy.bench import bench as run_bench
+    from deploy.bench_request import BenchRequest
 
     if student is not None:
         _need_export()
@@ -532,20 +556,42 @@ def bench(
     for file in (json_file, html_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise InputError("The report cannot be written.", [Complaint(str(file), "no such folder")])
-    request = BenchRequest(tuple(bundles), tuple(target or ()), runs, rounds, warm_ups, threads, student, remote)
+    if tuned is not None:
+        from benchmarks.plots import heat_map
+
+        heat_map(tuned)  # before hours of measuring: it may be no such folder
+    request = BenchRequest(
+        bundles=tuple(bundles),
+        targets=tuple(target or ()),
+        runs=runs,
+        rounds=rounds,
+        warm_ups=warm_ups,
+        threads=threads,
+        student=student,
+        remote=remote,
+        prompts=prompts,
+        pictures=pictures,
+        score=score,
+        clip=clip,
+    )
     with messages.status("measuring") as status:
-        results = run_bench(request, status.update)
+        found = run_bench(request, status.update)
+    results = found.results
     if json_file is not None:
         json_file.write_bytes(results.to_json())
+    advice = advise(advice_tiers(), results.entries, results.rounds)
     if html_file is not None:
-        html_file.write_text(html(results, drawn_prompts(results, bundles)), "utf-8")
-    typer.echo(markdown(results))
+        html_file.write_text(html(results, advice, grid(found.pictures, results), tuned), "utf-8")
+    typer.echo(markdown(results, advice))
 
 
 @app.command()
 def compare(
     before: Annotated[Path, typer.Argument(help="A file of `bench --json`.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    after: Annotated[
+        Path | None,
+        typer.Argument(help="Another. Without it: each bundle of the one file against its first.", show_default=False),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="A circumstance that may differ, e.g. runtime (repeatable).", show_default=False)
     ] = None,
@@ -553,20 +599,26 @@ def compare(
     """Say what became slower or faster from one benchmark to another, and whether that is more than noise."""
     import numpy as np
 
-    from benchmarks.report import comparison, differing
+    from benchmarks.comparison import HEADS, comparison, differing, within
     from benchmarks.results import load_results
 
-    first, second = load_results(before), load_results(after)
-    unlike = [item for item in differing(first, second) if item[0] not in (allow or [])]
-    if unlike:
-        complaints = [Complaint(key, "differs", one, two) for key, one, two in unlike]
-        raise InputError("The benchmarks cannot be compared.", complaints, "measure side by side, or --allow what may differ")
-    rows = comparison(first, second, np.random.default_rng(0))
+    first = load_results(before)
+    if after is None:
+        rows = within(first, np.random.default_rng(0))
+        missing = Complaint(str(before), "has no two bundles on one target")
+    else:
+        second = load_results(after)
+        unlike = [item for item in differing(first, second) if item[0] not in (allow or [])]
+        if unlike:
+            complaints = [Complaint(key, "differs", one, two) for key, one, two in unlike]
+            remedy = "measure side by side, or --allow what may differ"
+            raise InputError("The benchmarks cannot be compared.", complaints, remedy)
+        rows = comparison(first, second, np.random.default_rng(0))
+        missing = Complaint(str(after), "has no bundle on a target in common")
     if not rows:
-        raise InputError("The benchmarks cannot be compared.", [Complaint(str(after), "has no bundle on a target in common")])
-    heads = ("bundle", "target", "graph", "wall, after/before", "95 %", "p", "CPU, after/before", "verdict")
-    for row in (heads, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, _widths([heads, *rows]), strict=True)).rstrip())
+        raise InputError("The benchmarks cannot be compared.", [missing])
+    for row in (HEADS, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, _widths([HEADS, *rows]), strict=True)).rstrip())
 
 
 def _widths(rows: list[tuple[str, ...]]) -> list[int]:

@@ -1,9 +1,10 @@
 """Measure one bundle in one runtime, in this process alone: what a device runs to be measured. Needs no torch.
 
     python -m deploy.runner BUNDLE --runtime onnxruntime --runs 5 > result.json
+    python -m deploy.runner BUNDLE --draw < wanted.json > pictures.jsonl
 
-Whole pictures are drawn, each graph loaded when its turn comes; then each graph is loaded, run once, and run again and again
-on the inputs that a picture gives it. Memory is sampled every 2 ms while a part runs.
+Whole pictures are drawn, each graph loaded when its turn comes, or kept; then each graph is loaded, run once, and run again and
+again on the inputs that a picture gives it. ``--draw`` draws instead what it is asked for, and measures nothing.
 """
 
 from __future__ import annotations
@@ -11,69 +12,23 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import platform
-import resource
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.drawing import Drawn, Wanted, read_wanted, to_line
+from benchmarks.energy import EnergyMeter
+from benchmarks.measuring import Part, Peak, cpu_name, describe_machine, timed
 from deploy.errors import InputError
 from deploy.runtime import Pipeline
 from deploy.sessions import PROVIDERS, Run, Runtime
 
 PROMPT = "a red circle left of a blue square on a white background"
-SAMPLE_SECONDS = 0.002
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "coreml": "coremltools", "evaluator": "coremltools"}
-
-
-class _Peak:
-    """The most memory that this process held while a part ran, and how that was found out."""
-
-    def __init__(self) -> None:
-        self.linux = Path("/proc/self/status").exists()
-        self.method = "anonymous, sampled from /proc/self/status" if self.linux else "resident, of the whole process, getrusage"
-
-    @contextmanager
-    def watch(self) -> Iterator[Callable[[], int]]:
-        """Gives a function that says the peak so far, in bytes."""
-        peak, stop = [self._now()], threading.Event()
-
-        def sample() -> None:
-            while not stop.wait(SAMPLE_SECONDS):
-                peak[0] = max(peak[0], self._now())
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
-            yield lambda: max(peak[0], self._now())
-        finally:
-            stop.set()
-            thread.join()
-
-    def _now(self) -> int:
-        if not self.linux:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-def _timed(run: Callable[[], Any], times: int) -> dict[str, list[float]]:
-    wall, cpu = [], []
-    for _ in range(times):
-        began, busy = time.perf_counter(), time.process_time()
-        run()
-        wall.append(1000 * (time.perf_counter() - began))
-        cpu.append(1000 * (time.process_time() - busy))
-    return {"wall_ms": wall, "cpu_ms": cpu}
 
 
 class _Recorder(Pipeline):
@@ -87,10 +42,18 @@ class _Recorder(Pipeline):
         self.given[graph] = inputs
         return super().run(graph, inputs)
 
+    def latents(self) -> np.ndarray:
+        """Final latents of the last picture, before the VAE's scale and shift: ``[channels, height / 8, width / 8]``."""
+        given: np.ndarray = self.given["vae_decoder"]["latent_sample"][0]
+        picture = self.manifest.picture
+        if self.manifest.layout == "native":
+            return given
+        return (given - np.float32(picture.shift_factor)) * np.float32(picture.scaling_factor)
+
 
 def measure(
-    bundle: Path, runtime: Runtime | None, provider: str, threads: int | None, runs: int, warm_ups: int
-) -> dict[str, Any]:
+    bundle: Path, runtime: Runtime | None, provider: str, threads: int | None, runs: int, warm_ups: int, keep_graphs: bool = False
+) -> tuple[dict[str, Any], dict[str, Part]]:
     """Measure a bundle.
 
     Args:
@@ -100,70 +63,91 @@ def measure(
         threads: likewise.
         runs: measured runs of each graph, and pictures.
         warm_ups: runs of each graph before those; recorded, not counted.
+        keep_graphs: draw the pictures with all graphs kept loaded.
 
     Returns:
-        What :class:`benchmarks.results.Measured` holds, as plain data. Times in ms, memory in bytes.
+        What :class:`benchmarks.results.Measured` holds, as plain data, times in ms, memory in bytes; and when each part was.
 
     Raises:
         InputError: the bundle or the runtime cannot be used.
     """
-    peak = _Peak()
-    pipeline = _Recorder(bundle, provider, threads, runtime=runtime)
-    with peak.watch() as highest:
-        first = _timed(lambda: pipeline.generate(PROMPT), 1)
-        pictures = _timed(lambda: pipeline.generate(PROMPT), runs)
-        total_memory = highest()
-    graphs = {}
-    for name, inputs in pipeline.given.items():
-        with peak.watch() as highest:
-            graphs[name] = _measure_graph(pipeline, name, inputs, runs, warm_ups)
-            graphs[name]["peak_memory_bytes"] = highest()
-    return {
+    parts: dict[str, Part] = {}
+    made: list[_Recorder] = []
+    graphs: dict[str, Any] = {}
+
+    def first_picture() -> None:
+        made.append(_Recorder(bundle, provider, threads, keep_graphs=keep_graphs, runtime=runtime))
+        made[0].generate(PROMPT)
+
+    meter = EnergyMeter()
+    with Peak() as peak:
+        with peak.watch() as parts["picture"]:
+            first = timed(first_picture, 1)
+            meter.start()
+            pictures = timed(lambda: made[0].generate(PROMPT), runs)
+            used = meter.joules()
+        given = made[0].given
+        pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
+        made.clear()  # with the graphs that it kept
+        for name, inputs in given.items():
+            with peak.watch() as parts[name]:
+                graphs[name] = _measure_graph(pipeline, name, inputs, runs, warm_ups)
+    for name in graphs:
+        graphs[name] |= _memory(parts[name])
+    found = {
         "runtime": pipeline.runtime,
         "graphs": graphs,
-        "picture": {"first": first, "warm": pictures, "peak_memory_bytes": total_memory},
+        "picture": {
+            "first": first,
+            "warm": pictures,
+            "joules": [] if used is None else [used / runs],
+            **_memory(parts["picture"]),
+        },
         "memory_method": peak.method,
-        "metadata": describe(pipeline, provider, threads),
+        "energy_method": meter.method,
+        "metadata": describe(pipeline, provider, threads, keep_graphs),
     }
+    return found, parts
+
+
+def draw(
+    bundle: Path, runtime: Runtime | None, provider: str, threads: int | None, wanted: tuple[Wanted, ...]
+) -> Iterator[Drawn]:
+    """Draw pictures, one after another; graphs stay loaded.
+
+    Raises:
+        InputError: the bundle or the runtime cannot be used.
+    """
+    pipeline = _Recorder(bundle, provider, threads, keep_graphs=True, runtime=runtime)
+    for one in wanted:
+        picture = pipeline.generate(one.prompt, seed=one.seed)[0]
+        yield Drawn(picture, pipeline.latents())
 
 
 def _measure_graph(pipeline: Pipeline, name: str, inputs: dict[str, np.ndarray], runs: int, warm_ups: int) -> dict[str, Any]:
     loaded: list[Run] = []
-    load = _timed(lambda: loaded.append(pipeline.load(name)), 1)
+    load = timed(lambda: loaded.append(pipeline.load(name)), 1)
     run = functools.partial(loaded[0], inputs)
-    return {"load": load, "first": _timed(run, 1), "warm_ups": _timed(run, warm_ups), "warm": _timed(run, runs)}
+    return {"load": load, "first": timed(run, 1), "warm_ups": timed(run, warm_ups), "warm": timed(run, runs)}
 
 
-def describe(pipeline: Pipeline, provider: str, threads: int | None) -> dict[str, str]:
+def _memory(part: Part) -> dict[str, int | None]:
+    return {"peak_memory_bytes": part.memory_bytes, "peak_resident_bytes": part.resident_bytes}
+
+
+def describe(pipeline: Pipeline, provider: str, threads: int | None, keep_graphs: bool = False) -> dict[str, str]:
     """What a measurement depends on, in words."""
     manifest = pipeline.manifest
     return {
-        "device": _cpu_name() if provider == "cpu" else provider,
-        "cpu": _cpu_name(),
-        "cpus": str(os.cpu_count()),
-        "memory_gb": f"{_memory_bytes() / 1e9:.0f}",
-        "os": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        "device": cpu_name() if provider == "cpu" else provider,
+        **describe_machine(threads),
         "runtime": f"{pipeline.runtime} {metadata.version(PACKAGES[pipeline.runtime])}",
         "provider": PROVIDERS[provider] if pipeline.runtime == "onnxruntime" else "CPU",
-        "threads": "the runtime's choice" if threads is None else str(threads),
+        "graphs": "kept loaded" if keep_graphs else "loaded one after another",
         "flash_deploy": metadata.version("flash-deploy"),
         "student": manifest.student.fingerprint,
         "tier": manifest.tier,
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
 
 
 def main() -> None:
@@ -175,12 +159,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-ups", type=int, default=1)
+    parser.add_argument("--keep-graphs", action="store_true", help="keep graphs loaded between pictures")
+    parser.add_argument("--draw", action="store_true", help="draw what standard input asks for, a line for each")
+    parser.add_argument("--parts", action="store_true", help="say on stderr when each part was, in s of the monotonic clock")
     options = parser.parse_args()
+    where = (options.bundle, options.runtime, options.provider, options.threads)
     try:
-        found = measure(options.bundle, options.runtime, options.provider, options.threads, options.runs, options.warm_ups)
+        if options.draw:
+            for drawn in draw(*where, read_wanted(sys.stdin.read())):
+                print(to_line(drawn), flush=True)  # noqa: T201
+            return
+        found, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs)
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+    if options.parts:
+        print(json.dumps({name: [part.began, part.ended] for name, part in parts.items()}), file=sys.stderr)  # noqa: T201
     print(json.dumps(found))  # noqa: T201
 
 

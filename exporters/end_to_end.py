@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,6 +14,67 @@ from exporters.graphs import VAE_SCALE
 from exporters.reference import reference_pipeline
 from exporters.sampling import Method
 from exporters.student import Student
+
+
+class PinnedPipeline:
+    """A ``StableDiffusion3Pipeline`` with a bundle's schedule, without guidance.
+
+    Args:
+        pipeline: whatever runs behind its components.
+        sigmas: pinned noise levels, one more than there are steps.
+        timesteps: pinned timesteps.
+        method: the sampler.
+        max_sequence_length: T5's tokens, or zero tokens in their place.
+    """
+
+    def __init__(
+        self, pipeline: Any, sigmas: Sequence[float], timesteps: Sequence[float], method: Method, max_sequence_length: int
+    ) -> None:
+        self._pipeline, self._steps, self._method = pipeline, len(timesteps), method
+        self._max_sequence_length = max_sequence_length
+        scheduler = pipeline.scheduler
+
+        def pinned(num_inference_steps: int | None = None, device: object = None, **_: object) -> None:
+            scheduler.num_inference_steps = len(timesteps)
+            scheduler.sigmas, scheduler.timesteps = torch.tensor(sigmas), torch.tensor(timesteps)
+            scheduler._step_index = scheduler._begin_index = None  # noqa: SLF001  (as diffusers' own set_timesteps leaves them)
+
+        scheduler.set_timesteps = pinned
+        if method == "renoise":
+            scheduler.register_to_config(stochastic_sampling=True)
+
+    def draw(self, prompt: str, latents: np.ndarray, step_noise: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one picture.
+
+        Args:
+            prompt: what to draw.
+            latents: initial noise ``[1, channels, height / 8, width / 8]``.
+            step_noise: ``[steps, channels, height / 8, width / 8]``, what re-noising draws.
+
+        Returns:
+            The picture, ``[1, height, width, 3]`` in [0, 1], and the final latents, shaped like the initial ones.
+        """
+        final: list[np.ndarray] = []
+
+        def on_step(pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            if step == self._steps - 1:
+                final.append(tensors["latents"].float().numpy())
+            return {}
+
+        assert self._method != "renoise" or step_noise is not None
+        with _noise(step_noise if self._method == "renoise" else None):
+            out = self._pipeline(
+                prompt,
+                height=latents.shape[2] * VAE_SCALE,
+                width=latents.shape[3] * VAE_SCALE,
+                num_inference_steps=self._steps,
+                guidance_scale=1.0,
+                latents=torch.from_numpy(latents.copy()),
+                max_sequence_length=self._max_sequence_length,
+                output_type="np",
+                callback_on_step_end=on_step,
+            )
+        return np.asarray(out.images), final[0]
 
 
 def reference_picture(
@@ -26,46 +88,21 @@ def reference_picture(
     max_sequence_length: int,
     step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What ``StableDiffusion3Pipeline`` draws without guidance, in fp32.
+    """What ``StableDiffusion3Pipeline`` draws without guidance, in fp32: ``[1, height, width, 3]`` in [0, 1].
 
     Args:
         student: the student.
-        prompt: what to draw.
-        latents: initial noise ``[1, channels, height / 8, width / 8]``.
-        sigmas: pinned noise levels, one more than there are steps.
-        timesteps: pinned timesteps.
-        method: the sampler.
+        prompt: as in :meth:`PinnedPipeline.draw`.
+        latents: likewise.
+        sigmas: as in :class:`PinnedPipeline`.
+        timesteps: likewise.
+        method: likewise.
         keep_t5: whether T5 takes part.
         max_sequence_length: T5's tokens, or zero tokens in their place.
-        step_noise: ``[steps, channels, height, width]``, what re-noising draws.
-
-    Returns:
-        ``[1, height, width, 3]`` in [0, 1].
+        step_noise: as in :meth:`PinnedPipeline.draw`.
     """
     pipeline = reference_pipeline(student, keep_t5)
-    scheduler = pipeline.scheduler
-
-    def pinned(num_inference_steps: int | None = None, device: object = None, **_: object) -> None:
-        scheduler.num_inference_steps = len(timesteps)
-        scheduler.sigmas, scheduler.timesteps = torch.tensor(sigmas), torch.tensor(timesteps)
-        scheduler._step_index = scheduler._begin_index = None  # noqa: SLF001  (as diffusers' own set_timesteps leaves them)
-
-    scheduler.set_timesteps = pinned
-    if method == "renoise":
-        assert step_noise is not None
-        scheduler.register_to_config(stochastic_sampling=True)
-    with _noise(step_noise if method == "renoise" else None):
-        out = pipeline(
-            prompt,
-            height=latents.shape[2] * VAE_SCALE,
-            width=latents.shape[3] * VAE_SCALE,
-            num_inference_steps=len(timesteps),
-            guidance_scale=1.0,
-            latents=torch.from_numpy(latents.copy()),
-            max_sequence_length=max_sequence_length,
-            output_type="np",
-        )
-    return np.asarray(out.images)
+    return PinnedPipeline(pipeline, sigmas, timesteps, method, max_sequence_length).draw(prompt, latents, step_noise)[0]
 
 
 @contextlib.contextmanager

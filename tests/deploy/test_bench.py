@@ -12,24 +12,36 @@ import numpy as np
 import pytest
 
 import deploy.runner
-from benchmarks.report import comparison, differing, html, markdown
-from benchmarks.results import Measured, Results, load_results
-from benchmarks.targets import TARGETS
-from deploy.bench import BenchRequest, bench, drawn_prompts
+from benchmarks.comparison import comparison, differing, within
+from benchmarks.picture_grid import grid
+from benchmarks.report import html, markdown
+from benchmarks.results import Entry, Measured, Results, load_results
+from deploy.bench import Benchmark, bench
+from deploy.bench_request import BenchRequest
 from deploy.bundle import Bundle
 from deploy.errors import InputError
 from deploy.sessions import Sessions
+from deploy.targets import TARGETS, RunnerTarget
+from exporters.student import BUILTIN_STUDENT
 
 GRAPHS = ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
 
 
 @pytest.fixture(scope="module")
-def results(builtin_bundle: Bundle) -> Results:
-    return bench(BenchRequest((builtin_bundle.folder,), ("onnxruntime-cpu",), runs=2, rounds=2, threads=1))
+def found(builtin_bundle: Bundle) -> Benchmark:
+    """The bundle and its student in bf16, beside the student in fp32."""
+    targets = ("onnxruntime-cpu", "torch-bf16")
+    folder = builtin_bundle.folder
+    return bench(BenchRequest((folder,), targets, runs=2, rounds=2, threads=1, student=BUILTIN_STUDENT, pictures=2, score=3))
+
+
+@pytest.fixture(scope="module")
+def results(found: Benchmark) -> Results:
+    return found.results
 
 
 def test_everything_is_measured(results: Results, builtin_bundle: Bundle, tmp_path: Path) -> None:
-    (entry,) = results.entries
+    entry, _ = results.entries
     assert entry.measured is not None
     assert list(entry.measured.graphs) == GRAPHS
     for graph in entry.measured.graphs.values():
@@ -38,33 +50,61 @@ def test_everything_is_measured(results: Results, builtin_bundle: Bundle, tmp_pa
     assert entry.bytes_on_disk == sum(record.size_bytes for record in builtin_bundle.manifest.files)
     assert entry.measured.metadata["threads"] == "1"
     assert entry.measured.metadata["student"] == builtin_bundle.manifest.student.fingerprint
-    assert entry.energy
+    assert entry.measured.energy_method
     assert entry.graph_db["denoiser"] >= 100
+    assert entry.facts is not None
+    assert (entry.facts.schemes, entry.facts.height, entry.facts.steps) == (("fp32",), 64, 4)
     file = tmp_path / "r.json"
     file.write_bytes(results.to_json())
     assert load_results(file) == results
 
 
-def test_reports_say_it_all(results: Results) -> None:
-    text, page = markdown(results), html(results)
-    for words in ("denoiser", "onnxruntime-cpu", "ms", "MB", "threads 1", "energy"):
+def test_pictures_are_judged_on_every_target(results: Results) -> None:
+    """The fp32 bundle draws the student's pictures (graphs at over 100 dB, four steps); bf16 has 8 bits of mantissa."""
+    ours, peer = (entry.quality for entry in results.entries)
+    assert ours is not None
+    assert peer is not None
+    assert ours.latent_db is not None
+    assert peer.latent_db is not None
+    assert ours.psnr_db > 100
+    assert ours.latent_db > 100
+    assert ours.ssim > 1 - 1e-6
+    assert 20 < peer.latent_db < 60
+    assert len(ours.pictures) == 5
+    assert ours.score is not None
+    assert (ours.score.count, ours.score.lost, ours.score.won) == (3, 0, 0)  # the same pictures, the same verdicts
+
+
+def test_a_peer_is_measured_by_component(results: Results) -> None:
+    _, peer = results.entries
+    assert peer.measured is not None
+    assert list(peer.measured.graphs) == ["text_encoder", "text_encoder_2", "transformer", "vae_decoder"]
+    assert len(peer.measured.graphs["transformer"].warm.wall_ms) == 2 * 2 * 4  # rounds, pictures, steps
+    assert len(peer.measured.picture.warm.wall_ms) == 4
+    assert peer.bytes_on_disk > 4_000_000
+    assert "torch 2." in peer.measured.metadata["runtime"]
+
+
+def test_reports_say_it_all(found: Benchmark) -> None:
+    text, page = markdown(found.results), html(found.results, pictures=grid(found.pictures, found.results))
+    for words in ("denoiser", "onnxruntime-cpu", "torch-bf16", "ms", "MB", "threads 1", "Energy", "RssAnon", "SSIM"):
         assert words in text
         assert words in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4  # latency, memory, quality, graphs
     assert "<script" not in page
     linked = re.findall(r"""(?:src|href)=["'](\w+:[^"']*)""", page)  # nothing is fetched from anywhere
     assert [link for link in linked if not link.startswith("data:")] == []
 
 
-def test_pictures_are_shown_the_worst_first(results: Results, builtin_bundle: Bundle) -> None:
-    figures = {"two green triangles on a black background": 50.0, "a red circle on a white background": 40.0}
-    (entry,) = results.entries
-    compared = msgspec.structs.replace(results, entries=(msgspec.structs.replace(entry, picture_db=figures),))
-    grid = drawn_prompts(compared, [builtin_bundle.folder])
-    assert [prompt for prompt, _ in grid] == sorted(figures, key=figures.__getitem__)
-    page = html(compared, grid)
-    assert page.count("data:image/png;base64,") == 2
-    assert page.index("40.0 dB PSNR") < page.index("50.0 dB PSNR")
+def test_pictures_are_shown_the_worst_first(found: Benchmark) -> None:
+    rows = grid(found.pictures, found.results)
+    assert len(rows) == 2  # the prompts; what was only scored is not shown
+    assert [row.cells[0].psnr_db for row in rows] == sorted(row.cells[0].psnr_db for row in rows)
+    for row in rows:
+        assert [cell.label for cell in row.cells] == ["builtin_student, torch-bf16", "builtin, onnxruntime-cpu"]
+        assert row.cells[0].difference != row.cells[1].difference
+    page = html(found.results, pictures=rows)
+    assert page.count("data:image/png;base64,") == 2 * (1 + 2 * 2)  # the student's, and of two entries picture and difference
 
 
 def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,23 +119,45 @@ def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: p
 
     def rounds(slow: bool) -> Results:
         monkeypatch.setattr(Sessions, "load", slowed if slow else load)
-        found = [deploy.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1) for _ in range(5)]
+        found = [deploy.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1)[0] for _ in range(5)]
         parts = [msgspec.convert(part, Measured) for part in found]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
-        entry = bench_entry(builtin_bundle, total)
-        return Results(format="flash-deploy benchmark", version=1, measured_at="", commit="", rounds=5, entries=(entry,))
+        return together(Entry(**BARE, measured=total))
 
     rows = {row[2]: row for row in comparison(rounds(False), rounds(True), np.random.default_rng(0))}
     assert rows["conditioner"][-1] == "slower"
     assert float(rows["conditioner"][3]) > 2
 
 
-def bench_entry(bundle: Bundle, measured: Measured) -> Any:
-    from benchmarks.results import Entry
+BARE: dict[str, Any] = {"bundle": "b", "fingerprint": "", "target": "onnxruntime-cpu", "bytes_on_disk": 1, "graph_bytes": {}}
 
-    return Entry(bundle="b", fingerprint="", target="onnxruntime-cpu", bytes_on_disk=1, graph_bytes={}, measured=measured)
+
+def together(*entries: Entry, rounds: int = 5) -> Results:
+    return Results(format="flash-deploy benchmark", version=2, measured_at="", commit="", rounds=rounds, entries=entries)
+
+
+def test_bundles_of_one_file_are_compared(results: Results) -> None:
+    """Against the first on the same target: the same samples, and again as samples of three times the length."""
+    measured = results.entries[0].measured
+    assert measured is not None
+    wall = tuple(100 + i / 10 for i in range(10))
+    warm = msgspec.structs.replace(measured.picture.warm, wall_ms=wall, cpu_ms=wall)
+    slow = msgspec.structs.replace(warm, wall_ms=tuple(3 * ms for ms in wall))
+    first, same, slower = (
+        Entry(**{**BARE, "bundle": name}, measured=msgspec.structs.replace(measured, graphs={}, picture=picture))
+        for name, picture in (
+            ("a", msgspec.structs.replace(measured.picture, warm=warm)),
+            ("b", msgspec.structs.replace(measured.picture, warm=warm)),
+            ("c", msgspec.structs.replace(measured.picture, warm=slow)),
+        )
+    )
+    rows = within(together(first, same, slower), np.random.default_rng(0))
+    assert [(row[0], row[3], row[-1]) for row in rows] == [
+        ("b over a", "1.00", "no significant difference"),
+        ("c over a", "3.00", "slower"),
+    ]
 
 
 def test_memory_agrees_with_the_kernels_own_figure(builtin_bundle: Bundle) -> None:
@@ -114,7 +176,7 @@ def test_memory_agrees_with_the_kernels_own_figure(builtin_bundle: Bundle) -> No
                 break
         assert process.stdout is not None
         found = msgspec.json.decode(process.stdout.read(), type=Measured)
-    peak = max(found.picture.peak_memory_bytes, *(graph.peak_memory_bytes for graph in found.graphs.values()))
+    peak = max(part.peak_memory_bytes or 0 for part in (found.picture, *found.graphs.values()))
     assert peak == pytest.approx(highest, rel=0.05)
 
 
@@ -123,7 +185,7 @@ def test_a_remote_device_runs_the_same(builtin_bundle: Bundle) -> None:
     python = shlex.quote(sys.executable)
     remote = f"sh -c 'shift; exec {python} \"$@\"' remote {{command}}"
     request = BenchRequest((builtin_bundle.folder,), ("onnxruntime-cpu",), runs=1, rounds=1, remote=remote)
-    (entry,) = bench(request).entries
+    (entry,) = bench(request).results.entries
     assert entry.target == "onnxruntime-cpu, remote"
     assert entry.measured is not None
 
@@ -134,7 +196,7 @@ def test_runs_that_differ_do_not_merge(results: Results) -> None:
     other = msgspec.structs.replace(measured, metadata={**measured.metadata, "threads": "2"})
     with pytest.raises(InputError, match=r"threads: differs \(expected 1, got 2\)"):
         measured + other
-    changed = msgspec.structs.replace(results, entries=(msgspec.structs.replace(results.entries[0], measured=other),))
+    changed = together(msgspec.structs.replace(results.entries[0], measured=other))
     assert differing(results, changed) == [("threads", "1", "2")]
     assert differing(results, results) == []
 
@@ -148,18 +210,41 @@ BAD = {
     "remote that is not there": ({"remote": "no-such-program {command}"}, "no-such-program"),
     "remote that fails": ({"remote": "false {command}"}, "exit code 1"),
     "remote that says something else": ({"remote": "echo {command}"}, "gave no result"),
+    "peer without its student": ({"targets": ("torch",)}, "--student names"),
+    "browser without its page": ({"targets": ("browser-wasm",)}, "has no page"),
+    "score without a student": ({"score": 5}, "--student too"),
+    "another student": ({"student": "tiny"}, "was made of another student"),
+    "no pictures": ({"pictures": 0}, "--pictures"),
+    "more pictures than prompts": ({"student": BUILTIN_STUDENT, "pictures": 10**6}, "more than there are prompts"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
-def test_what_cannot_be_measured(changes: dict[str, Any], message: str, builtin_bundle: Bundle) -> None:
-    if TARGETS["onnxruntime-cuda"].absent() == "" and "cuda" in str(changes):
+def test_what_cannot_be_measured(changes: dict[str, Any], message: str, builtin_bundle: Bundle, students: Any) -> None:
+    cuda = TARGETS["onnxruntime-cuda"]
+    assert isinstance(cuda, RunnerTarget)
+    if cuda.absent() == "" and "cuda" in str(changes):
         pytest.skip("this machine has a GPU")
+    if changes.get("student") == "tiny":
+        changes = {"student": students["tiny"].path}
     with pytest.raises(InputError, match=message):
         bench(BenchRequest(**{"bundles": (builtin_bundle.folder,), "targets": ("onnxruntime-cpu",), "rounds": 1, **changes}))
 
 
 def test_files_that_are_no_benchmark(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"format": "flash-deploy benchmark", "version": 2}')
-    with pytest.raises(InputError, match=r"version|missing"):
-        load_results(tmp_path / "x.json")
+    for text in ('{"format": "flash-deploy benchmark", "version": 3}', '{"version": 1, "entries": [3]}', "[]", '{"version": 1}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match="is no benchmark"):
+            load_results(tmp_path / "x.json")
+
+
+def test_files_of_version_1_are_read(results: Results, tmp_path: Path) -> None:
+    """Without what they say of prompts and energy, which version 2 says otherwise."""
+    import json
+
+    raw = json.loads(results.to_json())
+    old = [{key: value for key, value in entry.items() if key not in {"facts", "quality"}} for entry in raw["entries"]]
+    entries = [{**entry, "picture_db": {"a": 40.0}, "energy": "not available"} for entry in old]
+    (tmp_path / "x.json").write_text(json.dumps({**raw, "version": 1, "entries": entries}))
+    found = load_results(tmp_path / "x.json")
+    assert [entry.measured for entry in found.entries] == [entry.measured for entry in results.entries]
