@@ -21,7 +21,16 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from deploy.budget import check_budget
-from deploy.bundle import Bundle, BundleBusyError, locked, partial_folder, record_file, seal
+from deploy.bundle import (
+    Bundle,
+    BundleBusyError,
+    check_place,
+    locked,
+    partial_folder,
+    record_file,
+    remove_strangers,
+    seal,
+)
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, graph_runner, model_format
 from deploy.interrupts import interruptible
@@ -52,6 +61,7 @@ from exporters.student import BUILTIN_STUDENT, Student, open_student
 from exporters.templates import OPTIONAL_COMPONENTS
 from exporters.tokenizers import open_tokenizers
 from quantization.calibration import Calibration
+from quantization.errors import printable
 from quantization.profile import Profile, load_profile, uniform
 
 COMPONENTS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"})
@@ -201,7 +211,7 @@ def plan(request: BuildRequest) -> Plan:
     """
     tier = find_tier(request.tier)
     check_format(request.tier, request.format)
-    _check_output(request)
+    check_place(request.output, request.force)
     _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
@@ -361,7 +371,8 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
         manifest = _manifest(made, partial, graphs, records, fingerprint.result())
         for leftover in partial.glob("*.done.json"):
             leftover.unlink()
-        _remove_strangers(partial, manifest)
+        remove_strangers(partial, manifest)
+        made.student.check_unchanged()
         return seal(partial, made.request.output, manifest, made.request.force)
 
 
@@ -484,7 +495,9 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         format=FORMAT,
         version=VERSION,
         created_with={tool: metadata.version(tool) for tool in _tools(made.request)},
-        student=StudentRecord(name=made.student.path.name, fingerprint=fingerprint, licences=made.student.licences()),
+        student=StudentRecord(
+            name=printable(made.student.path.resolve().name), fingerprint=fingerprint, licences=made.student.licences()
+        ),
         tier=made.request.tier,
         model_format=made.request.format,
         compute_units=made.compute_units,
@@ -563,25 +576,6 @@ def _finished(partial: Path, graph: GraphSpec, key: str) -> _Done | None:
     except (OSError, msgspec.MsgspecError):
         return None
     return done if whole and done.key == key else None
-
-
-def _remove_strangers(partial: Path, manifest: Manifest) -> None:
-    """Whatever an earlier build of something else left in the partial folder."""
-    known = {record.path for record in manifest.files} | {".lock"}
-    for file in sorted(partial.rglob("*"), reverse=True):
-        if file.is_dir():
-            if not any(file.iterdir()):
-                file.rmdir()
-        elif file.relative_to(partial).as_posix() not in known:
-            file.unlink()
-
-
-def _check_output(request: BuildRequest) -> None:
-    output = request.output
-    if output.exists() and not request.force:
-        raise InputError(f"{output} is there already.", remedy="give another folder, or --force to replace it")
-    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir() if output.is_dir() else [output]):
-        raise InputError(f"{output} is not a bundle and is not replaced.", remedy="give another folder")
 
 
 def _check_disk(folder: Path, needed: int) -> None:

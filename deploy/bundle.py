@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import BundleError, Complaint
-from deploy.manifest import NAME, FileRecord, Manifest, parse_manifest, read_manifest
+from deploy.errors import BundleError, Complaint, InputError
+from deploy.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifest, read_manifest
 from exporters.files import hash_file
+
+LOCK = ".lock"
 
 
 class BundleBusyError(BundleError):
@@ -64,12 +66,27 @@ def check_files(bundle: Bundle) -> list[Complaint]:
         for record in bundle.manifest.files
         if (got := hash_file(bundle.file(record.path))) != record.sha256
     ]
-    known = {record.path for record in bundle.manifest.files} | {NAME}
-    for file in sorted(bundle.folder.rglob("*")):
-        path = file.relative_to(bundle.folder).as_posix()
-        if not file.is_dir() and path not in known:
-            complaints.append(Complaint(path, "not a file of this bundle"))
-    return complaints
+    strangers = (file.relative_to(bundle.folder).as_posix() for file in find_strangers(bundle.folder, bundle.manifest))
+    return complaints + [Complaint(path, "not a file of this bundle") for path in strangers]
+
+
+def find_strangers(folder: Path, manifest: Manifest) -> list[Path]:
+    """Everything in a bundle's folder that its manifest does not name; links to folders too, which are not followed."""
+    known = {record.path for record in manifest.files} | {NAME, LOCK}
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if (file.is_symlink() or not file.is_dir()) and file.relative_to(folder).as_posix() not in known
+    ]
+
+
+def remove_strangers(partial: Path, manifest: Manifest) -> None:
+    """Remove whatever an earlier build of something else left in a partial bundle."""
+    for file in find_strangers(partial, manifest):
+        file.unlink()
+    for folder in sorted(partial.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def record_file(folder: Path, path: str) -> FileRecord:
@@ -78,6 +95,33 @@ def record_file(folder: Path, path: str) -> FileRecord:
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
     return FileRecord(path=path, size_bytes=file.stat().st_size, sha256=hash_file(file))
+
+
+def check_place(output: Path, force: bool) -> None:
+    """Whether a bundle can be made there: nothing is there, or, with ``force``, an older bundle and nothing else.
+
+    Raises:
+        InputError: something is there that would be lost, or the place cannot be.
+    """
+    try:
+        there = output.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError("The bundle cannot be written.", [Complaint(str(output), error.strerror or str(error))]) from error
+    if not there:
+        return
+    if not force:
+        raise InputError(f"{output} is there already.", remedy="give another folder, or --force to replace it")
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not is_bundle(output):
+        raise InputError(f"{output} is not a bundle and is not replaced.", remedy="give another folder")
+    try:
+        found = find_strangers(output, read_manifest(output))
+    except BundleError:  # a bundle that is damaged, or newer, may be replaced
+        return
+    if strangers := [file for file in found if not file.name.startswith(".")]:
+        complaints = [Complaint(str(file), "not a file of this bundle") for file in strangers]
+        raise InputError(f"{output} holds more than a bundle and is not replaced.", complaints, "move these files away")
 
 
 def partial_folder(target: Path) -> Path:
@@ -96,13 +140,22 @@ def locked(partial: Path) -> Iterator[None]:
         import fcntl
     except ImportError:  # Windows: bundles run there, and are built elsewhere
         raise BundleError("Bundles are built on Linux or macOS.", remedy="build there and copy the folder") from None
-    with (partial / ".lock").open("w") as stream:
+    if partial.is_symlink():  # what is not this build's is removed from the folder at the end
+        raise InputError("The bundle cannot be written.", [Complaint(str(partial), "is a link")], "remove it")
+    file = partial / LOCK
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno()))  # else another has sealed meanwhile
         except OSError:
+            ours = False
+        if not ours:
             raise BundleBusyError(
                 f"Another process is building in {partial}.", remedy="wait for it, or build to another folder"
             ) from None
+        for path in partial.rglob("*"):
+            if path.is_symlink():  # nothing is ever written through one
+                path.unlink()
         yield
 
 
@@ -120,12 +173,12 @@ def seal(partial: Path, target: Path, manifest: Manifest, force: bool = False) -
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    (partial / ".lock").unlink(missing_ok=True)
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.rename(target)
+    (target / LOCK).unlink(missing_ok=True)  # not before: whoever comes meanwhile must find it held
     shutil.rmtree(old, ignore_errors=True)
     _sync_folder(target.parent)
     return open_bundle(target)

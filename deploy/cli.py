@@ -797,6 +797,11 @@ def main() -> None:
     except CheckFailed as error:
         messages.print(f"failed:\n{error}", markup=False)
         sys.exit(1)
+    except OSError as error:  # of a path that was given: a name too long, a folder that may not be entered
+        if error.filename is None:
+            raise
+        messages.print(f"error: {Complaint(os.fsdecode(error.filename), error.strerror or type(error).__name__)}", markup=False)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,15 @@ def read_manifest(folder: Path) -> Manifest:
     return parse_manifest(raw, file)
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a bundle, of whatever version: other things have a ``manifest.json`` too."""
+    try:
+        raw = (folder / NAME).read_bytes() if (folder / NAME).is_file() else b""
+        return msgspec.json.decode(raw, type=_Version).format == FORMAT
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return False
+
+
 def parse_manifest(raw: bytes, file: Path) -> Manifest:
     """Decode and check a manifest's content.
 

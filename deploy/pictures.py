@@ -22,16 +22,16 @@ def check_output(file: Path) -> None:
     if file.suffix.lower() not in (*PICTURE_SUFFIXES, ".npy"):
         complaint = Complaint("-o", "unknown kind of file", " or ".join((*PICTURE_SUFFIXES, ".npy")), str(file))
         raise InputError("The pictures cannot be written.", [complaint])
-    if file.is_dir():
-        raise InputError("The pictures cannot be written.", [Complaint("-o", "is a folder", "a file", str(file))])
-    if not file.parent.is_dir():
-        raise InputError(
-            "The pictures cannot be written.",
-            [Complaint("-o", "no such folder", got=str(file.parent))],
-            "make the folder first",
-        )
     probe = _draft(_numbered(file, 0))
     try:
+        if file.is_dir():
+            raise InputError("The pictures cannot be written.", [Complaint("-o", "is a folder", "a file", str(file))])
+        if not file.parent.is_dir():
+            raise InputError(
+                "The pictures cannot be written.",
+                [Complaint("-o", "no such folder", got=str(file.parent))],
+                "make the folder first",
+            )
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -49,11 +49,10 @@ def load_latents(file: Path) -> np.ndarray:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError("The latents cannot be read.", [Complaint(str(file), str(error), "a plain .npy array")]) from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(
-            "The latents cannot be read.",
-            [Complaint(str(file), "not a single array", "a plain .npy array", "an .npz archive")],
-        )
+    if not isinstance(array, np.ndarray) or not array.ndim:
+        got = f"a single number, {array}" if isinstance(array, np.ndarray) else "an .npz archive"
+        complaint = Complaint(str(file), "not an array of latents", "a plain .npy array", got)
+        raise InputError("The latents cannot be read.", [complaint])
     return array
 
 

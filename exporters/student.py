@@ -61,6 +61,7 @@ class Student:
         weight_files: the files that the weights lie in.
         folder: the folder with tokenizers, scheduler and licence.
         defaults: how the student wants to be run.
+        stamps: inode, size and time of change of the files that it is read from, when it was opened.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Student:
     weights: dict[str, dict[str, Weight]]
     weight_files: tuple[Path, ...]
     defaults: StudentDefaults = field(default_factory=StudentDefaults)
+    stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def has_t5(self) -> bool:
@@ -116,10 +118,24 @@ class Student:
             progress: called with the number of bytes just read.
         """
         total = hashlib.sha256()
-        for file in [*self.weight_files, *self._small_files()]:
+        for file in self.files():
             name = file.relative_to(self.folder).as_posix()
             total.update(f"{name}:{hash_file(file, progress)}\n".encode(errors="surrogateescape"))  # names may be any bytes
         return f"sha256:{total.hexdigest()}"
+
+    def check_unchanged(self) -> None:
+        """Complain if a file has changed since the student was opened: what was read of it would be of no one student.
+
+        Raises:
+            StudentError: naming the files.
+        """
+        if changed := [file for file, stamp in self.stamps.items() if _stamp(file) != stamp]:
+            complaints = [Complaint(str(file), "has changed since the student was opened") for file in changed]
+            raise StudentError(f"{self.path} is being written to.", complaints, "try again when it is complete")
+
+    def files(self) -> list[Path]:
+        """Every file that the student is made of."""
+        return [*self.weight_files, *self._small_files()]
 
     def _small_files(self) -> Iterable[Path]:
         yield from (file for file in (self.folder / "student.json",) if file.is_file())
@@ -192,7 +208,9 @@ def assemble(
     if complaints:
         raise StudentError(f"{path} is not a usable student.", complaints, "; ".join(dict.fromkeys(remedies)))
     _check_fit(path, configs)
-    return Student(path, folder, configs, weights, tuple(files), defaults)
+    student = Student(path, folder, configs, weights, tuple(files), defaults)
+    student.stamps.update({file: _stamp(file) for file in student.files()})
+    return student
 
 
 def _check_component(
@@ -203,6 +221,14 @@ def _check_component(
         return wrong
     configs[component] = resolve_config(component, configs[component])
     return check_config(component, configs[component]) or check_weights(component, configs[component], weights[component])
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class InputError(Exception):
         lines = [self.headline, *(f"  - {complaint}" for complaint in self.complaints)]
         if self.remedy:
             lines.append(f"What to do: {self.remedy}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class SchemeError(InputError):

@@ -171,6 +171,88 @@ def test_a_folder_that_is_not_a_bundle_is_never_replaced(students: dict[str, Stu
     assert left_behind(output) == ["wedding.jpg"]
 
 
+def test_only_bundles_are_replaced_and_nothing_with_them(students: dict[str, Student], tmp_path: Path) -> None:
+    """Browser extensions and web apps have a manifest.json too; and pictures are easily drawn into a bundle's folder."""
+    output = tmp_path / "extension"
+    output.mkdir()
+    (output / "manifest.json").write_text('{"name": "my extension", "version": "1.0"}')
+    (output / "background.js").write_text("months of work")
+    with pytest.raises(InputError, match="is not a bundle and is not replaced"):
+        build(small(students, output, force=True))
+    assert left_behind(output) == ["background.js", "manifest.json"]
+    bundle = build(small(students, tmp_path / "bundle"))
+    (bundle.folder / ".DS_Store").touch()
+    (bundle.folder / "image.png").touch()
+    with pytest.raises(InputError, match=r"holds more than a bundle[\s\S]*image.png: not a file of this bundle"):
+        deploy.build.plan(small(students, bundle.folder, force=True))
+    (bundle.folder / "image.png").unlink()
+    deploy.build.plan(small(students, bundle.folder, force=True))
+    (bundle.folder / "manifest.json").write_text('{"format": "flash-deploy bundle", "version": 1}')
+    deploy.build.plan(small(students, bundle.folder, force=True))  # `build the bundle again` is what its complaint says
+
+
+def test_links_in_a_partial_folder_lead_nowhere(students: dict[str, Student], tmp_path: Path) -> None:
+    """In a folder that others write to, they may have put them there."""
+    home, place = tmp_path / "home", tmp_path / "shared"
+    for folder in (home, place):
+        folder.mkdir()
+    (home / "tokenizer.json").write_text("precious")
+    partial = partial_folder(place / "bundle")
+    partial.symlink_to(home)
+    with pytest.raises(InputError, match=r"\.bundle\.partial: is a link"):
+        build(small(students, place / "bundle"))
+    partial.unlink()
+    partial.mkdir()
+    (partial / "tokenizer").symlink_to(home)
+    (partial / "denoiser.onnx.data").symlink_to(home / "tokenizer.json")
+    bundle = build(small(students, place / "bundle"))
+    assert check_files(bundle) == []
+    assert left_behind(place) == ["bundle"]
+    assert (home / "tokenizer.json").read_text() == "precious"
+    assert left_behind(home) == ["tokenizer.json"]
+
+
+def test_a_student_that_changes_meanwhile_is_not_sealed(
+    tiny_folder: Path, students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = deploy.build._write
+
+    def changing(*arguments: Any) -> Any:
+        edit_json(tiny_folder / "vae" / "config.json", scaling_factor=0.5)
+        return write(*arguments)
+
+    monkeypatch.setattr(deploy.build, "_write", changing)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"is being written to[\s\S]*vae/config.json: has changed since the student was opened"):
+        build(small(students, tmp_path / "out" / "bundle", student=tiny_folder))
+    assert left_behind(tmp_path / "out") == []
+
+
+def test_a_lock_of_what_has_been_sealed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before another build renamed its folder, locked after it: the file is in the bundle by then."""
+    import fcntl
+
+    partial = tmp_path / ".bundle.partial"
+    partial.mkdir()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: partial.rename(tmp_path / "bundle"))
+    with pytest.raises(InputError, match="Another process is building"), locked(partial):
+        pass
+
+
+def test_names_of_students_hold_no_control_characters(tiny_folder: Path, students: dict[str, Student], tmp_path: Path) -> None:
+    odd = tiny_folder.rename(tmp_path / "stu\x1bdent")
+    assert build(small(students, tmp_path / "bundle", student=odd)).manifest.student.name == "stu\\x1bdent"
+    with pytest.raises(InputError, match=r"not valid UTF-8") as caught:  # the safetensors library takes no such path
+        build(small(students, tmp_path / "other", student=odd.rename(tmp_path / "stu\udcffdent")))
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
+def test_licences_that_no_bundle_can_hold(tiny_folder: Path, students: dict[str, Student], tmp_path: Path) -> None:
+    (tiny_folder / "LICENSE:x").write_text("free")
+    with pytest.raises(InputError, match="has a name that not every system can hold"):
+        deploy.build.plan(small(students, tmp_path / "bundle", student=tiny_folder))
+
+
 BAD_REQUESTS = {
     "unknown tier": ({"tier": "toaster"}, r"no such tier \(expected phone or .*, got toaster\)"),
     "odd size": (

@@ -107,6 +107,11 @@ BAD_CALLS = {
     "pickled latents": (["generate", "{bundle}", "x", "--latents", "pickled.npy", "-o", "x.png"], "a plain .npy array"),
     "empty latents": (["generate", "{bundle}", "x", "--latents", "empty.npy", "-o", "x.png"], "a plain .npy array"),
     "output is a folder": (["generate", "{bundle}", "x", "-o", "folder.png"], "is a folder"),
+    "latents that are one number": (["generate", "{bundle}", "x", "--latents", "one.npy", "-o", "x.png"], "a single number"),
+    "endless name": (["generate", "{bundle}", "x", "-o", "n" * 300 + ".png"], "File name too long"),
+    "endless bundle": (["generate", "n" * 300, "x", "-o", "x.png"], "File name too long"),
+    "endless student": (["inspect", "n" * 300], "File name too long"),
+    "endless output": (["build", "-o", "n" * 300], "File name too long"),
     "wrong latents": (
         ["generate", "{bundle}", "x", "--latents", "wrong.npy", "-o", "x.png"],
         "expected [images, 16, 8, 8], got [3]",
@@ -134,6 +139,7 @@ def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundl
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     np.save(tmp_path / "wrong.npy", np.zeros(3, np.float32))
     np.save(tmp_path / "huge.npy", np.full((1, 16, 8, 8), 1e300))
+    np.save(tmp_path / "one.npy", np.float32(1))
     np.save(tmp_path / "two.npy", np.zeros((2, 16, 8, 8), np.float32))
     (tmp_path / "empty.npy").touch()
     (tmp_path / "folder.png").mkdir()
@@ -145,6 +151,7 @@ def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundl
         "empty.npy",
         "folder.png",
         "huge.npy",
+        "one.npy",
         "pickled.npy",
         "two.npy",
         "wrong.npy",
