@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -69,15 +70,16 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
     target.parent.mkdir(parents=True, exist_ok=True)
     data = _DataFile(target.with_name(target.name + ".data"))
     complaints: list[Complaint] = []
+    streamed = [(v, t) for v in model.graph.initializers.values() if isinstance(t := v.const_value, _STREAMED)]
+    if progress:  # what the graph's file itself will hold
+        progress(stored_bytes(model) - sum(tensor.nbytes for _, tensor in streamed))
     with data:
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            assert tensor is not None
+        for (value, tensor), read in zip(streamed, _read_ahead([tensor for _, tensor in streamed]), strict=True):
             try:
-                if isinstance(tensor, _STREAMED) and tensor.nbytes > INLINE_BYTES:
-                    value.const_value = data.append(tensor)
-                elif isinstance(tensor, _STREAMED):
-                    value.const_value = ir.Tensor(tensor.read(), name=tensor.name)
+                if tensor.nbytes > INLINE_BYTES:
+                    value.const_value = data.append(tensor, read())
+                else:
+                    value.const_value = ir.Tensor(read(), name=tensor.name)
             except SchemeError as error:
                 complaints += error.complaints
                 continue
@@ -94,6 +96,16 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
     else:
         data.file.unlink()
     return written
+
+
+def _read_ahead(tensors: Sequence[LazyWeight | LazyCodes]) -> Iterator[Callable[[], np.ndarray]]:
+    """What gives each tensor's content in turn: it is encoded while the one before is hashed and written."""
+    with ThreadPoolExecutor(1) as pool:
+        after = [pool.submit(tensor.read) for tensor in tensors[:1]]
+        for i in range(len(tensors)):
+            this = after.pop()
+            after += [pool.submit(tensor.read) for tensor in tensors[i + 1 : i + 2]]
+            yield this.result
 
 
 class _DataFile:
@@ -115,8 +127,7 @@ class _DataFile:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def append(self, tensor: LazyWeight | LazyCodes) -> ir.ExternalTensor:
-        array = tensor.read()
+    def append(self, tensor: LazyWeight | LazyCodes, array: np.ndarray) -> ir.ExternalTensor:
         page = PAGE_BYTES if array.nbytes >= PAGE_BYTES else SMALL_BYTES if array.nbytes >= SMALL_BYTES else 64
         self._put(np.zeros(-self.size_bytes % page, np.uint8))
         offset = self.size_bytes

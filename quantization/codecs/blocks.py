@@ -1,0 +1,88 @@
+"""Integer codes of blocks, with the scale that fits them best.
+
+For codes ``q`` of a block ``w``, the best scale is the least-squares fit ``<w, q> / <q, q>``, with error
+``|w|^2 - <w, q>^2 / <q, q>``. Each candidate scale rounds the block to its codes; the candidate whose codes fit best wins, with
+its refitted scale. Candidates shrink the range from the block's largest value, which is laid on the longer, negative end of the
+two's-complement range (-8 of -8..7), sign included: with few bits that end is worth a twelfth of the range. With zero points the
+candidates shrink the block's whole range, zero included, and ``q`` above is ``code - zero``. Where inputs differ in importance,
+every product above is weighted by it.
+
+numba compiles the search: it reads a block once from memory for all candidates, where numpy would pass over it some ten times for
+each. The lock on the interpreter is released meanwhile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from quantization.schemes import Scheme
+
+# Fractions of the range that candidates keep. For a normal block of 32 the optimum of 4 bits lies near 0.9, of 2 bits near 0.7;
+# at 8 bits clipping hardly ever pays.
+CANDIDATES = {8: (1.0, 0.97), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75), 2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45)}
+
+
+def encode_blocks(
+    weights: np.ndarray, scheme: Scheme, importance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Encode blocks.
+
+    Args:
+        weights: finite, fp32 ``[rows, blocks, block]``.
+        scheme: an integer scheme.
+        importance: of each input's squared error, fp32 ``[blocks, block]``; none where all count alike.
+
+    Returns:
+        Codes int8 ``[rows, blocks, block]``, scales fp32 and zeros int8 ``[rows, blocks]``.
+    """
+    rows, blocks, block = weights.shape
+    codes = np.empty(weights.shape, np.int8)
+    scales, zeros = np.empty((rows, blocks), np.float32), np.zeros((rows, blocks), np.int8)
+    shares = np.ones((blocks, block), np.float32) if importance is None else importance
+    fractions = np.array(CANDIDATES[scheme.bits], np.float32)
+    _fit(weights, shares, fractions, scheme.bits, scheme.zero_points, codes, scales, zeros)
+    return codes, scales, zeros
+
+
+# Sums may be taken in any order: that is what lets them run in vectors.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
+def _fit(
+    weights: np.ndarray,
+    shares: np.ndarray,
+    fractions: np.ndarray,
+    bits: int,
+    zero_points: bool,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+) -> None:  # pragma: no cover (compiled)
+    """Fill in codes, scales and zeros."""
+    low = np.float32(-(1 << (bits - 1)))
+    high, nothing = -low - np.float32(1), np.float32(0)
+    for r in range(weights.shape[0]):
+        for b in range(weights.shape[1]):
+            block, share = weights[r, b], shares[b]
+            bottom, top = nothing, nothing
+            for value in block:
+                bottom, top = min(bottom, value), max(top, value)
+            largest = top if top > -bottom else bottom
+            best, best_inverse, best_scale, best_zero = np.float32(-1), nothing, np.float32(1), nothing
+            for fraction in fractions:
+                scale = (top - bottom) * (fraction / (high - low)) if zero_points else largest * (fraction / low)
+                inverse = np.float32(1) / scale
+                if not np.isfinite(inverse):  # a block of zeros, or of what fp32 hardly tells from them
+                    inverse = nothing
+                zero = min(max(np.rint(low - bottom * fraction * inverse), low), high) if zero_points else nothing
+                against, norm = nothing, nothing
+                for i in range(block.size):
+                    code = min(max(np.rint(block[i] * inverse) + zero, low), high) - zero
+                    against += block[i] * code * share[i]
+                    norm += code * code * share[i]
+                gain = against * against / norm if norm > 0 else nothing
+                if gain > best:
+                    best, best_inverse, best_zero = gain, inverse, zero
+                    best_scale = against / norm if norm > 0 else np.float32(1)
+            scales[r, b], zeros[r, b] = best_scale, np.int8(best_zero)
+            for i in range(block.size):
+                codes[r, b, i] = np.int8(min(max(np.rint(block[i] * best_inverse) + best_zero, low), high))
