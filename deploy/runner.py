@@ -52,7 +52,14 @@ class _Recorder(Pipeline):
 
 
 def measure(
-    bundle: Path, runtime: Runtime | None, provider: str, threads: int | None, runs: int, warm_ups: int, keep_graphs: bool = False
+    bundle: Path,
+    runtime: Runtime | None,
+    provider: str,
+    threads: int | None,
+    runs: int,
+    warm_ups: int,
+    keep_graphs: bool = False,
+    graphs_too: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Part]]:
     """Measure a bundle.
 
@@ -64,6 +71,7 @@ def measure(
         runs: measured runs of each graph, and pictures.
         warm_ups: runs of each graph before those; recorded, not counted.
         keep_graphs: draw the pictures with all graphs kept loaded.
+        graphs_too: measure each graph after them.
 
     Returns:
         What :class:`benchmarks.results.Measured` holds, as plain data, times in ms, memory in bytes; and when each part was.
@@ -86,7 +94,7 @@ def measure(
             meter.start()
             pictures = timed(lambda: made[0].generate(PROMPT), runs)
             used = meter.joules()
-        given = made[0].given
+        given = made[0].given if graphs_too else {}
         pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
         made.clear()  # with the graphs that it kept
         for name, inputs in given.items():
@@ -160,6 +168,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-ups", type=int, default=1)
     parser.add_argument("--keep-graphs", action="store_true", help="keep graphs loaded between pictures")
+    parser.add_argument("--no-graphs", action="store_true", help="measure pictures alone")
     parser.add_argument("--draw", action="store_true", help="draw what standard input asks for, a line for each")
     parser.add_argument("--parts", action="store_true", help="say on stderr when each part was, in s of the monotonic clock")
     options = parser.parse_args()
@@ -169,7 +178,7 @@ def main() -> None:
             for drawn in draw(*where, read_wanted(sys.stdin.read())):
                 print(to_line(drawn), flush=True)  # noqa: T201
             return
-        found, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs)
+        found, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs, not options.no_graphs)
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
