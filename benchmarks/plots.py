@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.tables import device, mb, ms, picture_summary
 from quantization.errors import Complaint, InputError
 
 BAR_INCHES, WIDTH_INCHES = 0.42, 8.4
+SEEN_DB = 80.0  # pictures that differ less are drawn on the upper edge: no 8-bit picture shows it (a step of 1/255 is 48 dB)
 MOST_ROWS = 48  # of a heat map; beyond that layers are summed up by block
 STYLE: Any = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 ONE, TWO, FAINT, MARK = "#31688e", "#35b779", "#c9d3df", "#d1495b"
@@ -75,30 +77,36 @@ def memory(entries: Sequence[Entry]) -> str:
 
 
 def pareto(entries: Sequence[Entry]) -> str:
-    """Quality against size and against time; what nothing else beats in both is filled and joined. Empty without quality."""
-    with_quality = [entry for entry in entries if _decibels(entry)[0] is not None]
-    if not with_quality:
+    """Quality against size and against time; what nothing else beats in both is filled and joined. Empty without quality.
+
+    The student itself is left out: it is what the others are compared with.
+    """
+    found = {id(entry): _decibels(entry) for entry in entries if entry.facts is not None or entry.quality is not None}
+    shown = [entry for entry in entries if id(entry) in found and (found[id(entry)][0] or EQUAL_DB) < EQUAL_DB]
+    if not shown:
         return ""
-    metric = _decibels(with_quality[0])[1]
-    shown = [entry for entry in with_quality if _decibels(entry)[1] == metric]
-    axes_of: list[tuple[str, Callable[[Entry], float]]] = [
-        ("bundle on disk, MB", lambda entry: entry.bytes_on_disk / 1e6),
-        (f"one picture, ms ({_devices(shown)})", lambda entry: picture_summary(entry).median),
+    metric = found[id(shown[0])][1]
+    shown = [entry for entry in shown if found[id(entry)][1] == metric]
+    axes_of: list[tuple[str, Callable[[Entry], float], Callable[[Entry], str]]] = [
+        ("on disk, MB", lambda entry: entry.bytes_on_disk / 1e6, lambda entry: entry.bundle),
+        (f"one picture, ms ({_devices(shown)})", lambda e: picture_summary(e).median, lambda e: f"{e.bundle}, {e.target}"),
     ]
-    finite = [value for entry in shown if (value := _decibels(entry)[0]) is not None and value < EQUAL_DB]
-    top = max(finite, default=100.0) + 6
-    with _figure(4.2, columns=2) as (figure, panels):
-        for panel, (label, cost) in zip(panels, axes_of, strict=True):
-            points = [(cost(entry), min(_decibels(entry)[0] or 0.0, top), entry) for entry in shown]
-            front = pareto_front([(x, y) for x, y, _ in points])
-            line = sorted((points[i][0], points[i][1]) for i in front)
+    with _figure(4.6, columns=2) as (figure, panels):
+        for panel, (label, cost, name) in zip(panels, axes_of, strict=True):
+            points = [(cost(entry), min(found[id(entry)][0] or 0.0, SEEN_DB)) for entry in shown]
+            front = pareto_front(points)
+            line = sorted(points[i] for i in front)
             panel.plot([x for x, _ in line], [y for _, y in line], color=MARK, linewidth=1, zorder=1, label="Pareto front")
-            for i, (x, y, entry) in enumerate(points):
+            named: set[str] = set()
+            for i, (x, y) in enumerate(points):
                 panel.scatter(x, y, zorder=2, edgecolor=ONE, facecolor=ONE if i in front else "white")
-                name = f"{entry.bundle}\n{entry.target}"
-                panel.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
-            panel.set(xlabel=label, ylabel=metric)
-            panel.margins(x=0.25, y=0.15)
+                if (text := name(shown[i])) not in named:
+                    up = 5 if len(named) % 2 == 0 else -11
+                    panel.annotate(text, (x, y), xytext=(6, up), textcoords="offset points", fontsize=7)
+                named.add(text)
+            panel.set(xlabel=label, ylabel=f"{metric} (at most {SEEN_DB:.0f})")
+            panel.set_xlim(0, 1.4 * max(x for x, _ in points))  # room for names
+            panel.margins(y=0.12)
             panel.grid(alpha=0.25)
             panel.legend(frameon=False, fontsize=8, loc="lower right")
         return _svg(figure)
@@ -128,9 +136,11 @@ def heat_map(folder: Path) -> str:
     """
     errors, chosen = _sensitivities(folder / "sensitivity.csv")
     if len(errors) > MOST_ROWS:
-        errors, chosen = _by_block(errors), {}
+        errors, chosen = _by_block(errors, chosen)
     schemes = list(dict.fromkeys(scheme for options in errors.values() for scheme in options))
     schemes.sort(key=lambda scheme: -np.mean([options[scheme] for options in errors.values() if scheme in options]))
+    from matplotlib.patches import Rectangle
+
     table = np.full((len(errors), len(schemes)), np.nan)
     for i, options in enumerate(errors.values()):
         for scheme, error in options.items():
@@ -140,12 +150,21 @@ def heat_map(folder: Path) -> str:
         axes.set_xticks(range(len(schemes)), schemes, fontsize=8)
         axes.set_yticks(range(len(errors)), list(errors), fontsize=7)
         axes.xaxis.tick_top()
+        middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
+        for (i, j), decibels in np.ndenumerate(table):
+            if np.isfinite(decibels):
+                axes.annotate(f"{decibels:.0f}", (j, i), ha="center", va="center", fontsize=6, color=_ink(decibels > middle))
         for i, name in enumerate(errors):
-            if name in chosen and chosen[name] in schemes:
-                axes.scatter(schemes.index(chosen[name]), i, marker="o", s=14, color="white", edgecolor="black", linewidth=0.6)
+            if chosen.get(name) in schemes:
+                at = (schemes.index(chosen[name]) - 0.46, i - 0.42)
+                axes.add_patch(Rectangle(at, 0.92, 0.84, fill=False, edgecolor="#35d07f", linewidth=1.6))
         bar = figure.colorbar(image, ax=axes, fraction=0.05)
         bar.set_label("foretold PSNR of pictures, dB, when this alone is stored so")
         return _svg(figure)
+
+
+def _ink(on_light: bool) -> str:
+    return "black" if on_light else "white"
 
 
 def _sensitivities(file: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
@@ -169,15 +188,18 @@ def _sensitivities(file: Path) -> tuple[dict[str, dict[str, float]], dict[str, s
     return errors, chosen
 
 
-def _by_block(errors: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Errors of a block's layers, added up: foretold mean squares of independent roundings add."""
+def _by_block(errors: dict[str, dict[str, float]], chosen: dict[str, str]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Errors of a block's layers, added up (foretold mean squares of independent roundings add), and what most of them chose."""
     blocks: dict[str, dict[str, float]] = {}
+    votes: dict[str, Counter[str]] = {}
     for name, options in errors.items():
         match = re.match(r"(.*?\.\d+)(\.|$)", name)
-        block = blocks.setdefault(match[1] if match else name.split(".")[0], {})
+        block = match[1] if match else name.split(".")[0]
         for scheme, error in options.items():
-            block[scheme] = block.get(scheme, 0.0) + error
-    return blocks
+            blocks.setdefault(block, {}).setdefault(scheme, 0.0)
+            blocks[block][scheme] += error
+        votes.setdefault(block, Counter())[chosen.get(name, "")] += 1
+    return blocks, {block: count.most_common(1)[0][0] for block, count in votes.items()}
 
 
 def _decibels(entry: Entry) -> tuple[float | None, str]:

@@ -16,6 +16,7 @@ MIN_SAMPLES = 5
 MIN_ROUNDS = 5  # fewer cannot be told apart: 2 * 5! * 5! / 10! = 0.008 is the least p that five against five can have
 ALPHA, LEAST = 0.01, 0.02
 RESAMPLES = 4000
+NONE = "no significant difference"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray], rng: np.r
     if min(len(a), len(b)) < MIN_ROUNDS:
         return Difference(ratio, low, high, p_value, "too few rounds")
     differs = p_value < ALPHA and not low <= 1 <= high and abs(ratio - 1) >= LEAST
-    verdict = "no significant difference" if not differs else "slower" if ratio > 1 else "faster"
+    verdict = NONE if not differs else "slower" if ratio > 1 else "faster"
     return Difference(ratio, low, high, p_value, verdict)
 
 

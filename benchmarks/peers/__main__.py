@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="a bundle of this student (repeatable)")
     parser.add_argument("--pixels", type=int, default=None, help="height and width of pictures (default: the tier's)")
     parser.add_argument("--ours", action="append", default=[], choices=OURS, help="where bundles run (default: everywhere)")
+    parser.add_argument("--peer", action="append", default=[], choices=OTHERS, help="what else is measured (default: all)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
@@ -37,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.json.resolve().parent) as work:
         bundles = options.bundle or [_build(options.student, Path(work) / name, options.pixels) for name in STORED]
         command = ["bench", *map(str, bundles), "--student", str(options.student), "--json", str(options.json)]
-        for target in (*(options.ours or OURS), *OTHERS):
+        for target in (*(options.ours or OURS), *(options.peer or OTHERS)):
             command += ["--target", target]
         for name in ("runs", "rounds", "warm_ups", "pictures"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]

@@ -70,5 +70,5 @@ def export_decoder(student: Student, file: Path, height: int, width: int) -> Pat
 
 def _export(module: nn.Module, example: Sequence[Tensor], file: Path) -> Path:
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(module, tuple(example), str(file), dynamo=True, external_data=True, verbose=False)
+        torch.onnx.export(module.eval(), tuple(example), str(file), dynamo=True, external_data=True, verbose=False)
     return file
