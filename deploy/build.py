@@ -33,6 +33,7 @@ from deploy.bundle import (
 )
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, graph_runner, model_format
+from deploy.inspect import megabytes
 from deploy.interrupts import interruptible
 from deploy.layout_files import write_layout_files
 from deploy.manifest import (
@@ -581,5 +582,5 @@ def _finished(partial: Path, graph: GraphSpec, key: str) -> _Done | None:
 def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        complaint = Complaint(str(folder), "too little disk", f"{needed / 1e9:.2f} GB", f"{free / 1e9:.2f} GB free")
+        complaint = Complaint(str(folder), "too little disk", megabytes(needed), f"{megabytes(free)} free")
         raise InputError("The bundle does not fit on the disk.", [complaint], "free some space or build elsewhere")

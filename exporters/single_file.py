@@ -11,7 +11,8 @@ the file lies in. Configurations that the folder lacks are inferred from the ten
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,18 @@ def open_single_file(path: Path, variant: str | None = None, without: Collection
         complaint = Complaint(str(path), "no MMDiT in it", f"tensors named {_TRANSFORMER}joint_blocks.*", f"{len(source)} others")
         raise StudentError(f"{path} is not an original Stable Diffusion 3 checkpoint.", [complaint])
     given: dict[str, tuple[dict[str, Any], dict[str, Weight]]] = {}
-    given["transformer"] = _transformer(_below(source, _TRANSFORMER, keep=True), folder)
+    with _layout(path, "transformer"):
+        given["transformer"] = _transformer(_below(source, _TRANSFORMER, keep=True), folder)
     if any(name.startswith(_VAE) for name in source):
-        given["vae"] = _vae(_below(source, _VAE, keep=True), folder)
+        with _layout(path, "vae"):
+            given["vae"] = _vae(_below(source, _VAE, keep=True), folder)
     for component, prefix in _ENCODERS.items():
         if component not in without and (weights := _below(source, prefix)):
             config = _folder_config(folder, component)
             weights = {name: replace(weight, component=component, name=name) for name, weight in weights.items()}
             if component == "text_encoder":
-                weights.setdefault("text_projection.weight", _identity(config["projection_dim"]))  # as diffusers does
+                with _layout(path, component):
+                    weights.setdefault("text_projection.weight", _identity(int(config["projection_dim"])))  # as diffusers does
             given[component] = (config, weights)
     components = [c for c in COMPONENTS if c in given or ((folder / c).is_dir() and c not in without)]
     missing = [c for c in COMPONENTS if c not in components and c != "text_encoder_3"]
@@ -60,6 +64,18 @@ def open_single_file(path: Path, variant: str | None = None, without: Collection
         complaints = [Complaint(str(path), f"holds no {c}, and neither does its folder", f"{folder / c}") for c in missing]
         raise StudentError(f"{path} is incomplete.", complaints, "put the file into the folder of a diffusers SD3 pipeline")
     return assemble(path, folder, components, variant, given, [path])
+
+
+@contextlib.contextmanager
+def _layout(path: Path, component: str) -> Iterator[None]:
+    """What is missing or misshapen shows as an error of many kinds, in a converter or where a configuration is inferred."""
+    try:
+        yield
+    except StudentError:
+        raise
+    except Exception as error:
+        what = f"its tensors are not laid out as Stable Diffusion 3's: {type(error).__name__}: {error}"
+        raise StudentError(f"{path} cannot be converted.", [Complaint(component, what)]) from error
 
 
 def _transformer(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
@@ -85,13 +101,11 @@ def _convert(source: Mapping[str, Weight], converter: Any, component: str) -> di
     rows = {}
     for i, name in enumerate(names):
         shape = source[name].shape
+        if 0 in shape:
+            raise ValueError(f"{name} has no rows")
         numbers = torch.arange(shape[0] if shape else 1, dtype=torch.int64) + (i << _ROW_BITS)
         rows[name] = numbers.reshape([-1, *[1] * (len(shape) - 1)])
-    try:
-        converted = converter(rows)
-    except (KeyError, IndexError, RuntimeError) as error:
-        complaint = Complaint(component, f"diffusers' converter does not know this layout: {type(error).__name__}: {error}")
-        raise StudentError("A single-file checkpoint cannot be converted.", [complaint]) from error
+    converted = converter(rows)
     return {name: _from_rows(name, numbers.numpy(), [source[n] for n in names], component) for name, numbers in converted.items()}
 
 

@@ -394,7 +394,7 @@ def test_too_little_disk_is_found_before_writing(
     students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.raises(InputError, match=r"too little disk \(expected .* GB, got 0.00 GB free\)"):
+    with pytest.raises(InputError, match=r"too little disk \(expected .* MB, got 0.00 MB free\)"):
         build(small(students, tmp_path / "bundle"))
     assert left_behind(tmp_path) == []
 

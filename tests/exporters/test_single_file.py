@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +89,49 @@ def test_missing_tensor_is_named(student: Student, tmp_path: Path) -> None:
     del tensors["model.diffusion_model.joint_blocks.1.x_block.mlp.fc1.weight"]
     with pytest.raises(StudentError, match=r"joint_blocks.1.x_block.mlp.fc1.weight"):
         open_student(original.write(folder / "sd3.safetensors", tensors))
+
+
+Change = Callable[[original.Arrays], object]
+PREFIX = "model.diffusion_model."
+
+
+def reshaped(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "no positions": (lambda t: t.pop(f"{PREFIX}pos_embed"), r"transformer: its tensors .* KeyError: 'pos_embed'"),
+    "flat patches": (reshaped(f"{PREFIX}x_embedder.proj.weight", np.ravel), r"transformer: its tensors are not laid out"),
+    "one row of three": (
+        reshaped(f"{PREFIX}joint_blocks.0.x_block.attn.qkv.weight", lambda a: a[:1]),
+        r"transformer: its tensors are not laid out",
+    ),
+    "no rows": (reshaped(f"{PREFIX}context_embedder.bias", lambda a: a[:0]), r"context_embedder.bias has no rows"),
+    "a norm is missing": (
+        lambda t: t.pop(f"{PREFIX}joint_blocks.1.x_block.attn.ln_q.weight"),
+        r"not laid out .*joint_blocks.1.x_block.attn.ln_q.weight",
+    ),
+    "a block that is no number": (lambda t: t.update({f"{PREFIX}joint_blocks.x.y": np.zeros(3)}), r"not laid out .*'x'"),
+    "no level of the VAE": (
+        lambda t: t.pop("first_stage_model.encoder.down.2.block.0.conv2.weight"),
+        r"vae: its tensors are not laid out as Stable Diffusion 3's: KeyError: 'encoder.down.2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_files_are_refused_by_component(change: Change, message: str, student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    tensors = original.transformer(student) | original.vae(student)
+    change(tensors)
+    with pytest.raises(StudentError, match=message):
+        open_student(original.write(folder / "sd3.safetensors", tensors))
+
+
+def test_an_encoder_whose_width_is_not_said(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    file = original.write(folder / "sd3.safetensors", original.transformer(student), original.clips(student))
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"projection_dim": None}))
+    with pytest.raises(StudentError, match="text_encoder: its tensors are not laid out"):
+        open_student(file)
