@@ -48,7 +48,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     complaints = []
     for record in manifest.files:
         file = folder / record.path
-        if not _stays_inside(file, folder):
+        if not stays_inside(file, folder):
             complaints.append(Complaint(str(file), "leads outside the bundle"))
         elif not file.is_file():
             complaints.append(Complaint(str(file), "missing"))
@@ -192,5 +192,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _stays_inside(file: Path, folder: Path) -> bool:
+def stays_inside(file: Path, folder: Path) -> bool:
+    """Whether a file is in a folder, links followed."""
     return file.resolve().is_relative_to(folder.resolve())

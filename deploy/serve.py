@@ -16,13 +16,13 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, stays_inside
 from deploy.errors import Complaint, InputError
 from deploy.manifest import NAME
 from deploy.web_page import INDEX
 
 LOOPBACK = "127.0.0.1"
-HOSTS = frozenset({"127.0.0.1", "localhost"})
+HOST = re.compile(r"(localhost|127\.0\.0\.1)(:\d{1,5})?", re.IGNORECASE)
 CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -116,7 +116,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path).removeprefix("/") or INDEX
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in HOSTS:  # a foreign name that was led to this address
+        if not HOST.fullmatch(self.headers.get("Host", "")):  # a foreign name that was led to this address
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
         elif path not in self.server.entity_tags:
             self._refuse(HTTPStatus.NOT_FOUND)
@@ -127,6 +127,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, path: str, tag: str, with_body: bool) -> None:
         file = self.server.bundle.file(path)
+        if not (
+            file.is_file() and stays_inside(file, self.server.bundle.folder)
+        ):  # removed or replaced since the bundle was opened
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
         with file.open("rb") as stream:
             size = file.stat().st_size
             wanted = _range(self.headers.get("Range", ""), size)
@@ -178,7 +183,7 @@ def _range(header: str, size: int) -> range | None:
     >>> _range("bytes=2-", 10), _range("bytes=0-3", 10), _range("bytes=-3", 10), _range("bytes=12-", 10)
     (range(2, 10), range(0, 4), range(7, 10), None)
     """
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip(), re.ASCII)
     if not found or not any(found.groups()):
         return range(size)
     first, last = found.groups()

@@ -89,11 +89,34 @@ def test_nothing_else(path: str, server: Server) -> None:
     assert (answer.status, body) == (404, b"404 Not Found\n")
 
 
+def test_what_became_a_link_is_not_followed(builtin_bundle: Bundle, add_page: AddPage, tmp_path: Path) -> None:
+    bundle = add_page(builtin_bundle, tmp_path / "bundle", None)
+    (tmp_path / "secret").write_text("secret")
+    with Server(bundle) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        file = bundle.folder / "web" / "style.css"
+        file.unlink()
+        statuses = [ask(server, "/web/style.css")[0].status]
+        file.symlink_to(tmp_path / "secret")
+        statuses.append(ask(server, "/web/style.css")[0].status)
+        server.shutdown()
+        thread.join()
+    assert statuses == [404, 404]
+
+
 def test_changing_requests_are_refused(server: Server) -> None:
     assert [ask(server, "/manifest.json", method)[0].status for method in ("POST", "PUT", "DELETE")] == [501] * 3
 
 
-@pytest.mark.parametrize(("host", "status"), [("localhost:80", 200), ("127.0.0.1", 200), ("evil.example:80", 421), ("", 421)])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:80", 200), ("127.0.0.1", 200), ("evil.example:80", 421), ("", 421), ("LOCALHOST", 200)]
+    + [
+        (host, 421)
+        for host in ("[::1", "evil@localhost", "localhost/x", "localhost:", "localhost.evil.example", "localhost:1234567")
+    ],
+)
 def test_foreign_names_are_refused(host: str, status: int, server: Server) -> None:
     """A page elsewhere may lead its own name to this address, and would then be of the same origin."""
     assert ask(server, "/manifest.json", Host=host)[0].status == status
@@ -108,6 +131,7 @@ def test_foreign_names_are_refused(host: str, status: int, server: Server) -> No
         ("bytes=0-99999999999", 200, slice(None)),
         ("bytes=1-2,4-5", 200, slice(None)),
         ("lines=1-2", 200, slice(None)),
+        (f"bytes=0-{'9' * 5000}", 200, slice(None)),
     ],
 )
 def test_ranges(asked: str, status: int, got: slice, server: Server, page_bundle: Bundle) -> None:
