@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from deploy.errors import BundleError, Complaint
 from deploy.manifest import TokenizerRecord
@@ -28,10 +28,23 @@ def load_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """Token ids ``[1, max_length]``, int64."""
-    return np.asarray([tokenizer.encode(prompt).ids], np.int64)
+    """Token ids ``[1, max_length]``, int64.
+
+    Raises:
+        BundleError: the tokenizer cannot encode it.
+    """
+    return np.asarray([_encoding(tokenizer, prompt).ids], np.int64)
 
 
 def tokens_cut(tokenizer: Tokenizer, prompt: str) -> int:
     """How many tokens of the prompt do not fit and are left out."""
-    return sum(len(piece.ids) - piece.special_tokens_mask.count(1) for piece in tokenizer.encode(prompt).overflowing)
+    return sum(len(piece.ids) - piece.special_tokens_mask.count(1) for piece in _encoding(tokenizer, prompt).overflowing)
+
+
+def _encoding(tokenizer: Tokenizer, prompt: str) -> Encoding:
+    try:
+        return tokenizer.encode(prompt)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust, of an expression that gives up for example, is no Exception
+        raise BundleError("A tokenizer cannot encode the prompt.", [Complaint("tokenizer.json", str(error))]) from error

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from deploy.bundle import Bundle
+from deploy.errors import BundleError
 from deploy.layout_files import tokenizer_json
 from deploy.runtime import Pipeline
 from exporters.reference import load_tokenizer as load_transformers_tokenizer
@@ -65,3 +66,18 @@ def test_cut_tokens_are_counted(builtin_bundle: Bundle) -> None:
     assert pipeline.tokens_cut("a red circle") == {}
     cut = pipeline.tokens_cut("circle " * 20)
     assert cut == {"input_ids": 6, "input_ids_2": 6}  # 14 of 20 fit between start and end
+
+
+def test_a_tokenizer_that_panics_is_a_complaint(damaged_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An expression that backtracks for ever is given up by the library with a panic, which is no Exception in Python."""
+    file = damaged_bundle / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    file.write_text(json.dumps(content), "utf-8")
+    manifest = json.loads((damaged_bundle / "manifest.json").read_text("utf-8"))
+    record = next(record for record in manifest["files"] if record["path"] == "tokenizer/tokenizer.json")
+    record["size_bytes"] = file.stat().st_size
+    (damaged_bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleError, match="A tokenizer cannot encode the prompt"):
+        Pipeline(damaged_bundle).tokenize("a" * 40 + " red circle")
+    capfd.readouterr()  # Rust reports its panic itself
