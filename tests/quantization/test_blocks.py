@@ -44,7 +44,7 @@ def test_no_candidate_is_better(name: str, weighted: bool) -> None:
             for r in range(7)
         ]
     )
-    # Candidates are told apart by sums in fp32, of 80 terms in at least 8 lanes: 13 roundings of 2^-24 of the block's energy each.
+    # Candidates are told apart by sums in fp32, of 80 terms in at least 8 lanes: 13 roundings of 2^-24 of the energy each.
     energy = (shares * weights.astype(np.float64) ** 2).sum(axis=-1)
     tolerance = 2**-20 * energy
     assert (np.abs(found - best) <= tolerance).all()
