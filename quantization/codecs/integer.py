@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from quantization.codecs.floating import require_finite
 from quantization.schemes import Scheme
 
 CHUNK_ELEMENTS = 1 << 18  # a core's share of the work at a time: in fp32 it stays in the cache
-FEEDBACK_COLUMNS = 128  # of whole rows: inputs between two updates of all that follow
 
 
 @dataclass(frozen=True)
@@ -89,43 +88,20 @@ def encode_integer_with_feedback(weight: np.ndarray, scheme: Scheme, origin: str
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
-    require_finite(weight, origin)
-    rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
-    columns = rows.shape[1]
-    block = scheme.block or columns
-    grid = _IntegerGrid(scheme, rows, block)
-    step = FEEDBACK_COLUMNS if scheme.block is None else block
-    codes = np.pad(encode_with_feedback(rows, gram, grid, step), ((0, 0), (0, -columns % block)))
-    if scheme.zero_points:  # padding stands for zero
-        codes[:, columns:] = grid.zeros[:, -1:]
-    zeros = grid.zeros if scheme.zero_points else None
-    return IntegerTensor(codes.reshape(len(rows), -1, block).astype(np.int8), grid.scales, columns, zeros)
+    plain = encode_integer(weight, scheme, origin)
+    block, low, high = plain.codes.shape[2], -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
+    zeros = np.zeros_like(plain.scales) if plain.zeros is None else plain.zeros.astype(np.float32)
 
-
-class _IntegerGrid:
-    """Scales of each block, chosen when its turn comes; of whole rows, at once."""
-
-    def __init__(self, scheme: Scheme, rows: np.ndarray, block: int) -> None:
-        self.scheme, self.block = scheme, block
-        blocks = -(-rows.shape[1] // block)
-        self.scales, self.zeros = np.ones((len(rows), blocks), np.float32), np.zeros((len(rows), blocks), np.int8)
-        self.low, self.high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
-        if scheme.block is None:
-            self._fit(0, rows)
-
-    def fit(self, start: int, weights: np.ndarray) -> None:
-        if self.scheme.block is not None:
-            self._fit(start // self.block, np.pad(weights, ((0, 0), (0, self.block - weights.shape[1]))))
-
-    def _fit(self, index: int, weights: np.ndarray) -> None:
-        _, scales, zeros = encode_blocks(weights[:, None], self.scheme)
-        self.scales[:, index], self.zeros[:, index] = scales[:, 0], zeros[:, 0]
-
-    def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scale, zero = self.scales[:, column // self.block], self.zeros[:, column // self.block].astype(np.float32)
+    def nearest(column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale, zero = plain.scales[:, column // block], zeros[:, column // block]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            codes = np.clip(np.nan_to_num(np.rint(weights / scale)) + zero, self.low, self.high)
+            codes = np.clip(np.nan_to_num(np.rint(weights / scale)) + zero, low, high)
         return codes, (codes - zero) * scale
+
+    codes = plain.codes.copy()  # the padding stands for zero already
+    rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
+    codes.reshape(len(rows), -1)[:, : rows.shape[1]] = encode_with_feedback(rows, gram, nearest)
+    return replace(plain, codes=codes)
 
 
 def decode_integer(encoded: IntegerTensor) -> np.ndarray:

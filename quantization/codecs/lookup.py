@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantization.codecs.feedback import encode_with_feedback
+from quantization.codecs.feedback import Nearest, encode_with_feedback
 from quantization.codecs.floating import encode_float
 from quantization.codecs.kmeans import kmeans
 from quantization.schemes import Scheme
 
 BINS = 1 << 16
 CHUNK_ELEMENTS = 1 << 21
-FEEDBACK_COLUMNS = 128  # inputs between two updates of all that follow
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,20 @@ def encode_lookup(
         tables[index], code_of = _table(_histogram(bits, shares), entries)
         codes[start : start + group] = code_of[bits]
     if gram is not None:
-        grid = _TableGrid(tables, np.arange(len(rows)) // group)
-        codes = encode_with_feedback(rows.astype(np.float32), gram, grid, FEEDBACK_COLUMNS).astype(np.uint8)
+        codes = encode_with_feedback(rows.astype(np.float32), gram, _nearest_entries(tables, len(rows), group)).astype(np.uint8)
     return LookupTensor(codes, tables, group)
 
 
-class _TableGrid:
-    """Fixed tables, one for each group of rows."""
+def _nearest_entries(tables: np.ndarray, rows: int, group: int) -> Nearest:
+    entries = tables.astype(np.float32)
+    halfway = (entries[:, 1:] + entries[:, :-1]) / 2
+    groups = [slice(start, start + group) for start in range(0, rows, group)]
 
-    def __init__(self, tables: np.ndarray, group_of_row: np.ndarray) -> None:
-        self.tables, self.group_of_row = tables.astype(np.float32), group_of_row
+    def nearest(column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes = np.concatenate([np.searchsorted(edges, weights[part]) for edges, part in zip(halfway, groups, strict=True)])
+        return codes, entries[np.arange(rows) // group, codes]
 
-    def fit(self, start: int, weights: np.ndarray) -> None:
-        """Nothing: the tables stay."""
-
-    def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = np.empty(len(weights), np.int16)
-        for group, table in enumerate(self.tables):
-            here = self.group_of_row == group
-            codes[here] = np.searchsorted((table[1:] + table[:-1]) / 2, weights[here])
-        return codes, self.tables[self.group_of_row, codes]
+    return nearest
 
 
 def decode_lookup(encoded: LookupTensor) -> np.ndarray:

@@ -14,14 +14,9 @@ from quantization.sensitivity import Sensitivity
 RNG = np.random.default_rng(0)
 
 
-class Integers:
-    """The grid of whole numbers."""
-
-    def fit(self, start: int, weights: np.ndarray) -> None:
-        pass
-
-    def nearest(self, column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.rint(weights), np.rint(weights)
+def whole(column: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest whole numbers."""
+    return np.rint(weights), np.rint(weights)
 
 
 def inputs(columns: int, samples: int = 400) -> np.ndarray:
@@ -39,12 +34,18 @@ def known(x: np.ndarray, rows: int) -> Sensitivity:
 def test_by_hand() -> None:
     # Two inputs that are nearly one: 0.4 + 0.4 is 0.8 of it. Rounded apart both vanish; the second makes up for the first.
     gram = np.array([[1.0, 0.99], [0.99, 1.0]])
-    assert encode_with_feedback(np.array([[0.4, 0.4]], np.float32), gram, Integers(), 2).tolist() == [[0, 1]]
+    assert encode_with_feedback(np.array([[0.4, 0.4]], np.float32), gram, whole).tolist() == [[0, 1]]
+
+
+def test_the_largest_inputs_come_first() -> None:
+    # Rounding the second's 0.4 away costs most, so it goes first, and the first makes up for it.
+    gram = np.array([[1.0, 1.98], [1.98, 4.0]])
+    assert encode_with_feedback(np.array([[0.4, 0.4]], np.float32), gram, whole).tolist() == [[1, 0]]
 
 
 def test_inputs_without_anything_in_common_are_rounded_to_nearest() -> None:
     weights = RNG.uniform(-3, 3, (7, 10)).astype(np.float32)
-    codes = encode_with_feedback(weights, np.diag(RNG.uniform(1, 2, 10)), Integers(), 4)
+    codes = encode_with_feedback(weights, np.diag(RNG.uniform(1, 2, 10)), whole)
     assert np.array_equal(codes, np.rint(weights))
 
 
@@ -61,7 +62,7 @@ def test_near_the_best_of_all_roundings() -> None:
     tried = np.array(list(itertools.product((-1, 0, 1), repeat=5)))
     moved = weights[:, None] - tried
     best = float(np.einsum("oti,ij,otj->ot", moved, gram, moved).min(axis=1).sum())
-    assert error(encode_with_feedback(weights, gram, Integers(), 2)) < 2 * best
+    assert error(encode_with_feedback(weights, gram, whole)) < 2 * best
     assert error(np.rint(weights)) > 2 * best
 
 
