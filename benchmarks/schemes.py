@@ -3,22 +3,25 @@
     python -m benchmarks.schemes [--prompts 500]
 
 The transformer's products are stored so, the rest stays as it is; weights alone: no activation is rounded. Rows that name a stock
-tool have its own codes (onnxruntime's quantizer is called; ggml's formats are their published formula). "Searched" rows mix
-schemes for the least foretold error at the bytes of the row above. Calibrated on prompts that are not among those drawn.
+tool have its own codes (onnxruntime's, NNCF's and coremltools' are called, the latter two where ``flash-deploy[peers]`` is
+installed; ggml's formats are their published formula). "Searched" rows mix schemes for the least foretold error at so many bytes. Calibrated on prompts that are not among those drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.shapes import accuracy, parse_caption, sample_captions, score
+from benchmarks.stock import coremltools_tables, largest_value, nncf_weights, onnxruntime_blocks
 from exporters.calibrate import calibrate
 from exporters.graphs import GraphOptions
 from exporters.sampling import plan_sampling
@@ -34,36 +37,15 @@ from quantization.search import Limits, Option, choose
 from quantization.sensitivity import Sensitivity
 
 CALIBRATION_SEED, TEST_SEED, CALIBRATION_PROMPTS, BATCH = 11, 7, 32, 50
-SEARCHED = ("int4g32", "uint4g32", "int8g32", "int8g128", "fp16")
+INTEGERS = ("int4g128", "uint4g128", "int4g64", "uint4g64", "int4g32", "uint4g32", "int8g128", "int8g32", "fp16")
+TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
 
 Weights = dict[Key, np.ndarray]
 
 
-def largest_value(weight: np.ndarray, bits: int, block: int, levels_down: bool, scale_type: type) -> np.ndarray:
-    """Round to nearest in blocks, the largest value on the end of the range: the textbook, ggml's q4_0 and q8_0."""
-    rows = weight.astype(np.float32)
-    blocks = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block))).reshape(len(rows), -1, block)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
-    low = -(1 << (bits - 1))
-    scale = (largest / low if levels_down else np.abs(largest) / (-low - 1)).astype(scale_type).astype(np.float32)
-    codes = np.clip(np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)), low, -low - 1)
-    values: np.ndarray = codes * scale
-    return values.reshape(len(rows), -1)[:, : rows.shape[1]]
-
-
-def onnxruntime_blocks(weight: np.ndarray, block: int) -> np.ndarray:
-    """4-bit symmetric blocks as onnxruntime's MatMulNBitsQuantizer makes them."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
-
-    stock = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=4))
-    packed, scales, _ = stock.qbits_block_quant(np.ascontiguousarray(weight.T.astype(np.float32)))  # [in, out]
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
-    values: np.ndarray = codes * scales.reshape(*packed.shape[:2], 1)
-    return values.reshape(len(weight), -1)[:, : weight.shape[1]]
-
-
 def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
     """Each way with its bytes and the weights that it leaves."""
+    peers = find_spec("nncf") is not None
 
     def size(scheme: str, scale_bytes: int = 4) -> int:
         return sum(parse_scheme(scheme).size_bytes(w.shape, scale_bytes) for w in weights.values())
@@ -71,8 +53,20 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     def all_of(make: Callable[[Key, np.ndarray], np.ndarray]) -> Weights:
         return {key: make(key, weight) for key, weight in weights.items()}
 
+    @functools.cache
     def ours(scheme: str) -> Weights:
         return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), known[key]))
+
+    def searched(schemes: Sequence[str], bits: float) -> tuple[str, int, Weights]:
+        def option(key: Key, scheme: str) -> Option:
+            error = known[key].weight_error(weights[key], ours(scheme)[key])
+            return Option(parse_scheme(scheme), parse_scheme(scheme).size_bytes(weights[key].shape), error)
+
+        limit = int(bits * sum(w.size for w in weights.values()) / 8)
+        chosen = choose([[option(key, scheme) for scheme in schemes] for key in weights], "error", Limits(size_bytes=limit))
+        stored = {key: ours(option.scheme.name)[key] for key, option in zip(weights, chosen, strict=True)}
+        kind = "tables" if schemes is TABLES else "integers"
+        return f"searched {kind}, at most {bits} bits", sum(option.size_bytes for option in chosen), stored
 
     def free(scheme: str) -> Weights:
         return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
@@ -80,10 +74,16 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     yield "int8, data-free", size("int8"), free("int8")
     yield "int8, error feedback", size("int8"), ours("int8")
     yield "ggml q8_0", size("int8g32", 2), all_of(lambda _, w: largest_value(w, 8, 32, False, np.float16))
+    yield "int8g128, error feedback", size("int8g128"), ours("int8g128")
+    if peers:
+        yield "NNCF int8, symmetric", size("int8", 2), all_of(lambda _, w: nncf_weights(w, 8, 0))
     yield "int8g32, data-free", size("int8g32"), free("int8g32")
     yield "int8g32, error feedback", size("int8g32"), ours("int8g32")
     yield "lut6, data-free", size("lut6"), free("lut6")
     yield "lut6, calibrated", size("lut6"), ours("lut6")
+    if peers:
+        yield "coremltools palettization, 6 bits", size("lut6"), all_of(lambda _, w: coremltools_tables(w, 6))
+        yield "NNCF int4, symmetric, groups of 32", size("int4g32", 2), all_of(lambda _, w: nncf_weights(w, 4, 32))
     yield "int4g32, largest value", size("int4g32"), all_of(lambda _, w: largest_value(w, 4, 32, False, np.float32))
     yield "onnxruntime MatMulNBits 4-bit, block 32", size("int4g32"), all_of(lambda _, w: onnxruntime_blocks(w, 32))
     yield "ggml q4_0", size("int4g32", 2), all_of(lambda _, w: largest_value(w, 4, 32, True, np.float16))
@@ -92,16 +92,19 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     yield "int4g32, scales weighted by importance", size("int4g32"), by_inputs
     yield "int4g32, error feedback", size("int4g32"), ours("int4g32")
     yield "uint4g32, error feedback", size("uint4g32"), ours("uint4g32")
-    for share in (1.05, 1.15):
-        limit = int(share * size("int4g32"))
-        chosen = _search(weights, known, limit)
-        stored = all_of(lambda key, w, chosen=chosen: roundtrip(w, chosen[key].scheme, str(key), known[key]))  # type: ignore[misc]
-        yield f"searched, {share:.2f} of int4g32's bytes", sum(option.size_bytes for option in chosen.values()), stored
+    yield searched(INTEGERS, 4.5)
+    yield searched(INTEGERS, 5.0)
+    yield searched(INTEGERS, 5.75)
+    yield searched(INTEGERS, 8.25)
+    if peers:
+        yield "coremltools palettization, 4 bits", size("lut4"), all_of(lambda _, w: coremltools_tables(w, 4))
     yield "lut4, data-free", size("lut4"), free("lut4")
     yield "lut4, tables weighted by importance", size("lut4"), all_of(lambda key, w: _weighted_table(w, known[key]))
     yield "lut4, and error feedback", size("lut4"), ours("lut4")
     yield "lut4g16, calibrated", size("lut4g16"), ours("lut4g16")
     yield "lut3g16, calibrated", size("lut3g16"), ours("lut3g16")
+    yield searched(TABLES, 4.25)
+    yield searched(TABLES, 6.1)
 
 
 def _weighted(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
@@ -111,18 +114,6 @@ def _weighted(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
 def _weighted_table(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
     rows, columns = known.importance()
     return decode_lookup(encode_lookup(weight, parse_scheme("lut4"), "w", rows[:, None] * columns))
-
-
-def _search(weights: Weights, known: Mapping[Key, Sensitivity], limit: int) -> dict[Key, Option]:
-    options = []
-    for key, weight in weights.items():
-        found = []
-        for name in SEARCHED:
-            scheme = parse_scheme(name)
-            error = known[key].weight_error(weight, roundtrip(weight, scheme, str(key), known[key]))
-            found.append(Option(scheme, scheme.size_bytes(weight.shape), error))
-        options.append(found)
-    return dict(zip(weights, choose(options, "error", Limits(size_bytes=limit)), strict=True))
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 GPTQ (Frantar et al. 2022, arXiv 2210.17323, algorithm 1), after optimal brain surgery. For inputs ``x`` with Gram matrix
 ``G = sum x x^T``, the error of a product's output is ``tr(D G D^T)`` for a change ``D`` of the weight. Inputs are rounded one
-after another, those of the largest mean square first: the first have all others to make up for them. In that order, with ``U`` the
-upper Cholesky factor of the inverse of ``G``, rounding input ``j`` by ``e`` is made up for best by moving the weights of the inputs
-after it by ``-e U[j, k] / U[j, j]``. ``G`` is damped: inputs that the calibration hardly saw stay.
+after another, those of the largest mean square first: the first have all others to make up for them. In that order, with ``U``
+the upper Cholesky factor of the inverse of ``G``, rounding input ``j`` by ``e`` is made up for best by moving the weights of the
+inputs after it by ``-e U[j, k] / U[j, j]``. ``G`` is damped: inputs that the calibration hardly saw stay.
 
 What can be stored is fixed before: scales and tables belong to inputs as they lie, not as they are rounded. (Scales chosen when a
 block's turn comes, which needs the inputs' own order, leave 1 dB more of an error on the built-in student.)
