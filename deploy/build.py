@@ -510,7 +510,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
             for r in made.profile.rules
         ),
         kept=tuple(kept for done in records for kept in done.kept),
-        calibration_prompts=0 if made.calibration is None else len(made.calibration.recipe.prompts),
+        calibration_prompts=0 if made.calibration is None or made.precision != "mixed" else len(made.calibration.recipe.prompts),
         sampling=SamplingRecord(method=made.sampling.method, sigmas=made.sampling.sigmas, timesteps=made.sampling.timesteps),
         picture=PictureRecord(
             height=made.options.height,

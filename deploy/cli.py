@@ -471,6 +471,8 @@ def verify(
     """Check a bundle's files and, given the student, what it computes."""
     from deploy.verify import verify as verify_bundle
 
+    if variant is not None and student is None:
+        raise InputError("--variant is the student's.", [Complaint("--variant", "no student is given", "--student", variant)])
     if student is not None:
         _need_export()
         from exporters.student import BUILTIN_STUDENT
@@ -743,6 +745,9 @@ def make_student(
         shape = replace(shape, t5=(shape.t5 or PRESETS["full" if preset == Preset.mid else preset.value].t5) if t5 else None)
     if dtype is not None:
         shape = replace(shape, dtype=dtype.value)
+    if dual_layers is not None and dual_layers > shape.layers:
+        complaint = Complaint("--dual-layers", "more than there are", f"at most {shape.layers} layers", str(dual_layers))
+        raise InputError("The student cannot be made.", [complaint])
     shape = replace(shape, dual_layers=min(shape.dual_layers, shape.layers))
     with Bars(messages) as bars:
         make(shape, output, seed, bars.total("weights"))

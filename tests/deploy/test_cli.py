@@ -131,6 +131,8 @@ BAD_CALLS = {
     "missing option": (["build"], "Missing option '-o'"),
     "wrong precision": (["build", "-o", "b", "--precision", "int8"], "'int8' is not one of 'fp32', 'fp16'"),
     "neither": (["inspect", "."], "is not a student"),
+    "variant of nothing": (["verify", "{bundle}", "--variant", "fp16"], "--variant: no student is given"),
+    "more dual layers than layers": (["make-student", "--dual-layers", "4", "-o", "s"], "--dual-layers: more than there are"),
 }
 
 

@@ -82,6 +82,8 @@ def test_the_profile_builds(request_: TuneRequest, tuned: Tuned, tmp_path: Path)
         for name, folder in (("free", None), ("calibrated", calibration))
     ]
     assert [bundle.manifest.calibration_prompts for bundle in bundles] == [0, 2]
+    plain = build(replace(request_.build, output=tmp_path / "plain", precision="fp16", calibration=calibration))
+    assert plain.manifest.calibration_prompts == 0  # nothing of it was encoded with the calibration
     assert not bundles[0].manifest.kept  # whatever was chosen has a form
     stored = sum(graph.weight_bytes for graph in bundles[0].manifest.graphs)
     # Norms, biases and position tables come on top, in fp32.
