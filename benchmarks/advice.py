@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,31 @@ class Tier:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """How long a picture of a bundle takes on a device that is not here, by analysis: no measurement.
+
+    Attributes:
+        bundle: its name.
+        tier: the device's tier.
+        target: where on it.
+        seconds: of one picture, graphs loaded.
+        low: lower end of what it may take, in s.
+        high: upper end.
+    """
+
+    bundle: str
+    tier: str
+    target: str
+    seconds: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        told, low, high = (f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in (self.seconds, self.low, self.high))
+        return f"{self.bundle} on {self.target}: {told} s a picture ({low} to {high} s)"
+
+
+@dataclass(frozen=True)
 class Advice:
     """For one tier.
 
@@ -49,6 +74,7 @@ class Advice:
         why: in words, with the figures.
         against: every other bundle, and why not that one.
         stands_in: whether the times are of another kind of device.
+        foretold: what was foretold for the tier, of every bundle; never what the choice was made by.
     """
 
     tier: Tier
@@ -57,9 +83,10 @@ class Advice:
     why: str
     against: tuple[str, ...]
     stands_in: bool
+    foretold: tuple[Forecast, ...] = ()
 
 
-def advise(tiers: Sequence[Tier], entries: Sequence[Entry], rounds: int) -> list[Advice]:
+def advise(tiers: Sequence[Tier], entries: Sequence[Entry], rounds: int, forecasts: Sequence[Forecast] = ()) -> list[Advice]:
     """Advice for every tier.
 
     Of the bundles that fit the tier (format, schemes, download, memory), those whose pictures are the student's: mean PSNR of at
@@ -67,7 +94,10 @@ def advise(tiers: Sequence[Tier], entries: Sequence[Entry], rounds: int) -> list
     smallest.
     """
     candidates = [entry for entry in entries if entry.facts is not None and entry.measured is not None]
-    return [_advise(tier, candidates, rounds) for tier in tiers]
+    return [
+        replace(_advise(tier, candidates, rounds), foretold=tuple(found for found in forecasts if found.tier == tier.name))
+        for tier in tiers
+    ]
 
 
 def lead(advice: Sequence[Advice]) -> str:

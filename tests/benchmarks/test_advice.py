@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.advice import Tier, advise, lead
+from benchmarks.advice import Forecast, Tier, advise, lead
 from benchmarks.quality import PictureQuality, Quality
 from benchmarks.results import Entry, Facts, Measured, PictureResult, Series
 from deploy.advice import advice_tiers
@@ -109,6 +109,16 @@ def test_the_first_paragraph() -> None:
         "Times for phone are of",
     ):
         assert words in text
+
+
+def test_forecasts_are_told_and_decide_nothing() -> None:
+    foretold = [Forecast("slow", "phone", "coreml", 0.5, 0.25, 1), Forecast("fast", "desk", "cpu", 90, 50, 120)]
+    advice = advise([PHONE, DESK], [FAST, SLOW], rounds=5, forecasts=foretold)
+    assert [one.bundle for one in advice] == ["fast", "fast"]
+    assert [[str(forecast) for forecast in one.foretold] for one in advice] == [
+        ["slow on coreml: 0.50 s a picture (0.25 to 1.00 s)"],
+        ["fast on cpu: 90 s a picture (50 to 120 s)"],
+    ]
 
 
 def test_tiers_are_known() -> None:
