@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import pytest
 
 import deploy.runner
 from benchmarks.comparison import comparison, differing, within
+from benchmarks.measuring import Peak
+from benchmarks.memory_agreement import watched
 from benchmarks.picture_grid import grid
 from benchmarks.report import html, markdown
 from benchmarks.results import Entry, Measured, Results, load_results
@@ -164,24 +165,32 @@ def test_bundles_of_one_file_are_compared(results: Results) -> None:
     ]
 
 
-def test_memory_agrees_with_the_kernels_own_figure(builtin_bundle: Bundle) -> None:
-    """What the process says of itself against what is seen from outside: resident pages that are no file's."""
-    import psutil
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+def test_memory_agrees_with_what_is_seen_from_outside(builtin_bundle: Bundle) -> None:
+    """Of each part that is long enough to be sampled from outside: what the runner says against smaps_rollup."""
+    command = [sys.executable, "-m", "deploy.runner", str(builtin_bundle.folder), "--runtime", "onnxruntime", "--runs", "5"]
+    found, parts, samples = watched(command)
+    compared = 0
+    for name, (began, ended) in parts.items():
+        inside = [sample for sample in samples if began <= sample[0] <= ended]
+        if len(inside) >= 10:
+            ours = found["picture"] if name == "picture" else found["graphs"][name]
+            assert ours["peak_memory_bytes"] == pytest.approx(max(sample[1] for sample in inside), rel=0.05)
+            assert ours["peak_resident_bytes"] == pytest.approx(max(sample[2] for sample in inside), rel=0.05)
+            compared += 1
+    assert compared >= 2
 
-    command = [sys.executable, "-m", "deploy.runner", str(builtin_bundle.folder), "--runtime", "onnxruntime", "--runs", "2"]
-    highest = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                info = watched.memory_info()
-                highest = max(highest, info.rss - info.shared)
-            except psutil.NoSuchProcess:
-                break
-        assert process.stdout is not None
-        found = msgspec.json.decode(process.stdout.read(), type=Measured)
-    peak = max(part.peak_memory_bytes or 0 for part in (found.picture, *found.graphs.values()))
-    assert peak == pytest.approx(highest, rel=0.05)
+
+def test_memory_that_a_part_frees_is_seen() -> None:
+    """64 MiB that are there for a moment, while Python's lock is held: bytes of one value are made in one call."""
+    with Peak() as peak:
+        with peak.watch() as part:
+            bytes([7]) * (64 << 20)
+        with peak.watch() as after:
+            pass
+    assert part.memory_bytes - after.memory_bytes == pytest.approx(64 << 20, rel=0.05)
+    if part.resident_bytes is not None and after.resident_bytes is not None:
+        assert part.resident_bytes - after.resident_bytes == pytest.approx(64 << 20, rel=0.05)
 
 
 def test_a_remote_device_runs_the_same(builtin_bundle: Bundle) -> None:
