@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.drawing import Drawn, Wanted
 from benchmarks.picture_grid import Pictures
@@ -63,10 +63,10 @@ class Judge:
         return Judgement(Quality(reference=name, pictures=judged), pictures)
 
     def _reference(self, job: Job, tell: Callable[[str], None]) -> list[Drawn]:
-        """The fp32 student's pictures of the job's kind; its threads are the runtime's choice: they change no bit that counts."""
+        """The fp32 student's pictures of the job's kind."""
         target = find_target(REFERENCE)
         assert isinstance(target, PeerTarget)
-        reference = Job("the student", REFERENCE, target, replace(job.place, threads=None), "")
+        reference = Job("the student", REFERENCE, target, job.place, "")
         key = target.job(reference.place)
         if key not in self._references:
             tell(f"drawing {len(self._wanted)} pictures with the student in diffusers")
