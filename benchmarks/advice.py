@@ -231,4 +231,12 @@ def _psnr(entry: Entry) -> float:
 
 
 def _quality(entry: Entry) -> str:
-    return f"PSNR {db(entry.quality.psnr_db)}" if entry.quality else "quality not measured: give --student"
+    if entry.quality is None:
+        return "quality not measured: give --student"
+    score = entry.quality.score
+    right = (
+        ""
+        if score is None
+        else f", {score.share:.3f} of its pictures right where {score.reference_share:.3f} of the student's are"
+    )
+    return f"PSNR {db(entry.quality.psnr_db)}{right}"
