@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from deploy.errors import Complaint, TierError
-from deploy.formats import ComputeUnits, FormatName, unsupported
+from deploy.formats import ComputeUnits, FormatName, Target, unsupported
 from deploy.memory import RUNTIME_BYTES
 from deploy.tiers import Tier, legal_schemes
 from exporters.weights import Weight
@@ -21,6 +21,7 @@ def check_budget(
     weights: Iterable[Weight],
     model_format: FormatName = "onnx",
     compute_units: ComputeUnits | None = None,
+    target: Target | None = None,
 ) -> None:
     """Refuse a bundle that its tier has no room for.
 
@@ -32,6 +33,7 @@ def check_budget(
         weights: the student's matrices that are part of the bundle.
         model_format: of the bundle.
         compute_units: of a Core ML bundle.
+        target: the oldest system that shall run a Core ML bundle.
 
     Raises:
         TierError: with the numbers, and the best uniform profile that fits.
@@ -44,7 +46,7 @@ def check_budget(
     if peak > tier.memory_bytes:
         complaints.append(_over(f"memory ({largest}, the largest graph)", tier.memory_bytes, peak))
     if complaints:
-        fits = _best_uniform(tier, list(weights), model_format, compute_units)
+        fits = _best_uniform(tier, list(weights), model_format, compute_units, target)
         remedy = f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits"
         remedy += f"; `flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one"
         raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, remedy)
@@ -54,13 +56,15 @@ def _over(what: str, budget: int, got: int) -> Complaint:
     return Complaint(what, "over the tier's budget", f"at most {budget / 1e9:.2f} GB", f"{got / 1e9:.2f} GB")
 
 
-def _best_uniform(tier: Tier, weights: list[Weight], form: FormatName, compute_units: ComputeUnits | None) -> str:
+def _best_uniform(
+    tier: Tier, weights: list[Weight], form: FormatName, compute_units: ComputeUnits | None, target: Target | None
+) -> str:
     """The largest of the tier's schemes with which all weights fit its download, with its size; empty if none does."""
-    sizes, legal = {}, legal_schemes(tier, form, compute_units)
+    sizes, legal = {}, legal_schemes(tier, form, compute_units, target)
     rest = parse_scheme("int8" if "int8" in legal else "fp16")
     for name in legal:
         scheme = parse_scheme(name)
-        fit = {w: not unsupported(form, _layer(w), w.shape, scheme, tier) for w in weights}
+        fit = {w: not unsupported(form, _layer(w), w.shape, scheme, tier, target) for w in weights}
         sizes[name] = sum((scheme if fits else rest).size_bytes(weight.shape) for weight, fits in fit.items())
     fitting = [name for name, size in sizes.items() if size <= tier.download_bytes]
     best = max(fitting, key=sizes.__getitem__, default=None)

@@ -32,7 +32,7 @@ from deploy.bundle import (
     seal,
 )
 from deploy.errors import CheckFailed, Complaint, InputError
-from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, graph_runner, model_format
+from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, Target, graph_runner, model_format
 from deploy.inspect import megabytes
 from deploy.interrupts import interruptible
 from deploy.layout_files import write_layout_files
@@ -50,15 +50,17 @@ from deploy.manifest import (
     TextRecord,
     TokenizerRecord,
 )
+from deploy.request import BuildRequest
+from deploy.swift_files import check_client_tokenizers, write_swift_files
 from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
 from deploy.web_page import write_page
 from deploy.web_runtime import check_web_runtime
-from exporters.configs import LARGEST, MOST_STEPS
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, plan_sampling
-from exporters.student import BUILTIN_STUDENT, Student, open_student
+from exporters.student import Student, open_student
+from exporters.swift import T5_TOKENS, check_client_sampling
 from exporters.templates import OPTIONAL_COMPONENTS
 from exporters.tokenizers import open_tokenizers
 from quantization.calibration import Calibration
@@ -70,98 +72,6 @@ PARITY_LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""
 TOOLS = ("flash-deploy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
 FORMAT_TOOLS: dict[FormatName, tuple[str, ...]] = {"onnx": (), "coreml": ("coremltools",)}
-MAX_STAGES = 48
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build; ``None`` leaves the choice to the student, then to the tier.
-
-    Attributes:
-        student: a student's folder or single file.
-        tier: a key of ``tiers.toml``.
-        output: the bundle's folder.
-        format: ``onnx`` or ``coreml``.
-        compute_units: what Core ML programs are made for.
-        stages: programs that the denoiser becomes in Core ML.
-        layout: ``native`` or ``optimum``.
-        precision: how matrices are stored, all alike.
-        profile: a profile's file, in place of a precision.
-        calibration: a folder that ``flash-deploy calibrate`` made of this student; without it every scheme is data-free.
-        height: picture height in pixels.
-        width: picture width in pixels.
-        dynamic: let height and width change at run time.
-        steps: denoising steps.
-        sigmas: noise levels before the scheduler's shift, one for each step.
-        sampler: ``euler`` or ``renoise``.
-        keep_t5: keep the third text encoder.
-        max_sequence_length: T5 tokens, kept or dropped.
-        variant: variant of the student's weight files.
-        parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
-        web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
-        force: replace a bundle that is there.
-    """
-
-    output: Path
-    student: Path = BUILTIN_STUDENT
-    tier: str = "desktop-cpu"
-    format: FormatName = "onnx"
-    compute_units: ComputeUnits | None = None
-    stages: int | None = None
-    layout: Literal["native", "optimum"] = "native"
-    precision: Literal["fp32", "fp16"] | None = None
-    profile: Path | None = None
-    calibration: Path | None = None
-    height: int | None = None
-    width: int | None = None
-    dynamic: bool = False
-    steps: int | None = None
-    sigmas: tuple[float, ...] | None = None
-    sampler: Literal["euler", "renoise"] | None = None
-    keep_t5: bool | None = None
-    max_sequence_length: int | None = None
-    variant: str | None = None
-    parity: Literal["auto", "always", "never"] = "auto"
-    web_runtime: Path | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        most = dict.fromkeys(("height", "width", "stages", "max_sequence_length"), LARGEST) | {"steps": MOST_STEPS}
-        complaints = [
-            Complaint(name, "wrong", f"a whole number from 1 to {limit}", repr(value))
-            for name, limit in most.items()
-            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
-        ]
-        choices: dict[str, tuple[str | None, ...]] = {
-            "format": ("onnx", "coreml"),
-            "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
-            "layout": ("native", "optimum"),
-            "precision": (None, "fp32", "fp16"),
-            "sampler": (None, "euler", "renoise"),
-            "parity": ("auto", "always", "never"),
-        }
-        complaints += [
-            Complaint(name, "unknown", " or ".join(map(str, known)), repr(getattr(self, name)))
-            for name, known in choices.items()
-            if getattr(self, name) not in known
-        ]
-        complaints += self._format_complaints()
-        if complaints:
-            raise InputError("The request cannot be fulfilled.", complaints)
-
-    def _format_complaints(self) -> list[Complaint]:
-        """Options of one format beside another."""
-        if self.format == "onnx":
-            given = [name for name in ("compute_units", "stages") if getattr(self, name) is not None]
-            return [Complaint(f"--{name.replace('_', '-')}", "is an option of --format coreml") for name in given]
-        complaints = []
-        if self.dynamic:
-            complaints.append(Complaint("--dynamic", "Core ML bundles have a fixed size", "--height and --width"))
-        if self.layout == "optimum":
-            complaints.append(Complaint("--layout", "is a layout of ONNX bundles", "native", self.layout))
-        if (self.stages or 1) > MAX_STAGES:
-            complaints.append(Complaint("--stages", "too many", f"at most {MAX_STAGES}", str(self.stages)))
-        return complaints
 
 
 @dataclass(frozen=True)
@@ -181,6 +91,7 @@ class Plan:
     graphs: tuple[GraphSpec, ...]
     compute_units: ComputeUnits | None = None
     stages: int = 1
+    target: Target = "iOS18"
 
 
 class Reporter(Protocol):
@@ -226,6 +137,8 @@ def plan(request: BuildRequest) -> Plan:
     calibration = None if request.calibration is None else Calibration(request.calibration)
     precision = _precision(profile)
     tokenizers = open_tokenizers(student, keep_t5)
+    if request.layout == "swift":
+        check_client_tokenizers(tokenizers)
     options = GraphOptions(
         layout=request.layout,
         height=height,
@@ -233,7 +146,8 @@ def plan(request: BuildRequest) -> Plan:
         timesteps=(0.0,) * steps,
         clip_tokens=tokenizers[0][2].model_max_length,
         keep_t5=keep_t5,
-        max_sequence_length=request.max_sequence_length or defaults.max_sequence_length,
+        max_sequence_length=request.max_sequence_length
+        or (T5_TOKENS if request.layout == "swift" else defaults.max_sequence_length),
         dynamic=request.dynamic or request.layout == "optimum",
     )
     if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):
@@ -241,6 +155,8 @@ def plan(request: BuildRequest) -> Plan:
         raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
     sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
+    if request.layout == "swift":
+        check_client_sampling(sampling)
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
     # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
@@ -251,13 +167,28 @@ def plan(request: BuildRequest) -> Plan:
     kept_components = {component for graph in graphs for component in graph.components}
     addressed = ((c, name) for c in kept_components for name, weight in student.weights[c].items() if len(weight.shape) > 1)
     profile.check_coverage(addressed, COMPONENTS - kept_components)
-    units, stages = None, 1
+    units, stages = compute_units(request, tier), 1
+    target: Target = "iOS18"
     if request.format == "coreml":
         assert tier.coreml is not None  # check_format saw to it
-        units = request.compute_units or tier.coreml.compute_units
         stages = request.stages or min(tier.coreml.stages, student.configs["transformer"]["num_layers"])
+        stages = 1 if request.layout == "swift" else stages
+        target = request.target or tier.coreml.target
     return Plan(
-        request, student, tier, precision, compute, profile, calibration, sampling, options, tokenizers, graphs, units, stages
+        request,
+        student,
+        tier,
+        precision,
+        compute,
+        profile,
+        calibration,
+        sampling,
+        options,
+        tokenizers,
+        graphs,
+        units,
+        stages,
+        target,
     )
 
 
@@ -286,8 +217,21 @@ def _choose_profile(request: BuildRequest) -> Profile:
         return uniform(request.precision)  # a floating-point bundle is a reference: any tier may have one
     else:
         profile = default_profile(request.tier, request.format)
-    check_schemes(request.tier, profile, request.format, request.compute_units)
+    tier = find_tier(request.tier)
+    check_schemes(request.tier, profile, request.format, compute_units(request, tier), request.target)
     return profile
+
+
+def compute_units(request: BuildRequest, tier: Tier) -> ComputeUnits | None:
+    """What Core ML programs are made for; none in other formats.
+
+    The layout ``swift`` has the transformer in one program, at which the Neural Engine's compiler fails for SD3's size (the
+    tiers' file has the source): the GPU, unless the user says otherwise.
+    """
+    if request.format != "coreml":
+        return None
+    assert tier.coreml is not None  # check_format saw to it
+    return request.compute_units or ("cpu-and-gpu" if request.layout == "swift" else tier.coreml.compute_units)
 
 
 def _precision(profile: Profile) -> Literal["fp32", "fp16", "mixed"]:
@@ -422,6 +366,7 @@ def _recipe(made: Plan) -> Recipe:
         made.compute,
         made.tokenizers,
         made.stages,
+        made.target,
     )
 
 
@@ -436,7 +381,7 @@ def _check_budget(made: Plan, shape: ModelFormat, drafts: Mapping[str, Any], fin
             memory[graph.name] = shape.memory_bytes(graph, drafts[graph.name])
     components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
     matrices = (weight for c in components for weight in made.student.weights[c].values() if len(weight.shape) > 1)
-    check_budget(made.request.tier, made.tier, stored, memory, matrices, made.request.format, made.compute_units)
+    check_budget(made.request.tier, made.tier, stored, memory, matrices, made.request.format, made.compute_units, made.target)
 
 
 def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, reporter: Reporter) -> _Done:
@@ -447,7 +392,8 @@ def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, repo
 
 def _remove_packages(partial: Path, graph: GraphSpec) -> None:
     """What an interrupted build left of a graph's packages: a package is never written into another."""
-    for folder in partial.glob(f"{graph.name}*.mlpackage"):
+    stem = Path(graph.path).stem
+    for folder in (*partial.glob(f"{stem}.mlpackage"), *partial.glob(f"{stem}_[0-9]*.mlpackage")):
         shutil.rmtree(folder)
 
 
@@ -481,6 +427,11 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
     paths = write_layout_files(made.student, made.options, made.tokenizers, partial)
     if _has_page(made.request, made.tier):
         paths += write_page(partial, made.request.web_runtime)
+    if made.request.layout == "swift":
+        assert made.compute_units is not None
+        paths += write_swift_files(
+            made.student, made.options, made.sampling, made.tokenizers, made.target, made.compute_units, partial
+        )
     files = [file for done in records for file in done.files] + [record_file(partial, path) for path in paths]
     config, vae = made.student.configs["transformer"], made.student.configs["vae"]
     tokenizers = tuple(
@@ -551,6 +502,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         made.compute,
         made.request.format,
         made.stages,
+        made.target,
         msgspec.to_builtins(made.tier),
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,

@@ -8,8 +8,9 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from deploy.build import BuildRequest, plan
+from deploy.build import plan
 from deploy.errors import Complaint, InputError
+from deploy.request import BuildRequest
 from exporters.calibrate import calibrate
 from exporters.student import Student
 from quantization.calibration import FILE, Calibration

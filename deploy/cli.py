@@ -9,7 +9,7 @@ import time
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -30,10 +30,11 @@ EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 
 
 class Layout(StrEnum):
-    """Layouts of an ONNX bundle."""
+    """Layouts of a bundle."""
 
     native = "native"
     optimum = "optimum"
+    swift = "swift"
 
 
 class Precision(StrEnum):
@@ -55,6 +56,18 @@ class Units(StrEnum):
 
     cpu_and_ne = "cpu-and-ne"
     cpu_and_gpu = "cpu-and-gpu"
+
+
+class System(StrEnum):
+    """Systems that Core ML programs are made for."""
+
+    ios17 = "ios17"
+    ios18 = "ios18"
+
+    @property
+    def coreml(self) -> Literal["iOS17", "iOS18"]:
+        """As Core ML's tools call it."""
+        return "iOS17" if self is System.ios17 else "iOS18"
 
 
 class Sampler(StrEnum):
@@ -159,8 +172,18 @@ def build(
         int | None,
         typer.Option(min=1, help="coreml: programs that the denoiser becomes. Default: the tier's.", show_default=False),
     ] = None,
+    target: Annotated[
+        System | None,
+        typer.Option(
+            help="coreml: oldest system that shall run it (ios17: also macOS 14). Default: the tier's.", show_default=False
+        ),
+    ] = None,
     layout: Annotated[
-        Layout, typer.Option(help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline.")
+        Layout,
+        typer.Option(
+            help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline. "
+            "swift (coreml): for Apple's Swift StableDiffusion3Pipeline."
+        ),
     ] = Layout.native,
     precision: Annotated[
         Precision | None, typer.Option(help="Store all matrices alike. Default: the tier's profile.", show_default=False)
@@ -214,9 +237,9 @@ def build(
 ) -> None:
     """Build a bundle from a student for a device tier."""
     _need_export()
-    from deploy.build import BuildRequest
     from deploy.build import build as build_bundle
     from deploy.progress import Bars
+    from deploy.request import BuildRequest
     from deploy.tiers import find_tier
     from deploy.web_page import check_page
     from exporters.student import BUILTIN_STUDENT
@@ -228,6 +251,7 @@ def build(
         format=format.value,
         compute_units=None if compute_units is None else compute_units.value,
         stages=stages,
+        target=None if target is None else target.coreml,
         layout=layout.value,
         precision=None if precision is None else precision.value,
         profile=profile,
@@ -279,8 +303,8 @@ def calibrate(
 ) -> None:
     """Measure what errors of a student's weights do to its pictures, for better codes in builds and for tuning."""
     _need_export()
-    from deploy.build import BuildRequest
     from deploy.calibration import calibrate_student
+    from deploy.request import BuildRequest
     from exporters.student import BUILTIN_STUDENT
 
     request = BuildRequest(
@@ -341,8 +365,8 @@ def tune(
 ) -> None:
     """Choose a profile for a tier: measure sensitivities, search, and draw with what was found."""
     _need_export()
-    from deploy.build import BuildRequest
     from deploy.calibration import read_prompts
+    from deploy.request import BuildRequest
     from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
     from deploy.tune import tune as tune_profile
     from deploy.tune_report import table, write_report

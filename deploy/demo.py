@@ -50,9 +50,10 @@ def run(out: Path) -> Path:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from PIL import Image
 
-    from deploy.build import BuildRequest, build
+    from deploy.build import build
     from deploy.errors import CheckFailed
     from deploy.inspect import inspect_bundle, render
+    from deploy.request import BuildRequest
     from deploy.runtime import Pipeline
     from deploy.verify import verify
     from exporters.student import BUILTIN_STUDENT

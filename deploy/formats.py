@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FormatName = Literal["onnx", "coreml"]
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
+Target = Literal["iOS17", "iOS18"]
 Progress = Callable[[int], None]
 # What each stored precision must reach against diffusers in fp32. Core ML programs of fp16 weights compute in fp16 as well.
 REQUIRED_DB: dict[FormatName, dict[str, float]] = {"onnx": {"fp32": 100.0, "fp16": 50.0}, "coreml": {"fp32": 90.0, "fp16": 45.0}}
@@ -54,6 +55,7 @@ class Recipe:
         compute: what matrices compute in.
         tokenizers: ``(graph input, folder, tokenizer)`` of each encoder.
         stages: programs that the denoiser becomes (Core ML).
+        target: the oldest system that shall run them (Core ML).
     """
 
     student: Student
@@ -65,6 +67,7 @@ class Recipe:
     compute: Literal["fp32", "fp16"]
     tokenizers: tuple[tuple[str, str, Any], ...]
     stages: int
+    target: Target
 
 
 class ModelFormat(Protocol):
@@ -157,12 +160,8 @@ class CoreMLFormat:
     LIVE_ACTIVATIONS = 9  # results of the largest size that are alive at once, as measured for ONNX's VAE decoder
 
     def __init__(self, recipe: Recipe) -> None:
-        from exporters.coreml.ranges import Rehearsal
-
         self.recipe = recipe
-        config, options = recipe.student.configs["transformer"], recipe.options
-        latent = (1, config["in_channels"], options.height // 8, options.width // 8)
-        self.rehearsal = Rehearsal(_example_ids(recipe), recipe.sampling.sigmas, latent) if recipe.compute == "fp16" else None
+        self.rehearsal = _rehearsal(recipe) if recipe.compute == "fp16" else None
 
     def draft(self, graph: GraphSpec) -> Any:
         from exporters.coreml.export import draft
@@ -223,9 +222,8 @@ class CoreMLFormat:
         from exporters.coreml.program import ProgramOptions
 
         recipe = self.recipe
-        target = "iOS18" if recipe.tier.coreml is None else recipe.tier.coreml.target
-        stages = recipe.stages if graph.name == "denoiser" else 1
-        return ProgramOptions(recipe.profile, recipe.compute, target, recipe.calibration, stages)
+        stages = recipe.stages if graph.name == "denoiser" else 1  # the Swift client has one transformer
+        return ProgramOptions(recipe.profile, recipe.compute, recipe.target, recipe.calibration, stages)
 
 
 def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
@@ -239,7 +237,9 @@ def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
     return chain([folder / stage.path for stage in record.stages], [port.name for port in record.outputs])
 
 
-def unsupported(name: FormatName, layer: Layer, shape: tuple[int, ...], scheme: Scheme, tier: Tier) -> str:
+def unsupported(
+    name: FormatName, layer: Layer, shape: tuple[int, ...], scheme: Scheme, tier: Tier, target: Target | None = None
+) -> str:
     """Why a format has no form for a layer's weight in a scheme; empty where it has one."""
     if name == "onnx":
         from exporters.onnx.quantize import unsupported as onnx_unsupported
@@ -248,11 +248,29 @@ def unsupported(name: FormatName, layer: Layer, shape: tuple[int, ...], scheme: 
     from exporters.coreml.constants import unsupported as coreml_unsupported
 
     assert tier.coreml is not None
-    return coreml_unsupported(shape, scheme, tier.coreml.target)
+    return coreml_unsupported(shape, scheme, target or tier.coreml.target)
 
 
 def _kept(kept: list[Kept] | tuple[Kept, ...]) -> tuple[KeptRecord, ...]:
     return tuple(KeptRecord(component=k.component, weight=k.name, scheme=k.scheme, reason=k.reason) for k in kept)
+
+
+def _rehearsal(recipe: Recipe) -> Any:
+    """A picture to be drawn while programs are made."""
+    from exporters.coreml.ranges import Rehearsal, SwiftRehearsal
+
+    config, vae, options = recipe.student.configs["transformer"], recipe.student.configs["vae"], recipe.options
+    latent = (1, config["in_channels"], options.height // 8, options.width // 8)
+    common = _example_ids(recipe), recipe.sampling.sigmas, latent
+    if options.layout == "native":
+        return Rehearsal(*common)
+    return SwiftRehearsal(
+        *common,
+        timesteps=recipe.sampling.timesteps,
+        joint_dim=config["joint_attention_dim"],
+        scaling=vae["scaling_factor"],
+        shift=vae["shift_factor"] or 0.0,
+    )
 
 
 def _example_ids(recipe: Recipe) -> dict[str, Any]:

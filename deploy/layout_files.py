@@ -69,11 +69,11 @@ def _optimum_files(student: Student, options: GraphOptions, tokenizers: tuple[tu
     }
     files["model_index.json"] = _json(index)
     for name, folder, tokenizer in tokenizers:
-        files[f"{folder}/tokenizer_config.json"] = _json(_tokenizer_config(name, tokenizer, options))
+        files[f"{folder}/tokenizer_config.json"] = _json(tokenizer_config(name, tokenizer, options))
     return files
 
 
-def _tokenizer_config(name: str, tokenizer: Any, options: GraphOptions) -> dict[str, Any]:
+def tokenizer_config(name: str, tokenizer: Any, options: GraphOptions) -> dict[str, Any]:
     """Special tokens and length in the words that transformers 4 and 5 both read."""
     t5 = name == "input_ids_3"
     specials = ("unk_token", "pad_token", "eos_token") + (() if t5 else ("bos_token",))

@@ -69,7 +69,8 @@ class GraphRecord(_Record, frozen=True):
             was not measured.
         parity_note: why it was not measured.
         stages: the Core ML packages that it is made of, in the order in which they run.
-        fp32_operators: operators that compute in fp32 in programs that compute in fp16: their values outgrow fp16.
+        fp32_operators: operators that compute in fp32 in programs that compute in fp16: their values outgrow fp16, or need more
+            digits than it has.
     """
 
     name: str
@@ -121,7 +122,7 @@ class PictureRecord(_Record, frozen=True):
 
 
 class TextRecord(_Record, frozen=True):
-    """Text encoding: T5 kept, or its tokens null tokens; the widths that ``optimum`` layouts assemble."""
+    """Text encoding: T5 kept, or its tokens null tokens; the width that ``optimum`` and ``swift`` layouts assemble."""
 
     tokenizers: tuple[TokenizerRecord, ...]
     t5: Literal["kept", "dropped"]
@@ -169,7 +170,7 @@ class Manifest(_Record, frozen=True):
     student: StudentRecord
     tier: str
     model_format: Literal["onnx", "coreml"]
-    layout: Literal["native", "optimum"]
+    layout: Literal["native", "optimum", "swift"]
     compute: Literal["fp32", "fp16"]
     precision: Literal["fp32", "fp16", "mixed"]
     profile: tuple[RuleRecord, ...]
@@ -280,6 +281,7 @@ def _check(manifest: Manifest, file: Path) -> None:
 _GRAPHS = {
     "native": {"text_encoder", "conditioner", "denoiser", "vae_decoder"},
     "optimum": {"text_encoder", "text_encoder_2", "transformer", "vae_decoder"},
+    "swift": {"text_encoder", "text_encoder_2", "transformer", "vae_decoder"},
 }
 """The graphs that the runtime asks for, by layout."""
 

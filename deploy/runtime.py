@@ -18,6 +18,7 @@ from deploy.errors import BundleError, Complaint, InputError
 from deploy.sampler import OnStep, sample_euler, sample_renoise
 from deploy.sessions import Run, Runtime, Sessions, fastest_runtime
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
+from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
@@ -49,7 +50,8 @@ class Pipeline:
         self.manifest = self.bundle.manifest
         self.runtime = runtime or fastest_runtime(self.bundle, provider)
         self._sessions = Sessions(self.bundle, self.runtime, provider, threads, keep_graphs)
-        self._stages = _Native(self) if self.manifest.layout == "native" else _Optimum(self)
+        layouts: dict[str, type[_Native | _Optimum | _Swift]] = {"native": _Native, "optimum": _Optimum, "swift": _Swift}
+        self._stages = layouts[self.manifest.layout](self)
         self._tokenizers = {t.input: load_tokenizer(self.bundle.folder, t) for t in self.manifest.text.tokenizers}
 
     def generate(
@@ -237,6 +239,35 @@ class _Optimum:
         picture = self.pipeline.manifest.picture
         scaled = latents / np.float32(picture.scaling_factor) + np.float32(picture.shift_factor)
         return np.clip(self.pipeline.run("vae_decoder", {"latent_sample": scaled})[0] / 2 + 0.5, 0, 1)
+
+
+class _Swift:
+    """What Apple's Swift client does between its programs (:mod:`exporters.swift`), but by the bundle's own schedule."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def condition(self, ids: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        text = self.pipeline.manifest.text
+        numbers = {name: array.astype(np.float32) for name, array in ids.items()}
+        clips = [
+            self.pipeline.run(graph, {"input_ids": numbers[ENCODER_IDS[graph]]}) for graph in ("text_encoder", "text_encoder_2")
+        ]
+        t5 = None
+        if text.t5 == "kept":
+            tokens = numbers["input_ids_3"]
+            [t5] = self.pipeline.run("text_encoder_3", {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+        states = text_states([hidden for hidden, _ in clips], t5, text.joint_dim)
+        return states, np.concatenate([pooled for _, pooled in clips], axis=-1)
+
+    def velocity(self, latents: np.ndarray, condition: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:
+        timestep = self.pipeline.manifest.sampling.timesteps[step]
+        return self.pipeline.run("transformer", transformer_inputs(latents, timestep, *condition))[0][:1]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        picture = self.pipeline.manifest.picture
+        z = latents / np.float32(picture.scaling_factor) + np.float32(picture.shift_factor)
+        return np.clip(self.pipeline.run("vae_decoder", {"z": z})[0] / 2 + 0.5, 0, 1)
 
 
 def _report_step(report: Progress, before: int, total: int, step: int, _: np.ndarray) -> None:

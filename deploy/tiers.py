@@ -12,6 +12,9 @@ import msgspec
 from deploy.errors import Complaint, TierError
 from quantization.profile import Profile, load_profile
 
+IOS17_SCHEMES = ("fp32", "fp16", "int8", "lut1", "lut2", "lut4", "lut6", "lut8")
+"""Without blocks, and with one table for a tensor: coremltools' ``constexpr`` operations up to iOS 17."""
+
 
 class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a class of Apple devices runs.
@@ -104,23 +107,29 @@ def default_profile(name: str, model_format: str = "onnx") -> Profile:
         return load_profile(file)
 
 
-def legal_schemes(tier: Tier, model_format: str = "onnx", compute_units: str | None = None) -> tuple[str, ...]:
+def legal_schemes(
+    tier: Tier, model_format: str = "onnx", compute_units: str | None = None, target: str | None = None
+) -> tuple[str, ...]:
     """How a tier's runtimes can store weights."""
     if model_format == "onnx":
         return tier.schemes
     assert tier.coreml is not None
-    return tier.coreml.schemes[compute_units or tier.coreml.compute_units]  # type: ignore[index]
+    able = tier.coreml.schemes[compute_units or tier.coreml.compute_units]  # type: ignore[index]
+    return able if (target or tier.coreml.target) == "iOS18" else tuple(name for name in able if name in IOS17_SCHEMES)
 
 
-def check_schemes(name: str, profile: Profile, model_format: str = "onnx", compute_units: str | None = None) -> None:
+def check_schemes(
+    name: str, profile: Profile, model_format: str = "onnx", compute_units: str | None = None, target: str | None = None
+) -> None:
     """Refuse schemes that a tier's runtimes cannot run.
 
     Raises:
         TierError: there are such.
     """
-    legal = legal_schemes(find_tier(name), model_format, compute_units)
+    legal = legal_schemes(find_tier(name), model_format, compute_units, target)
+    where = "the tier" if target != "iOS17" else "iOS 17"
     complaints = [
-        Complaint(f"rule {i + 1}", "the tier cannot run its scheme", " or ".join(legal), rule.scheme.name)
+        Complaint(f"rule {i + 1}", f"{where} cannot run its scheme", " or ".join(legal), rule.scheme.name)
         for i, rule in enumerate(profile.rules)
         if rule.scheme.name not in legal
     ]

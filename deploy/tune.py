@@ -23,10 +23,11 @@ import msgspec
 import numpy as np
 import torch
 
-from deploy.build import BuildRequest, plan
+from deploy.build import plan
 from deploy.calibration import default_prompts, open_calibration
 from deploy.errors import Complaint, InputError
 from deploy.formats import unsupported
+from deploy.request import BuildRequest
 from deploy.tiers import Tier, legal_schemes
 from exporters.calibrate import calibrate
 from exporters.graphs import GraphOptions

@@ -8,6 +8,7 @@ native ``denoiser``      ``hidden_states``, ``encoder_hidden_states``, ``modulat
                          (one step's rows) to ``out_sample``
 native ``vae_decoder``   ``latent_sample`` (as sampled) to ``sample``, RGB in [0, 1]
 optimum (each folder)    what ``ORTStableDiffusion3Pipeline`` feeds to what it reads
+swift (each program)     what Apple's Swift client feeds to what it reads: :mod:`exporters.swift`
 =======================  ===============================================================
 """
 
@@ -19,9 +20,10 @@ from typing import Literal
 
 from exporters.errors import Complaint, ExportError
 from exporters.student import Student
+from exporters.swift import swift_graphs
 from exporters.weights import Weight
 
-Layout = Literal["native", "optimum"]
+Layout = Literal["native", "optimum", "swift"]
 Dim = int | str
 VAE_SCALE = 8  # pixels per latent in SD3's VAE; checked against its configuration
 
@@ -41,7 +43,7 @@ class GraphSpec:
 
     Attributes:
         name: ``denoiser``, ...
-        path: file inside the bundle.
+        path: file (or, of a Core ML program, folder) inside the bundle.
         components: the student's components that its weights come from.
         inputs: what it takes.
         outputs: what it returns.
@@ -65,7 +67,7 @@ class GraphOptions:
     """What shapes the graphs of a bundle.
 
     Attributes:
-        layout: ``native`` or ``optimum``.
+        layout: ``native``, ``optimum`` or ``swift``.
         height: picture height in pixels.
         width: picture width in pixels.
         timesteps: the sampler's timesteps.
@@ -92,6 +94,8 @@ def plan_graphs(student: Student, options: GraphOptions) -> list[GraphSpec]:
         ExportError: the options do not fit the student.
     """
     _check(student, options)
+    if options.layout == "swift":
+        return swift_graphs(student, options)
     return _native(student, options) if options.layout == "native" else _optimum(student, options)
 
 

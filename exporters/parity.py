@@ -21,6 +21,7 @@ from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.reference import load_tokenizer, reference_component
 from exporters.restructure.conditioning import modulation_layout
 from exporters.student import Student
+from exporters.swift import T5_TOKENS
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], list[np.ndarray]]
@@ -235,6 +236,60 @@ def _optimum_vae_encoder(
     return [Case({"sample": picture}, [moments.numpy()])]
 
 
+def _swift_clip(component: str) -> Callable[..., list[Case]]:
+    def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+        made = []
+        for prompt in PROMPTS:
+            ids = _token_ids(student, component, options, prompt)
+            out = models[component](torch.from_numpy(ids), output_hidden_states=True)
+            made.append(Case({"input_ids": ids.astype(np.float32)}, [out.hidden_states[-2].numpy(), out.text_embeds.numpy()]))
+        return made
+
+    return cases
+
+
+def _swift_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+    """Whatever the mask says: diffusers gives T5 none."""
+    cases = []
+    for prompt in PROMPTS:
+        ids = _token_ids(student, "text_encoder_3", options, prompt)
+        states = models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.transpose(1, 2)[:, :, None]
+        mask = rng.integers(0, 2, ids.shape).astype(np.float32)
+        cases.append(Case({"input_ids": ids.astype(np.float32), "attention_mask": mask}, [states.numpy()]))
+    return cases
+
+
+def _swift_transformer(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
+    """The first of each pair with all its T5 or zero tokens; the second of each pair must not matter."""
+    config = student.configs["transformer"]
+    tokens, zeros = options.clip_tokens + T5_TOKENS, 0 if options.keep_t5 else T5_TOKENS
+    cases = []
+    for timestep in dict.fromkeys((options.timesteps[0], options.timesteps[-1])):
+        latents = _latents(student, options, rng, 2)
+        states = _normal(rng, 2, tokens, config["joint_attention_dim"])
+        states[:, tokens - zeros :] = 0
+        pooled = _normal(rng, 2, config["pooled_projection_dim"])
+        inputs = {
+            "latent_image_embeddings": latents,
+            "timestep": np.array([timestep, 0], np.float32),
+            "token_level_text_embeddings": np.ascontiguousarray(states.transpose(0, 2, 1)[:, :, None]),
+            "pooled_text_embeddings": pooled[:, :, None, None],
+        }
+        first = (torch.from_numpy(array[:1]) for array in (latents, states, pooled))
+        velocity = models["transformer"](*first, torch.tensor([timestep])).sample.numpy()
+        cases.append(Case(inputs, [np.concatenate([velocity, velocity])]))
+    return cases
+
+
+def _swift_vae_decoder(
+    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
+) -> list[Case]:
+    [case] = _optimum_vae_decoder(models, student, options, rng)
+    return [Case({"z": case.inputs["latent_sample"]}, case.outputs)]
+
+
 _CASES: dict[str, Callable[..., list[Case]]] = {
     "native text_encoder": _native_text,
     "native conditioner": _native_conditioner,
@@ -246,4 +301,9 @@ _CASES: dict[str, Callable[..., list[Case]]] = {
     "optimum transformer": _optimum_transformer,
     "optimum vae_decoder": _optimum_vae_decoder,
     "optimum vae_encoder": _optimum_vae_encoder,
+    "swift text_encoder": _swift_clip("text_encoder"),
+    "swift text_encoder_2": _swift_clip("text_encoder_2"),
+    "swift text_encoder_3": _swift_t5,
+    "swift transformer": _swift_transformer,
+    "swift vae_decoder": _swift_vae_decoder,
 }

@@ -7,7 +7,9 @@
     int8gN, int4gN    constexpr_blockwise_shift_scale(codes [out, in], scales [out, in / N])
     uint8gN, uint4gN  the same with offset = zero points [out, in / N]
     lutB, lutBgN      constexpr_lut_to_dense(indices uintB [out, in], lut [1 or out / N, 1, 2^B, 1])
-    int8 on iOS 17    constexpr_affine_dequantize(codes int8 [out, in], scales [out])
+    on iOS 17
+    int8              constexpr_affine_dequantize(codes int8 [out, in], scales [out])
+    lutB              constexpr_lut_to_dense(indices packed into bytes, lut [2^B], shape)
 
 A placeholder is one zero seen at every place (strides of 0): building a program costs no memory for weights.
 """
@@ -35,6 +37,7 @@ from quantization.schemes import Scheme
 
 Load = Callable[[], np.ndarray]
 Target = Literal["iOS17", "iOS18"]
+PACKED_BITS, INT8_BITS = (1, 2, 4, 6, 8), 8
 _SIGNED: dict[int, Any] = {8: np.dtype(np.int8), 4: types.np_int4_dtype}
 _INDICES: dict[int, Any] = {
     1: types.np_uint1_dtype,
@@ -46,10 +49,21 @@ _INDICES: dict[int, Any] = {
 }
 
 
+def unsupported_on_ios17(scheme: Scheme) -> str:
+    """Why no constant of any shape can be in a scheme there; empty where some can."""
+    if scheme.block is not None:
+        return "iOS 17 has no constants in blocks or with several tables: use int8 or one table"
+    if scheme.kind == "lookup" and scheme.bits not in PACKED_BITS:
+        return f"iOS 17 has no indices of {scheme.bits} bits"
+    if scheme.kind == "integer" and scheme.bits != INT8_BITS:
+        return f"iOS 17 has no integers of {scheme.bits} bits"
+    return ""
+
+
 def unsupported(shape: tuple[int, ...], scheme: Scheme, target: Target = "iOS18") -> str:
     """Why Core ML has no constant of a shape in a scheme; empty where it has one."""
-    if target == "iOS17" and scheme.kind != "float" and (scheme.kind == "lookup" or scheme.block is not None):
-        return "iOS 17 has no constants in blocks or with several tables: only int8"
+    if target == "iOS17" and (reason := unsupported_on_ios17(scheme)):
+        return reason
     rows, columns = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     if scheme.dynamic_activations:
         return "Core ML rounds activations statically only: use int8"
@@ -153,6 +167,8 @@ class Constants:
         if scheme.kind == "lookup":
             tables = 1 if scheme.block is None else shape[0] // scheme.block
             entries = 1 << scheme.bits
+            if self.target == "iOS17":
+                return self._packed(weight, scheme, encoded, shape, values)
             table_shape = (tables, *rest, entries, 1)
             indices = self.lazy(f"{weight.name}.indices", shape, _INDICES[scheme.bits], lambda: _codes(encoded, shape))
             lut = self.lazy(f"{weight.name}.lut", table_shape, values, lambda: _tables(encoded, table_shape, values))
@@ -175,6 +191,26 @@ class Constants:
         if scheme.zero_points:
             inputs["offset"] = self.lazy(f"{weight.name}.zeros", scale_shape, stored, lambda: _zeros(encoded, scale_shape))
         return mb.constexpr_blockwise_shift_scale(**inputs, name=self.name(f"{weight.name}.dense"))
+
+    def _packed(self, weight: Weight, scheme: Scheme, encoded: _Encoded, shape: tuple[int, ...], values: Any) -> Var:
+        """IOS 16's form of a table: indices packed into bytes, the first in the lowest bits."""
+        count, entries = -(-int(np.prod(shape, dtype=np.int64)) * scheme.bits // 8), (1 << scheme.bits,)
+        return mb.constexpr_lut_to_dense(
+            indices=self.lazy(f"{weight.name}.indices", (count,), np.uint8, lambda: _pack(_codes(encoded, shape), scheme.bits)),
+            lut=self.lazy(f"{weight.name}.lut", entries, values, lambda: _tables(encoded, entries, values)),
+            shape=np.asarray(shape, np.uint32),
+            name=self.name(f"{weight.name}.dense"),
+        )
+
+
+def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes below ``2^bits`` in a row, ``bits`` each, the first in the lowest bits of the first byte.
+
+    >>> [f"{byte:08b}" for byte in _pack(np.array([1, 2, 3, 0, 3], np.uint8), 2)]
+    ['00111001', '00000011']
+    """
+    each = np.unpackbits(codes.reshape(-1, 1).astype(np.uint8), axis=1, count=bits, bitorder="little")
+    return np.packbits(each.reshape(-1), bitorder="little")
 
 
 def _floating(weight: Weight, scheme: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -32,6 +32,20 @@ DESCRIPTIONS = {
     "latent_sample": "latents as the sampler leaves them",
     "sample": "RGB in [0, 1]",
 }
+SWIFT_DESCRIPTIONS = {
+    "input_ids": "token ids as numbers, padded to the full length",
+    "attention_mask": "has no effect: diffusers gives T5 no mask",
+    "hidden_embeds": "states before the last layer",
+    "pooled_outputs": "projected state of the end-of-text token",
+    "encoder_hidden_states": "T5's states [1, channels, 1, tokens]",
+    "latent_image_embeddings": "noisy latents, twice; the first is read",
+    "timestep": "sigma times 1000, twice; the first is read",
+    "token_level_text_embeddings": "states of all text tokens, prompt and negative prompt; the first are read",
+    "pooled_text_embeddings": "pooled text embeddings, prompt and negative prompt; the first are read",
+    "denoiser_output": "velocity, twice: guidance of any scale leaves it as it is",
+    "z": "latents divided by the VAE's scaling factor, plus its shift",
+    "image": "RGB in [-1, 1]",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ def draft_bytes(model: ir.Model, options: ProgramOptions) -> int:
 
 def stage_paths(spec: GraphSpec, stages: int) -> list[str]:
     """``denoiser.mlpackage``, or ``denoiser_1.mlpackage``, ``denoiser_2.mlpackage``, ..."""
-    stem = spec.path.removesuffix(".onnx")
+    stem = Path(spec.path).stem
     return [f"{stem}.mlpackage"] if stages == 1 else [f"{stem}_{i + 1}.mlpackage" for i in range(stages)]
 
 
@@ -108,8 +122,10 @@ def write_graph(
     wide = set() if rehearsal is None else rehearsal.wide_nodes(spec.name, model)
     programs = to_programs(model, options, wide)
     stages = []
+    ports = {port.name for port in (*spec.inputs, *spec.outputs)}
+    known = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
     for made, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
-        write_package(made, folder / path, DESCRIPTIONS, progress)
+        write_package(made, folder / path, known, progress)
         stages.append(WrittenStage(path, made.inputs, made.outputs))
     return WrittenGraph(
         tuple(stages),

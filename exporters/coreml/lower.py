@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,14 @@ class Lowering:
         target: the oldest system that shall run it.
         wide: whether the node at hand computes in fp32.
         values: what each value of the graph has become; arrays are constants that are not weights.
+        casts: of values, by name and whether to fp32: each is cast once.
     """
 
     constants: Constants
     target: Target
     wide: bool
     values: dict[ir.Value, Operand]
+    casts: dict[tuple[str, bool], Operand] = field(default_factory=dict)
 
     def operand(self, value: ir.Value | None) -> Operand:
         """A value as a variable, or as an array where it is known."""
@@ -73,14 +75,17 @@ class Lowering:
         """``x`` in the type that the node at hand computes in; integers stay."""
         if not types.is_float(x.dtype) or (x.dtype == types.fp32) == self.wide:
             return x
-        return mb.cast(x=x, dtype="fp32" if self.wide else "fp16")
+        key = (x.name, self.wide)
+        if key not in self.casts:
+            self.casts[key] = mb.cast(x=x, dtype="fp32" if self.wide else "fp16")
+        return self.casts[key]
 
     def _typed(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind == "f":
             return array.astype(np.float32 if self.wide else np.float16)
         if array.dtype.kind in "iu":  # "to the end" is the largest int64, which would become -1
             limits = np.iinfo(np.int32)
-            return np.clip(array, limits.min, limits.max).astype(np.int32)
+            return np.asarray(np.clip(array, limits.min, limits.max), np.int32)
         return array
 
 
@@ -255,6 +260,12 @@ def _squeeze(at: Lowering, node: ir.Node) -> Operand:
     return np.squeeze(x, tuple(axes)) if isinstance(x, np.ndarray) else mb.squeeze(x=x, axes=axes)
 
 
+def _clip(at: Lowering, node: ir.Node) -> Operand:
+    """Of distances between tokens, which are known."""
+    x, low, high = (at.known(value) for value in node.inputs)
+    return np.clip(x, low, high)
+
+
 def _cast(at: Lowering, node: ir.Node) -> Operand:
     """Integers and booleans as numbers and the other way round; between floating-point types the program's precision decides."""
     x, dtype = at.operand(node.inputs[0]), ir.DataType(_attribute(node, "to"))
@@ -376,6 +387,8 @@ LOWERED: dict[str, Lower] = {
     "Equal": _elementwise(mb.equal, np.equal),
     "Greater": _elementwise(mb.greater, np.greater),
     "Sigmoid": _unary(mb.sigmoid),
+    "Sin": _unary(mb.sin),
+    "Cos": _unary(mb.cos),
     "Gelu": _gelu,
     "MatMul": _matmul,
     "Gemm": _gemm,
@@ -389,6 +402,7 @@ LOWERED: dict[str, Lower] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Cast": _cast,
+    "Clip": _clip,
     "ArgMax": _argmax,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,

@@ -94,7 +94,8 @@ def write_package(
         model = CoreMLProtoExporter(made.program, program, "", "", None, "mlprogram", "mil", version).export(version)
         _describe(model, descriptions or {})
         (data / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
-        (folder / "Manifest.json").write_text(json.dumps(_manifest(), indent=4), "utf-8")
+        # To the last byte as Core ML's tools write it: loading a package writes this file again.
+        (folder / "Manifest.json").write_text(json.dumps(_manifest(), indent=4) + "\n", "utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

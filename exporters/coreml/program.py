@@ -1,7 +1,8 @@
 """A traced graph as one Core ML program, or as several stages that run one after another.
 
 Programs compute in fp16, but for the nodes that are named ``wide``: those whose values come too near to fp16's 65504, as
-:mod:`exporters.coreml.ranges` has measured. Inputs and outputs are fp32, token ids int32.
+:mod:`exporters.coreml.ranges` has measured; and what leads from an input to a sine or to an integer, where fp16 has too few
+digits. Inputs and outputs are fp32, token ids int32 (in the layout ``swift`` they come as numbers).
 
 Stages cut the graph where the fewest values cross, near equal shares of the weights: Core ML's Neural Engine compiler fails on
 one program of 24 MMDiT blocks and takes six of four (MobileDiffuser's finding).
@@ -69,6 +70,7 @@ class StageProgram:
         wide: names of the operators that compute in fp32 in an fp16 program.
         target: the oldest system that runs it.
         origins: by the name of each of its values, the node that it was made for.
+        readers: by the name of a value that stands for one of the graph's, the nodes that read that.
     """
 
     program: Program
@@ -78,6 +80,7 @@ class StageProgram:
     wide: tuple[str, ...]
     target: Target
     origins: dict[str, ir.Node]
+    readers: dict[str, tuple[ir.Node, ...]]
 
     @property
     def weight_bytes(self) -> int:
@@ -104,11 +107,26 @@ def to_programs(model: ir.Model, options: ProgramOptions, wide: Collection[ir.No
             complaint = Complaint(str(port.name), "has a dynamic size", "a fixed one", str(port.shape))
             raise ExportError("The graph cannot become a Core ML program.", [complaint], "build without --dynamic")
     nodes = list(model.graph)
-    wide = set(wide) if options.precision == "fp16" else set(nodes)
+    wide = {*wide, *_digits(nodes)} if options.precision == "fp16" else set(nodes)
     stages = list(_stages(model, nodes, options.stages))
     names = _crossing_names(model, stages)
     ports = {value: _port(value, names[value]) for value in model.graph.inputs}
     return [_program(stage, options, wide, names, ports) for stage in stages]
+
+
+def _digits(nodes: list[ir.Node]) -> set[ir.Node]:
+    """Nodes that need more digits than fp16 has: angles reach 1000 radians, token ids 49408, and fp16 counts to 2048."""
+    needed: set[ir.Node] = set()
+    for node in reversed(nodes):
+        counts = node.op_type == "Cast" and _is_float(node.inputs[0]) and not _is_float(node.outputs[0])
+        exact = counts or node.op_type in {"Sin", "Cos"}
+        if exact or any(reader in needed for value in node.outputs for reader in value.consumers()):
+            needed.add(node)
+    return {node for node in needed if node.op_type != "Constant"}
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.is_floating_point()
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,9 @@ def _program(
     with Function(placeholders, opset_version=getattr(ct.target, options.target)) as function:
         lowering = Lowering(constants, options.target, options.precision == "fp32", {})
         for value, port in zip(stage.inputs, inputs, strict=True):
-            lowering.values[value] = lowering.cast(function.inputs[port.name])
+            lowering.values[value] = function.inputs[port.name]
+            if not value.uses():  # a client feeds it all the same
+                mb.identity(x=function.inputs[port.name])
         origins: dict[str, ir.Node] = {}
         for node in stage.nodes:
             lowering.wide = node in wide
@@ -149,7 +169,11 @@ def _program(
     ports |= dict(zip(stage.outputs, outputs, strict=True))
     program.add_function("main", function)
     exact = tuple(str(node.name) for node in stage.nodes if node in wide) if options.precision == "fp16" else ()
-    return StageProgram(program, constants, inputs, outputs, exact, options.target, origins)
+    readers: dict[str, tuple[ir.Node, ...]] = {}
+    for value, became in lowering.values.items():
+        if not isinstance(became, np.ndarray):  # two values are one where a product has taken its bias
+            readers[became.name] = (*readers.get(became.name, ()), *value.consumers())
+    return StageProgram(program, constants, inputs, outputs, exact, options.target, origins, readers)
 
 
 def _bits(var: Var) -> int:
@@ -185,7 +209,8 @@ def _stages(model: ir.Model, nodes: list[ir.Node], count: int) -> Iterator[_Stag
     for begin, end in itertools.pairwise(cuts):
         part = nodes[begin:end]
         read = dict.fromkeys(value for node in part for value in node.inputs if value is not None)
-        inputs = [value for value in read if value in model.graph.inputs or place.get(value, end) < begin]
+        given = [value for value in model.graph.inputs if value in read or (begin == 0 and not value.uses())]
+        inputs = given + [value for value in read if place.get(value, end) < begin]
         made = [value for node in part for value in node.outputs]
         outputs = [value for value in made if value in final or last.get(value, -1) >= end]
         yield _Stage(part, [value for value in inputs if not _known(value)], [value for value in outputs if not _known(value)])

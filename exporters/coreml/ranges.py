@@ -19,6 +19,7 @@ from exporters.coreml.chain import run_chain
 from exporters.coreml.evaluate import Audit, Program, open_package
 from exporters.coreml.package import write_package
 from exporters.coreml.program import ProgramOptions, StageProgram, to_programs
+from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
 from quantization.profile import uniform
 
 LIMIT = 65504 / 4  # other prompts and seeds reach further than the one that is measured
@@ -55,6 +56,7 @@ class Rehearsal:
         self._draw(graph, [open_package(path) for path in packages], None)
 
     def _draw(self, graph: str, stages: list[Program], audit: Audit | None) -> None:
+        """Let a graph of the layout ``native`` make what it makes."""
         if graph == "text_encoder":
             self.known |= run_chain(stages, self.ids, "fp32", audit)
         elif graph == "conditioner":
@@ -64,6 +66,10 @@ class Rehearsal:
         else:
             run_chain(stages, self.known, "fp32", audit)
 
+    def _velocity(self, stages: list[Program], latents: np.ndarray, step: int, audit: Audit | None) -> np.ndarray:
+        given = {**self.known, "hidden_states": latents, "modulation": self.known["modulations"][step]}
+        return run_chain(stages, given, "fp32", audit)["out_sample"]
+
     def _denoised(self, stages: list[Program], audit: Audit | None) -> np.ndarray:
         """The first step from noise; then the last, from what the first foretells, at the last step's noise."""
         noise = np.random.default_rng(0).standard_normal(self.latent_shape, np.float32)
@@ -71,16 +77,50 @@ class Rehearsal:
         for step in dict.fromkeys((0, len(self.sigmas) - 2)):
             sigma = np.float32(self.sigmas[step])
             latents = noise if step == 0 else ((1 - sigma) * estimate + sigma * noise).astype(np.float32)
-            given = {**self.known, "hidden_states": latents, "modulation": self.known["modulations"][step]}
-            velocity = run_chain(stages, given, "fp32", audit)["out_sample"]
-            estimate = (latents - sigma * velocity).astype(np.float32)
+            estimate = (latents - sigma * self._velocity(stages, latents, step, audit)).astype(np.float32)
         return estimate
 
 
+@dataclass
+class SwiftRehearsal(Rehearsal):
+    """The same, by the graphs of the layout ``swift`` (:mod:`exporters.swift`).
+
+    Attributes:
+        timesteps: what the transformer is told at each step.
+        joint_dim: channels of the transformer's text states.
+        scaling: the VAE's scaling and shift: ``z = latents / scaling + shift``.
+        shift: the VAE's shift.
+    """
+
+    timesteps: tuple[float, ...] = ()
+    joint_dim: int = 0
+    scaling: float = 1.0
+    shift: float = 0.0
+
+    def _draw(self, graph: str, stages: list[Program], audit: Audit | None) -> None:
+        if graph in ENCODER_IDS:
+            ids = self.ids[ENCODER_IDS[graph]].astype(np.float32)
+            given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            made = run_chain(stages, given, "fp32", audit)
+            self.known |= {f"{graph}.{name}": array for name, array in made.items()}
+        elif graph == "transformer":
+            self.known["latents"] = self._denoised(stages, audit)
+        else:
+            z = self.known["latents"] / np.float32(self.scaling) + np.float32(self.shift)
+            run_chain(stages, {"z": z}, "fp32", audit)
+
+    def _velocity(self, stages: list[Program], latents: np.ndarray, step: int, audit: Audit | None) -> np.ndarray:
+        made = {name: array for name, array in self.known.items() if name != "latents"}
+        clips = [(made[f"{name}.hidden_embeds"], made[f"{name}.pooled_outputs"]) for name in ("text_encoder", "text_encoder_2")]
+        text = text_states([states for states, _ in clips], made.get("text_encoder_3.encoder_hidden_states"), self.joint_dim)
+        given = transformer_inputs(latents, self.timesteps[step], text, np.concatenate([pooled for _, pooled in clips], axis=-1))
+        return run_chain(stages, given, "fp32", audit)["denoiser_output"][:1]
+
+
 def _beyond(programs: Iterable[StageProgram], audit: Audit) -> set[ir.Node]:
+    """The nodes that make what is too large, and those that read it."""
+    programs = list(programs)
     origins = {name: node for made in programs for name, node in made.origins.items()}
-    large = {record.name for record in audit.records if record.name in origins and not record.amax <= LIMIT}  # NaN is large
-    results = {node: name for name, node in origins.items()}  # the last of each node's values is its result
-    makers = {origins[name] for name in large}
-    readers = {reader for node in makers if results[node] in large for value in node.outputs for reader in value.consumers()}
-    return makers | readers
+    readers = {name: nodes for made in programs for name, nodes in made.readers.items()}
+    large = [record.name for record in audit.records if record.name in origins and not record.amax <= LIMIT]  # NaN is large
+    return {origins[name] for name in large} | {node for name in large for node in readers.get(name, ())}

@@ -222,8 +222,9 @@ class Denoiser(RestructuredModule):
             image, text = block(image, text, take(count))
         scale, shift = take(2)
         patches = self.proj_out(_modulate(image, scale, shift)).to(torch.float32)
-        patches = patches.reshape(batch, rows, columns, self.patch, self.patch, self.out_channels)
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.out_channels, height, width)
+        # In two steps, because Core ML has no more than five axes.
+        lines = patches.reshape(batch * rows, columns, self.patch, self.patch, self.out_channels).transpose(1, 2)
+        return lines.reshape(batch, height, width, self.out_channels).permute(0, 3, 1, 2)
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors by the same names, and the positions from its table."""

@@ -126,7 +126,7 @@ class T5Encoder(RestructuredModule):
         by_distance = table(self.buckets)  # [2 max_distance + 1, heads]
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         distance = (position[None, :] - position[:, None]).clamp(-self.max_distance, self.max_distance)
-        bias = by_distance[distance + self.max_distance].permute(2, 0, 1)[None]  # [1, heads, tokens, tokens]
+        bias = F.embedding(distance + self.max_distance, by_distance).permute(2, 0, 1)[None]  # [1, heads, tokens, tokens]
         for block in self.encoder.block:
             attend, feed = block.layer
             hidden = hidden + attend.SelfAttention(attend.layer_norm(hidden), bias)

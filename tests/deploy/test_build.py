@@ -267,7 +267,7 @@ BAD_REQUESTS = {
     "sigmas and steps": ({"steps": 3, "sigmas": (1.0, 0.5)}, r"sigmas: not one for each step \(expected 3, got 2\)"),
     "no size": ({"height": 0}, r"height: wrong \(expected a whole number from 1 to 1048576, got 0\)"),
     "endless": ({"steps": 10**9}, r"steps: wrong \(expected a whole number from 1 to 1000, got 1000000000\)"),
-    "no layout": ({"layout": "odd"}, r"layout: unknown \(expected native or optimum, got 'odd'\)"),
+    "no layout": ({"layout": "odd"}, r"layout: unknown \(expected native or optimum or swift, got 'odd'\)"),
     "no student": ({"student": Path("/nowhere/student")}, r"/nowhere/student does not exist"),
 }
 

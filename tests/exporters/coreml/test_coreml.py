@@ -15,7 +15,7 @@ pytest.importorskip("coremltools", reason="coremltools is not installed (flash-d
 
 from exporters.coreml.backend import ct
 from exporters.coreml.chain import chain
-from exporters.coreml.constants import unsupported
+from exporters.coreml.constants import Target, unsupported
 from exporters.coreml.evaluate import open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
@@ -82,7 +82,10 @@ def test_programs_compute_what_diffusers_computes(
         assert written.kept == ()
         assert db(spec, written, student, options, tmp_path) >= (90 if target.precision == "fp32" else 45), spec.name
         for stage in written.stages:
+            files = [tmp_path / stage.path / name for name in ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel")]
+            before = [file.read_bytes() for file in files]
             description = ct.models.MLModel(str(tmp_path / stage.path), skip_model_load=True).get_spec()
+            assert [file.read_bytes() for file in files] == before  # loading writes the package anew
             assert description.specificationVersion == SPEC_VERSIONS[target.target]
             assert [p.name for p in description.description.input] == [p.name for p in stage.inputs]
             assert all(p.shortDescription for p in description.description.input if not p.name.startswith("stage_"))
@@ -136,15 +139,20 @@ def test_large_activations_stay_right_in_fp16(
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
 
 
-STORED = ["int8", "int8g16", "int4g16", "uint4g16", "lut1", "lut3", "lut4", "lut6", "lut8", "lut4g8"]
+STORED = {
+    "iOS18": ["int8", "int8g16", "int4g16", "uint4g16", "lut1", "lut3", "lut4", "lut6", "lut8", "lut4g8"],
+    "iOS17": ["int8", "lut1", "lut4", "lut6", "lut8"],
+}
 
 
-@pytest.mark.parametrize("scheme", STORED)
-def test_compressed_constants_are_what_the_codec_made(scheme: str, students: dict[str, Student], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "scheme"), [(target, scheme) for target, schemes in STORED.items() for scheme in schemes])
+def test_compressed_constants_are_what_the_codec_made(
+    target: Target, scheme: str, students: dict[str, Student], tmp_path: Path
+) -> None:
     """Decoded weights differ from the codec's own by the rounding of scales to fp16: 2^-11 of a weight, 66 dB."""
     student = students["tiny"]
     spec = next(spec for spec in plan_graphs(student, OPTIONS) if spec.name == "conditioner")
-    written = write_graph(spec, draft(spec), ProgramOptions(uniform(scheme)), None, tmp_path)
+    written = write_graph(spec, draft(spec), ProgramOptions(uniform(scheme), target=target), None, tmp_path)
     package = tmp_path / written.stages[0].path
     assert all("72 input channels" in kept.reason for kept in written.kept)
     weight = student.weights["transformer"]["time_text_embed.text_embedder.linear_2.weight"]
@@ -187,7 +195,12 @@ UNSUPPORTED = {
 def test_what_has_no_form_says_why(shape: tuple[int, ...], scheme: str, reason: str) -> None:
     assert reason in unsupported(shape, parse_scheme(scheme))
     assert unsupported(shape, parse_scheme("int8")) == ""
-    assert "iOS 17" in unsupported((32, 64), parse_scheme("lut4"), "iOS17")
+
+
+@pytest.mark.parametrize("scheme", ["int8g32", "int4g32", "lut3", "lut4g16"])
+def test_what_ios_17_has_not_says_so(scheme: str) -> None:
+    assert unsupported((32, 64), parse_scheme(scheme)) == ""
+    assert "iOS 17" in unsupported((32, 64), parse_scheme(scheme), "iOS17")
 
 
 def test_weights_that_cannot_be_stored_leave_nothing(students: dict[str, Student], tmp_path: Path) -> None:
