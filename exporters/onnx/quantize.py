@@ -22,6 +22,7 @@ A weight that a rule speaks of and that has no such form keeps its floating-poin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ class _Encoding:
         self.weight, self.scheme, self.calibration = weight, scheme, calibration
         self._left: set[str] = set()
         self._made: IntegerTensor | None = None
+        self._lock = threading.Lock()  # its initializers may be read at the same time
 
     def part(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> LazyCodes:
         """One initializer made of this encoding."""
@@ -80,16 +82,17 @@ class _Encoding:
         return LazyCodes(self, name, dtype, shape, form)
 
     def take(self, form: str) -> IntegerTensor:
-        if self._made is None:
-            known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
-            made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known)
-            assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
-            self._made = made
-        made = self._made
-        self._left.discard(form)
-        if not self._left:
-            self._made = None
-        return made
+        with self._lock:
+            if self._made is None:
+                known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
+                made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known)
+                assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
+                self._made = made
+            made = self._made
+            self._left.discard(form)
+            if not self._left:
+                self._made = None
+            return made
 
 
 class LazyCodes(ir.LazyTensor):

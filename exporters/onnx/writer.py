@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from quantization.errors import Complaint, SchemeError
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096
 INLINE_BYTES = 1024
+AHEAD = 2  # tensors that are encoded while one is written: of one, a part runs on one core only
 _STREAMED = (LazyWeight, LazyCodes)
 
 
@@ -99,13 +101,12 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
 
 
 def _read_ahead(tensors: Sequence[LazyWeight | LazyCodes]) -> Iterator[Callable[[], np.ndarray]]:
-    """What gives each tensor's content in turn: it is encoded while the one before is hashed and written."""
-    with ThreadPoolExecutor(1) as pool:
-        after = [pool.submit(tensor.read) for tensor in tensors[:1]]
+    """What gives each tensor's content in turn: the next are encoded while one is hashed and written."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        ahead: deque[Future[np.ndarray]] = deque()
         for i in range(len(tensors)):
-            this = after.pop()
-            after += [pool.submit(tensor.read) for tensor in tensors[i + 1 : i + 2]]
-            yield this.result
+            ahead += [pool.submit(tensor.read) for tensor in tensors[i + len(ahead) : i + 1 + AHEAD]]
+            yield ahead.popleft().result
 
 
 class _DataFile:
