@@ -339,7 +339,9 @@ def tune(
     ] = None,
     max_time: Annotated[
         float | None,
-        typer.Option(help="Time of products over their time in fp32, on tiers that know it, e.g. 0.6.", show_default=False),
+        typer.Option(
+            help="Time of products over their time in floating point, both foretold for the tier, e.g. 0.6.", show_default=False
+        ),
     ] = None,
     prompts: PromptsOption = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts that calibrate, and others that measure.")] = 16,
@@ -649,6 +651,37 @@ def compare(
 
 def _widths(rows: list[tuple[str, ...]]) -> list[int]:
     return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+
+@app.command()
+def predict(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to foretell.", show_default=False)],
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(help="Device tier (repeatable), of the bundle's format. Default: the bundle's own.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for every figure, operators by kind.", show_default=False)
+    ] = None,
+) -> None:
+    """Foretell latency on devices that are not here, from FLOPs, bytes and what the devices can do."""
+    _need_export()
+    from deploy.bundle import open_bundle
+    from deploy.predict import as_data, costs, predictions, render
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise InputError("The forecast cannot be written.", [Complaint(str(json_file), "no such folder")])
+    opened = [open_bundle(folder) for folder in bundles]
+    texts, data = [], []
+    for bundle in opened:
+        with messages.status(f"counting {bundle.folder.name}"):
+            found = costs(bundle)
+            made = predictions(bundle, tier or (), found)
+        texts.append(render(bundle, found, made))
+        data.append(as_data(bundle, found, made))
+    if json_file is not None:
+        json_file.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    typer.echo("\n\n".join(texts))
 
 
 @app.command()

@@ -106,7 +106,7 @@ def _render_student(content: dict[str, Any]) -> list[str]:
         for c in content["components"]
     ]
     rows.append(("all", "", f"{content['parameters']:,}", megabytes(content["bytes"]), ""))
-    lines = [f"student {content['path']}", "", *_table(rows), ""]
+    lines = [f"student {content['path']}", "", *table(rows), ""]
     lines += [
         f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
         for title in ("transformer", "scheduler", "defaults")
@@ -136,7 +136,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
     return [
         f"bundle {content['path']}  {megabytes(content['total_bytes'])}",
         "",
-        *_table(rows),
+        *table(rows),
         "",
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         *_render_programs(content),
@@ -170,6 +170,7 @@ def _reasons(kept: list[dict[str, str]]) -> str:
     return "; ".join(f"{count} of {reason}" for reason, count in counts.items())
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines, columns aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

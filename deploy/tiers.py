@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from typing import Annotated, Literal
 
 import msgspec
 
+from benchmarks.cost import Arithmetic
+from benchmarks.roofline import Place, Processor, Unit, known_efficiencies
 from deploy.errors import Complaint, TierError
 from quantization.profile import Profile, load_profile
 
@@ -32,6 +35,40 @@ class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     schemes: dict[Literal["cpu-and-ne", "cpu-and-gpu"], tuple[str, ...]]
 
 
+class PlaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A runtime on a processor, by their names.
+
+    Attributes:
+        processor: under ``processors``.
+        efficiency: a section of ``benchmarks/efficiencies.toml``.
+        runs_as: as :class:`benchmarks.roofline.Place` has it.
+        lacks: likewise.
+    """
+
+    processor: str
+    efficiency: str
+    runs_as: dict[Arithmetic, Unit] = msgspec.field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+
+class ForecastTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a tier's bundles run on.
+
+    Attributes:
+        format: of the bundles.
+        compute_units: of Core ML bundles.
+        places: the first choice first; an operator goes to the first that runs it.
+        run_once: places of graphs that run once for a picture (text, conditioner), where they are others.
+        only_mixed: whether it foretells bundles with integer weights only.
+    """
+
+    format: Literal["onnx", "coreml"]
+    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
+    places: Annotated[tuple[PlaceRecord, ...], msgspec.Meta(min_length=1)]
+    run_once: tuple[PlaceRecord, ...] = ()
+    only_mixed: bool = False
+
+
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A class of devices.
 
@@ -47,7 +84,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         resolution: picture size in pixels unless the user or the student says otherwise.
         steps: denoising steps unless the user or the student says otherwise.
         keep_t5: whether the third text encoder is kept unless the user says otherwise.
-        relative_time: time of a product in a scheme over its time in fp32, where it was measured.
+        targets: what runs its bundles, by name, for forecasts; the first of a format is the usual one.
         coreml: what its Core ML bundles are; none where the format is not among its formats.
         page: whether its bundles hold a page that draws in browsers.
     """
@@ -63,16 +100,69 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     steps: Annotated[int, msgspec.Meta(gt=0)]
     keep_t5: bool
     runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
-    relative_time: dict[str, float] = msgspec.field(default_factory=dict)
+    targets: dict[str, ForecastTarget]
     coreml: CoreMLTier | None = None
     page: bool = False
 
 
+@dataclass(frozen=True)
+class TierData:
+    """All of ``tiers.toml``."""
+
+    tiers: dict[str, Tier]
+    processors: dict[str, Processor]
+
+
 @lru_cache(maxsize=1)
+def tier_data() -> TierData:
+    """``tiers.toml``, checked."""
+    return parse_tiers(resources.files("deploy").joinpath("tiers.toml").read_text("utf-8"))
+
+
+def parse_tiers(text: str) -> TierData:
+    """Check the content of a tiers file.
+
+    Raises:
+        TierError: it is no TOML, has unknown or missing keys or wrong values, or names a processor or an efficiency that is not
+            there.
+    """
+    try:
+        content = tomllib.loads(text)
+        processors = msgspec.convert(content.pop("processors", {}), dict[str, Processor])
+        tiers = msgspec.convert(content, dict[str, Tier])
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise TierError("The tiers cannot be read.", [Complaint("tiers.toml", str(error))]) from error
+    complaints = []
+    for name, tier in tiers.items():
+        for target_name, target in tier.targets.items():
+            for place in (*target.places, *target.run_once):
+                where = f"{name}.targets.{target_name}"
+                for what, given, known in (
+                    ("processor", place.processor, processors.keys()),
+                    ("efficiency", place.efficiency, known_efficiencies().keys()),
+                ):
+                    if given not in known:
+                        complaints.append(Complaint(where, f"no such {what}", " or ".join(known), given))
+    if complaints:
+        raise TierError("The tiers cannot be read.", complaints)
+    return TierData(tiers, processors)
+
+
 def all_tiers() -> dict[str, Tier]:
     """Every tier by name."""
-    text = resources.files("deploy").joinpath("tiers.toml").read_text("utf-8")
-    return msgspec.convert(tomllib.loads(text), dict[str, Tier])
+    return tier_data().tiers
+
+
+def places(target: ForecastTarget, run_once: bool = False) -> dict[str, Place]:
+    """Where a target's operators run, by the processor's name.
+
+    Args:
+        target: which.
+        run_once: of graphs that run once for a picture.
+    """
+    processors, known = tier_data().processors, known_efficiencies()
+    records = target.run_once if run_once and target.run_once else target.places
+    return {r.processor: Place(processors[r.processor], known[r.efficiency], r.runs_as, r.lacks) for r in records}
 
 
 def find_tier(name: str) -> Tier:

@@ -11,6 +11,7 @@ Each finding is written to the working folder at once: the same command goes on 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -27,6 +28,7 @@ from deploy.build import plan
 from deploy.calibration import default_prompts, open_calibration
 from deploy.errors import Complaint, InputError
 from deploy.formats import unsupported
+from deploy.predict import ProductTimes
 from deploy.request import BuildRequest
 from deploy.tiers import Tier, legal_schemes
 from exporters.calibrate import calibrate
@@ -44,7 +46,7 @@ from quantization.search import Limits, Option, choose
 
 DEFAULT_MIN_DB = 40.0  # differences that are not seen side by side
 SIZES = 10  # points of the Pareto front
-BASE = parse_scheme("fp16")
+BASE, FLOAT = parse_scheme("fp16"), parse_scheme("fp32")
 Tell = Callable[[str], None]
 
 
@@ -56,7 +58,7 @@ class TuneRequest:
         build: the student, the tier and what shapes the graphs; its output is the profile's file.
         max_bytes: of all weights.
         min_db: PSNR that pictures must reach against the student's, on average of squares.
-        max_time: foretold time of all products over their time in fp32, on tiers that know it.
+        max_time: time of all products over their time in floating point, both foretold (:class:`deploy.predict.ProductTimes`).
         prompts: drawn in the calibration and, others of them, to measure.
         count: how many of them for each.
         calibration: a folder that ``flash-deploy calibrate`` made, in place of an own calibration.
@@ -105,12 +107,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The outcome: the chosen profile, its point, all points, and the options of every weight."""
+    """The outcome: the chosen profile, its point, all points, and the options of every weight.
+
+    ``float_seconds`` is what all products of one picture take in floating point on the tier, foretold; points and options say
+    their time as a share of it.
+    """
 
     profile: Profile
     chosen: Point
     points: tuple[Point, ...]
     options: Mapping[Key, Sequence[Option]]
+    float_seconds: float
 
 
 class Tuning:
@@ -189,25 +196,29 @@ class Tuning:
                         known[name] = sensitivity.weight_error(weight, stored) + sensitivity.rounding_error(scheme)
                         out.write(json.dumps([name, known[name]]) + "\n")
                         out.flush()
-        work = {key: self._work(key) for key in self.keys}
-        total = sum(work.values())
         return {
             key: [
                 Option(
                     scheme,
                     scheme.size_bytes(self.weight(key).shape),
                     known["/".join((*key, scheme.name))],
-                    self.tier.relative_time.get(scheme.name, 1.0) * work[key] / total,
+                    self._seconds(key, scheme) / self.float_seconds,
                 )
                 for scheme in self.legal(key)
             ]
             for key in self.keys
         }
 
-    def _work(self, key: Key) -> float:
-        """Multiplications of a weight in one picture."""
+    @functools.cached_property
+    def float_seconds(self) -> float:
+        """Of all products in one picture, in the tier's floating point; foretold."""
+        return sum(self._seconds(key, FLOAT) for key in self.keys)
+
+    def _seconds(self, key: Key, scheme: Scheme) -> float:
+        """Of a weight's products in one picture, foretold."""
         entry = self.calibration.entry(*key)
-        return 0.0 if entry.layer == "embedding" else float(entry.inputs) * self.weight(key).size
+        times = ProductTimes(self.request.build.tier, self.request.build.format, self.request.build.compute_units)
+        return times.seconds(entry.layer, scheme, float(entry.inputs), self.student.weights[key[0]][key[1]].shape)
 
     def measure(self, choice: Mapping[Key, Scheme]) -> Measured:
         """Draw the test prompts with a choice; kept in a file."""
@@ -295,7 +306,7 @@ def tune(request: TuneRequest, tell: Tell | None = None) -> Tuned:
     points = list({p.size_bytes: p for p in points}.values())
     best = _best(request, points)
     reasons = {key: _reason(options[key], best.choice[key]) for key in best.choice}
-    return Tuned(as_profile(best.choice, BASE, reasons), best, (*uniforms, *points), options)
+    return Tuned(as_profile(best.choice, BASE, reasons), best, (*uniforms, *points), options, tuning.float_seconds)
 
 
 def _uniform_points(tuning: Tuning, options: Mapping[Key, Sequence[Option]]) -> list[Point]:

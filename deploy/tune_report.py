@@ -11,10 +11,6 @@ from typing import Any
 from deploy.tune import Point, Tuned
 
 EQUAL_DB = 100.0  # pictures that differ less are the same in any format
-AXES: list[tuple[str, Callable[[Point], float]]] = [
-    ("size of all weights, MB", lambda point: point.size_bytes / 1e6),
-    ("time of products over fp32", lambda point: point.time),
-]
 
 
 def write_report(tuned: Tuned, folder: Path) -> list[Path]:
@@ -25,26 +21,46 @@ def write_report(tuned: Tuned, folder: Path) -> list[Path]:
 
 def table(tuned: Tuned) -> str:
     """Every choice that was drawn with, smallest first, as lines of text; the chosen one is starred."""
-    lines = ["  choice             bytes   time  foretold  drawn  5th percentile  latents (dB)"]
+    lines = ["  choice             bytes   time, ms  foretold  drawn  5th percentile  latents (dB)"]
     for point in sorted(tuned.points, key=lambda point: point.size_bytes):
         assert point.measured is not None
         star = "*" if point is tuned.chosen else " "
         found = point.measured
+        time = _milliseconds(tuned, point)
         lines.append(
-            f"{star} {point.name:12} {point.size_bytes:11d}  {point.time:5.2f}  {point.foretold_db:8.1f} {picture_db(point):6.1f}"
+            f"{star} {point.name:12} {point.size_bytes:11d}  {time:9.4g}  {point.foretold_db:8.1f} {picture_db(point):6.1f}"
             f"  {found.psnr_p5_db:14.1f}  {found.latent_db:7.1f}"
         )
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, "time: of a picture's products with weights on the tier, foretold (flash-deploy predict), not measured"]
+    )
+
+
+def _milliseconds(tuned: Tuned, point: Point) -> float:
+    """Of the products of one picture, foretold."""
+    return 1000 * point.time * tuned.float_seconds
 
 
 def _pareto_csv(tuned: Tuned, file: Path) -> Path:
-    head = ["choice", "bytes", "relative_time", "foretold_db", "picture_db", "psnr_mean_db", "psnr_p5_db", "latent_db", "chosen"]
+    head = [
+        "choice",
+        "bytes",
+        "predicted_ms",
+        "relative_time",
+        "foretold_db",
+        "picture_db",
+        "psnr_mean_db",
+        "psnr_p5_db",
+        "latent_db",
+        "chosen",
+    ]
     rows: list[list[Any]] = [head]
     for point in tuned.points:
         assert point.measured is not None
         found = point.measured
         figures = (point.time, point.foretold_db, picture_db(point), found.psnr_db, found.psnr_p5_db, found.latent_db)
-        rows.append([point.name, point.size_bytes, *(f"{figure:.3f}" for figure in figures), int(point is tuned.chosen)])
+        latency = f"{_milliseconds(tuned, point):.6g}"
+        rows.append([point.name, point.size_bytes, latency, *(f"{figure:.3f}" for figure in figures), int(point is tuned.chosen)])
     return _write_csv(file, rows)
 
 
@@ -74,20 +90,18 @@ def _pareto_png(tuned: Tuned, file: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    timed = len({round(point.time, 6) for point in tuned.points}) > 1
-    figure = Figure(figsize=(11 if timed else 6, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     top = max((picture_db(point) for point in tuned.points if picture_db(point) < EQUAL_DB), default=EQUAL_DB) + 8
 
     def height(point: Point) -> float:
         """Its dB; equal pictures lie on the upper edge."""
         return min(picture_db(point), top)
 
-    panels = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
-    axes = [
+    axes: list[tuple[str, Callable[[Point], float]]] = [
         ("size of all weights, MB", lambda point: point.size_bytes / 1e6),
-        ("time of products over fp32", lambda point: point.time),
+        ("products of a picture on the tier, foretold, ms", lambda point: _milliseconds(tuned, point)),
     ]
-    for panel, (label, measure) in zip(panels, axes, strict=False):
+    for panel, (label, measure) in zip(figure.subplots(1, 2), axes, strict=True):
         for searched, marker, colour, name in ((False, "s", "tab:gray", "uniform"), (True, "o", "tab:blue", "searched")):
             of_kind = [point for point in tuned.points if point.name.startswith("searched") == searched]
             points = sorted(of_kind, key=lambda point: point.size_bytes)

@@ -96,6 +96,9 @@ def test_the_report(tuned: Tuned, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["choice"] for row in rows if row["chosen"] == "1"] == [tuned.chosen.name]
     assert len(rows) == len(tuned.points)
+    times = {row["choice"]: float(row["predicted_ms"]) for row in rows}
+    assert all(time > 0 for time in times.values())
+    assert times["fp16"] == pytest.approx(1000 * tuned.float_seconds, rel=0.5)  # the same arithmetic, half of the bytes
     with (tmp_path / "sensitivity.csv").open() as file:
         taken = [row for row in csv.DictReader(file) if row["chosen"] == "1"]
     assert len(taken) == len(tuned.options)
