@@ -59,8 +59,14 @@ class Forecast:
     high: float
 
     def __str__(self) -> str:
-        told, low, high = (f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in (self.seconds, self.low, self.high))
-        return f"{self.bundle} on {self.target}: {told} s a picture ({low} to {high} s)"
+        told, low, high = (_duration(value) for value in (self.seconds, self.low, self.high))
+        return f"{self.bundle} on {self.target}: {told} a picture ({low} to {high})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 @dataclass(frozen=True)

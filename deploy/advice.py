@@ -1,8 +1,16 @@
-"""The tiers as the benchmark's advice sees them."""
+"""The tiers as the benchmark's advice sees them, and what is foretold for those that are not here."""
 
 from __future__ import annotations
 
-from benchmarks.advice import Tier
+import contextlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.advice import Forecast, Tier
+from deploy.bundle import open_bundle
+from deploy.errors import TierError
+from deploy.predict import costs, predictions
 from deploy.tiers import all_tiers, legal_schemes
 
 DEVICES = {
@@ -28,3 +36,17 @@ def advice_tiers() -> list[Tier]:
         )
         for name, tier in all_tiers().items()
     ]
+
+
+def forecasts(folders: Sequence[Path]) -> list[Forecast]:
+    """A picture of each bundle on each tier's usual target; none where the packages that read graphs are not installed."""
+    if find_spec("onnx_ir") is None:
+        return []
+    made = []
+    for bundle in map(open_bundle, folders):
+        counted = costs(bundle)
+        for name in all_tiers():
+            with contextlib.suppress(TierError):  # the tier does not run such bundles
+                usual = predictions(bundle, [name], counted)[0]
+                made.append(Forecast(bundle.folder.name, name, usual.target, usual.seconds, *usual.range_seconds))
+    return made

@@ -570,7 +570,7 @@ def bench(
     from benchmarks.advice import advise
     from benchmarks.picture_grid import grid
     from benchmarks.report import html, markdown
-    from deploy.advice import advice_tiers
+    from deploy.advice import advice_tiers, forecasts
     from deploy.bench import bench as run_bench
     from deploy.bench_request import BenchRequest
 
@@ -607,7 +607,7 @@ def bench(
     results = found.results
     if json_file is not None:
         json_file.write_bytes(results.to_json())
-    advice = advise(advice_tiers(), results.entries, results.rounds)
+    advice = advise(advice_tiers(), results.entries, results.rounds, forecasts(bundles))
     if html_file is not None:
         html_file.write_text(html(results, advice, grid(found.pictures, results), tuned), "utf-8")
     typer.echo(markdown(results, advice))

@@ -116,8 +116,8 @@ def test_forecasts_are_told_and_decide_nothing() -> None:
     advice = advise([PHONE, DESK], [FAST, SLOW], rounds=5, forecasts=foretold)
     assert [one.bundle for one in advice] == ["fast", "fast"]
     assert [[str(forecast) for forecast in one.foretold] for one in advice] == [
-        ["slow on coreml: 0.50 s a picture (0.25 to 1.00 s)"],
-        ["fast on cpu: 90 s a picture (50 to 120 s)"],
+        ["slow on coreml: 500 ms a picture (250 ms to 1.00 s)"],
+        ["fast on cpu: 90 s a picture (50 s to 120 s)"],
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.advice import forecasts
 from deploy.bundle import Bundle
 from deploy.errors import InputError, TierError
 from deploy.predict import NOTE, ProductTimes, as_data, costs, predictions, render
@@ -116,3 +117,14 @@ def test_the_command(builtin_bundle: Bundle, tmp_path: Path) -> None:
 def test_what_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a bundle"):
         predictions(tmp_path)
+
+
+def test_the_report_is_told(builtin_bundle: Bundle) -> None:
+    """A picture of the bundle on the usual target of every tier that runs its format; never on one that does not."""
+    told = forecasts([builtin_bundle.folder])
+    assert {one.tier for one in told} == {name for name, tier in all_tiers().items() if "onnx" in tier.formats}
+    assert {one.bundle for one in told} == {builtin_bundle.folder.name}
+    assert all(0 < one.low < one.seconds < one.high for one in told)
+    usual = predictions(builtin_bundle, ["desktop-cpu"])[0]
+    mine = next(one for one in told if one.tier == "desktop-cpu")
+    assert (mine.target, mine.seconds) == (usual.target, usual.seconds)
