@@ -6,14 +6,40 @@ import json
 import os
 import sys
 import time
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from deploy.cli_measure import bench, compare, predict
+from deploy.cli_options import (
+    MAX_IMAGES,
+    SERVE_PORT,
+    BundleArgument,
+    Dtype,
+    Format,
+    FormatOption,
+    HeightOption,
+    KeepT5Option,
+    Layout,
+    Parity,
+    Precision,
+    Preset,
+    PromptsOption,
+    RuntimeName,
+    Sampler,
+    StepsOption,
+    StudentArgument,
+    System,
+    TierOption,
+    UnitsOption,
+    VariantOption,
+    WidthOption,
+    messages,
+    need_export,
+    parse_sigmas,
+)
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.interrupts import interruptible
 
@@ -24,141 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Few-step text-to-image students to on-device bundles: build, verify, run.",
 )
-# Progress and messages go to stderr, results to stdout; neither is drawn where there is no terminal.
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
-EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
-
-
-class Layout(StrEnum):
-    """Layouts of a bundle."""
-
-    native = "native"
-    optimum = "optimum"
-    swift = "swift"
-
-
-class Precision(StrEnum):
-    """How matrices are stored."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class Format(StrEnum):
-    """Model formats."""
-
-    onnx = "onnx"
-    coreml = "coreml"
-
-
-class Units(StrEnum):
-    """What Core ML programs are made for."""
-
-    cpu_and_ne = "cpu-and-ne"
-    cpu_and_gpu = "cpu-and-gpu"
-
-
-class System(StrEnum):
-    """Systems that Core ML programs are made for."""
-
-    ios17 = "ios17"
-    ios18 = "ios18"
-
-    @property
-    def coreml(self) -> Literal["iOS17", "iOS18"]:
-        """As Core ML's tools call it."""
-        return "iOS17" if self is System.ios17 else "iOS18"
-
-
-class Sampler(StrEnum):
-    """How few-step samplers go on."""
-
-    euler = "euler"
-    renoise = "renoise"
-
-
-MAX_IMAGES = 10_000
-SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
-
-
-class RuntimeName(StrEnum):
-    """What runs the graphs."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    coreml = "coreml"
-    evaluator = "evaluator"
-
-
-class Parity(StrEnum):
-    """When graphs are measured in a build."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class Preset(StrEnum):
-    """Sizes of random students."""
-
-    tiny = "tiny"
-    mid = "mid"
-    full = "full"
-
-
-class Dtype(StrEnum):
-    """Types that weights are stored in."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
-
-
-StudentArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[STUDENT]",
-        help="Folder in diffusers SD3 layout, or an original .safetensors file in one. Default: the built-in student.",
-        show_default=False,
-    ),
-]
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)
-]
-TierOption = Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(help="Prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False),
-]
-HeightOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Picture height in pixels. Default: the student's, then the tier's.", show_default=False),
-]
-WidthOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False),
-]
-StepsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False),
-]
-KeepT5Option = Annotated[
-    bool | None,
-    typer.Option(
-        "--keep-t5/--drop-t5",
-        help="Keep the T5 text encoder, or put null tokens in its place. Default: the tier's.",
-        show_default=False,
-    ),
-]
-FormatOption = Annotated[Format, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")]
-UnitsOption = Annotated[
-    Units | None,
-    typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
-]
-VariantOption = Annotated[
-    str | None,
-    typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False),
-]
 
 
 @app.command()
@@ -236,7 +127,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Build a bundle from a student for a device tier."""
-    _need_export()
+    need_export()
     from deploy.build import build as build_bundle
     from deploy.progress import Bars
     from deploy.request import BuildRequest
@@ -260,7 +151,7 @@ def build(
         width=width,
         dynamic=dynamic,
         steps=steps,
-        sigmas=_parse_sigmas(sigmas),
+        sigmas=parse_sigmas(sigmas),
         sampler=None if sampler is None else sampler.value,
         keep_t5=keep_t5,
         max_sequence_length=max_sequence_length,
@@ -302,7 +193,7 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
 ) -> None:
     """Measure what errors of a student's weights do to its pictures, for better codes in builds and for tuning."""
-    _need_export()
+    need_export()
     from deploy.calibration import calibrate_student
     from deploy.request import BuildRequest
     from exporters.student import BUILTIN_STUDENT
@@ -366,7 +257,7 @@ def tune(
     force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
 ) -> None:
     """Choose a profile for a tier: measure sensitivities, search, and draw with what was found."""
-    _need_export()
+    need_export()
     from deploy.calibration import read_prompts
     from deploy.request import BuildRequest
     from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
@@ -500,7 +391,7 @@ def verify(
     if variant is not None and student is None:
         raise InputError("--variant is the student's.", [Complaint("--variant", "no student is given", "--student", variant)])
     if student is not None:
-        _need_export()
+        need_export()
         from exporters.student import BUILTIN_STUDENT
 
         student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
@@ -516,172 +407,8 @@ def verify(
     typer.echo("good")
 
 
-@app.command()
-def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure side by side.", show_default=False)],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where to measure (repeatable); a wrong name lists them. Default: what is installed.", show_default=False
-        ),
-    ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each graph and picture in each round.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes of each, interleaved; `compare` needs 5.")] = 5,
-    warm_ups: Annotated[int, typer.Option(min=0, help="Runs of each graph before those, recorded apart.")] = 1,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
-    ] = None,
-    student: Annotated[
-        Path | None,
-        typer.Option(help="Also compare with this student in diffusers; 'builtin' is the built-in one.", show_default=False),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --student: prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False
-        ),
-    ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="With --student: how many of them are drawn and compared.")] = 4,
-    score: Annotated[
-        int,
-        typer.Option(min=0, max=100_000, help="With --student builtin: pictures that its scorer judges; a claim needs 500."),
-    ] = 0,
-    clip: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --student: folder of a CLIP model (transformers, safetensors) that scores pictures.", show_default=False
-        ),
-    ] = None,
-    tuned: Annotated[
-        Path | None,
-        typer.Option(help="Folder of `tune --report`, for the sensitivities in the --html report.", show_default=False),
-    ] = None,
-    remote: Annotated[
-        str | None,
-        typer.Option(help="Measure elsewhere: a command with {command} in it, e.g. 'ssh phone {command}'.", show_default=False),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for samples and circumstances.", show_default=False)
-    ] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
-) -> None:
-    """Measure latency, CPU time, memory and quality of bundles, side by side."""
-    from benchmarks.advice import advise
-    from benchmarks.picture_grid import grid
-    from benchmarks.report import html, markdown
-    from deploy.advice import advice_tiers, forecasts
-    from deploy.bench import bench as run_bench
-    from deploy.bench_request import BenchRequest
-
-    if student is not None:
-        _need_export()
-        from exporters.student import BUILTIN_STUDENT
-
-        student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
-    if html_file is not None:
-        _need_export()
-    for file in (json_file, html_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InputError("The report cannot be written.", [Complaint(str(file), "no such folder")])
-    if tuned is not None:
-        from benchmarks.plots import heat_map
-
-        heat_map(tuned)  # before hours of measuring: it may be no such folder
-    request = BenchRequest(
-        bundles=tuple(bundles),
-        targets=tuple(target or ()),
-        runs=runs,
-        rounds=rounds,
-        warm_ups=warm_ups,
-        threads=threads,
-        student=student,
-        remote=remote,
-        prompts=prompts,
-        pictures=pictures,
-        score=score,
-        clip=clip,
-    )
-    with messages.status("measuring") as status:
-        found = run_bench(request, status.update)
-    results = found.results
-    if json_file is not None:
-        json_file.write_bytes(results.to_json())
-    advice = advise(advice_tiers(), results.entries, results.rounds, forecasts(bundles))
-    if html_file is not None:
-        html_file.write_text(html(results, advice, grid(found.pictures, results), tuned), "utf-8")
-    typer.echo(markdown(results, advice))
-
-
-@app.command()
-def compare(
-    before: Annotated[Path, typer.Argument(help="A file of `bench --json`.", show_default=False)],
-    after: Annotated[
-        Path | None,
-        typer.Argument(help="Another. Without it: each bundle of the one file against its first.", show_default=False),
-    ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="A circumstance that may differ, e.g. runtime (repeatable).", show_default=False)
-    ] = None,
-) -> None:
-    """Say what became slower or faster from one benchmark to another, and whether that is more than noise."""
-    import numpy as np
-
-    from benchmarks.comparison import HEADS, comparison, differing, within
-    from benchmarks.results import load_results
-
-    first = load_results(before)
-    if after is None:
-        rows = within(first, np.random.default_rng(0))
-        missing = Complaint(str(before), "has no two bundles on one target")
-    else:
-        second = load_results(after)
-        unlike = [item for item in differing(first, second) if item[0] not in (allow or [])]
-        if unlike:
-            complaints = [Complaint(key, "differs", one, two) for key, one, two in unlike]
-            remedy = "measure side by side, or --allow what may differ"
-            raise InputError("The benchmarks cannot be compared.", complaints, remedy)
-        rows = comparison(first, second, np.random.default_rng(0))
-        missing = Complaint(str(after), "has no bundle on a target in common")
-    if not rows:
-        raise InputError("The benchmarks cannot be compared.", [missing])
-    for row in (HEADS, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, _widths([HEADS, *rows]), strict=True)).rstrip())
-
-
-def _widths(rows: list[tuple[str, ...]]) -> list[int]:
-    return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-
-@app.command()
-def predict(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles to foretell.", show_default=False)],
-    tier: Annotated[
-        list[str] | None,
-        typer.Option(help="Device tier (repeatable), of the bundle's format. Default: the bundle's own.", show_default=False),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for every figure, operators by kind.", show_default=False)
-    ] = None,
-) -> None:
-    """Foretell latency on devices that are not here, from FLOPs, bytes and what the devices can do."""
-    _need_export()
-    from deploy.bundle import open_bundle
-    from deploy.predict import as_data, costs, predictions, render
-
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InputError("The forecast cannot be written.", [Complaint(str(json_file), "no such folder")])
-    opened = [open_bundle(folder) for folder in bundles]
-    texts, data = [], []
-    for bundle in opened:
-        with messages.status(f"counting {bundle.folder.name}"):
-            found = costs(bundle)
-            made = predictions(bundle, tier or (), found)
-        texts.append(render(bundle, found, made))
-        data.append(as_data(bundle, found, made))
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-    typer.echo("\n\n".join(texts))
+for _command in (bench, compare, predict):
+    app.command()(_command)
 
 
 @app.command()
@@ -699,7 +426,7 @@ def inspect(
     from deploy.inspect import inspect_path, render
 
     if path is None or not (path / "manifest.json").is_file():
-        _need_export()
+        need_export()
         from exporters.student import BUILTIN_STUDENT
 
         path = path or BUILTIN_STUDENT
@@ -782,7 +509,7 @@ def make_student(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
 ) -> None:
     """Make a student with random weights, to measure memory, time and numerics on."""
-    _need_export()
+    need_export()
     from dataclasses import replace
 
     from benchmarks.students import PRESETS
@@ -822,28 +549,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
-
-
-def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25"
-        ) from None
-
-
-def _need_export() -> None:
-    """A plain word instead of an import error where only the runtime is installed."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript") if find_spec(name) is None]:
-        raise InputError(f"This command needs packages that are not installed: {', '.join(missing)}.", remedy=EXPORT_EXTRA)
-    # Set before their first import: they log advice (an image processor without torchvision) that is not for this user.
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
 
 
 def main() -> None:
