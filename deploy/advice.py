@@ -21,6 +21,7 @@ DEVICES = {
 }
 """Targets that are such a device where they are measured on the developer's own machine; all others stand in for it."""
 REMOTE = ("coreml", "onnxruntime-coreml")
+READERS = {"onnx": "onnx_ir", "coreml": "coremltools"}  # packages that a format's graphs are read with
 
 
 def advice_tiers() -> list[Tier]:
@@ -39,11 +40,11 @@ def advice_tiers() -> list[Tier]:
 
 
 def forecasts(folders: Sequence[Path]) -> list[Forecast]:
-    """A picture of each bundle on each tier's usual target; none where the packages that read graphs are not installed."""
-    if find_spec("onnx_ir") is None:
-        return []
+    """A picture of each bundle on each tier's usual target; of none whose graphs no installed package reads."""
     made = []
     for bundle in map(open_bundle, folders):
+        if find_spec(READERS[bundle.manifest.model_format]) is None:
+            continue
         counted = costs(bundle)
         for name in all_tiers():
             with contextlib.suppress(TierError):  # the tier does not run such bundles

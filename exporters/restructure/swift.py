@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporters.restructure.base import RestructuredModule, named, prefixed
 from exporters.restructure.clip import ClipTextModel
-from exporters.restructure.conditioning import SINUSOID_CHANNELS, EmbeddingMlp, Modulations, inner_dim, sinusoid
-from exporters.restructure.denoiser import Denoiser
+from exporters.restructure.conditioning import sinusoid
 from exporters.restructure.t5 import T5Encoder
-from exporters.weights import Weight
+from exporters.restructure.transformer import Transformer
 
 
 class SwiftClip(ClipTextModel):
@@ -39,7 +37,7 @@ class SwiftT5(T5Encoder):
         return super().forward(input_ids.to(torch.int64)).transpose(1, 2).unsqueeze(2)
 
 
-class SwiftTransformer(RestructuredModule):
+class SwiftTransformer(Transformer):
     """The whole transformer for a fixed size, timestep as an input.
 
     Args:
@@ -50,14 +48,10 @@ class SwiftTransformer(RestructuredModule):
     """
 
     def __init__(self, config: Mapping[str, Any], grid: tuple[int, int], clip_tokens: int, null_tokens: int) -> None:
-        super().__init__()
+        super().__init__(config, grid, null_tokens)
         self.tokens = clip_tokens + 1 if null_tokens else None
-        self.text_embedder = EmbeddingMlp(config["pooled_projection_dim"], inner_dim(config))
-        self.timestep_embedder = EmbeddingMlp(SINUSOID_CHANNELS, inner_dim(config))
-        self.modulations = Modulations(config)
-        self.denoiser = Denoiser(config, grid, null_tokens)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         latent_image_embeddings: Tensor,
         timestep: Tensor,
@@ -80,12 +74,3 @@ class SwiftTransformer(RestructuredModule):
         temb = self.timestep_embedder(sinusoid(timestep[:1])) + self.text_embedder(pooled)
         velocity = self.denoiser(latent_image_embeddings[:1], text, self.modulations(temb)[0])
         return torch.cat([velocity, velocity])
-
-    def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
-        """Diffusers' tensors by their names there."""
-        found = prefixed("denoiser", self.denoiser.weights(component)) | prefixed(
-            "modulations", self.modulations.weights(component)
-        )
-        for name in ("text_embedder", "timestep_embedder"):
-            found |= prefixed(name, named(self.get_submodule(name), component, f"time_text_embed.{name}"))
-        return found

@@ -128,3 +128,8 @@ def test_the_report_is_told(builtin_bundle: Bundle) -> None:
     usual = predictions(builtin_bundle, ["desktop-cpu"])[0]
     mine = next(one for one in told if one.tier == "desktop-cpu")
     assert (mine.target, mine.seconds) == (usual.target, usual.seconds)
+
+
+def test_bundles_that_no_package_reads_are_not_foretold(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.advice.find_spec", lambda name: None)
+    assert forecasts([builtin_bundle.folder]) == []
