@@ -175,6 +175,11 @@ def _attention(node: _Node) -> Work:
     return _work("attention", node, scores * (channels + node.shape("value")[-1]), other)
 
 
+def _einsum(node: _Node) -> Work:
+    """``nchw,nwhu->nchu``: the form of attention's products, the only one that MIL has."""
+    return _work("attention", node, math.prod(node.out()) * node.shape("values")[-1])
+
+
 def _elementwise(what: str, of_input: bool = False) -> Callable[[_Node], Work]:
     def count(node: _Node) -> Work:
         elements = math.prod(node.shape("x") if of_input else node.out())
@@ -213,6 +218,7 @@ _COUNTERS: dict[str, Callable[[_Node], Work]] = {
     "matmul": _matmul,
     "conv": _conv,
     "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
     **dict.fromkeys(_ONE.split(), _elementwise("one")),
     **dict.fromkeys(_REDUCTIONS.split(), _elementwise("one", of_input=True)),
     "select": _elementwise("select"),

@@ -32,7 +32,17 @@ from deploy.bundle import (
     seal,
 )
 from deploy.errors import CheckFailed, Complaint, InputError
-from deploy.formats import REQUIRED_DB, ComputeUnits, FormatName, ModelFormat, Recipe, Target, graph_runner, model_format
+from deploy.formats import (
+    REQUIRED_DB,
+    Attention,
+    ComputeUnits,
+    FormatName,
+    ModelFormat,
+    Recipe,
+    Target,
+    graph_runner,
+    model_format,
+)
 from deploy.inspect import megabytes
 from deploy.interrupts import interruptible
 from deploy.layout_files import write_layout_files
@@ -92,6 +102,7 @@ class Plan:
     compute_units: ComputeUnits | None = None
     stages: int = 1
     target: Target = "iOS18"
+    attention: Attention = "fused"
 
 
 class Reporter(Protocol):
@@ -169,11 +180,14 @@ def plan(request: BuildRequest) -> Plan:
     profile.check_coverage(addressed, COMPONENTS - kept_components)
     units, stages = compute_units(request, tier), 1
     target: Target = "iOS18"
+    attention: Attention = "fused"
     if request.format == "coreml":
         assert tier.coreml is not None  # check_format saw to it
         stages = request.stages or min(tier.coreml.stages, student.configs["transformer"]["num_layers"])
         stages = 1 if request.layout == "swift" else stages
         target = request.target or tier.coreml.target
+        assert units is not None
+        attention = request.attention or tier.coreml.attention[units]
     return Plan(
         request,
         student,
@@ -189,6 +203,7 @@ def plan(request: BuildRequest) -> Plan:
         units,
         stages,
         target,
+        attention,
     )
 
 
@@ -367,6 +382,7 @@ def _recipe(made: Plan) -> Recipe:
         made.tokenizers,
         made.stages,
         made.target,
+        made.attention,
     )
 
 
@@ -453,6 +469,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         tier=made.request.tier,
         model_format=made.request.format,
         compute_units=made.compute_units,
+        attention=made.attention if made.request.format == "coreml" else None,
         layout=made.request.layout,
         compute=made.compute,
         precision=made.precision,
@@ -503,6 +520,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         made.request.format,
         made.stages,
         made.target,
+        made.attention,
         msgspec.to_builtins(made.tier),
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,

@@ -16,6 +16,7 @@ from deploy.cli_measure import bench, compare, predict
 from deploy.cli_options import (
     MAX_IMAGES,
     SERVE_PORT,
+    Attention,
     BundleArgument,
     Dtype,
     Format,
@@ -31,7 +32,7 @@ from deploy.cli_options import (
     Sampler,
     StepsOption,
     StudentArgument,
-    System,
+    TargetOption,
     TierOption,
     UnitsOption,
     VariantOption,
@@ -63,10 +64,12 @@ def build(
         int | None,
         typer.Option(min=1, help="coreml: programs that the denoiser becomes. Default: the tier's.", show_default=False),
     ] = None,
-    target: Annotated[
-        System | None,
+    target: TargetOption = None,
+    attention: Annotated[
+        Attention | None,
         typer.Option(
-            help="coreml: oldest system that shall run it (ios17: also macOS 14). Default: the tier's.", show_default=False
+            help="coreml: one operation for all heads, or one einsum for each. Default: what the compute units want.",
+            show_default=False,
         ),
     ] = None,
     layout: Annotated[
@@ -143,6 +146,7 @@ def build(
         compute_units=None if compute_units is None else compute_units.value,
         stages=stages,
         target=None if target is None else target.coreml,
+        attention=None if attention is None else attention.value,
         layout=layout.value,
         precision=None if precision is None else precision.value,
         profile=profile,
@@ -221,6 +225,7 @@ def tune(
     tier: TierOption = "desktop-cpu",
     format: FormatOption = Format.onnx,  # noqa: A002
     compute_units: UnitsOption = None,
+    target: TargetOption = None,
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Bytes of all weights. Default: what --min-db needs.", show_default=False)
     ] = None,
@@ -272,6 +277,7 @@ def tune(
         tier=tier,
         format=format.value,
         compute_units=None if compute_units is None else compute_units.value,
+        target=None if target is None else target.coreml,
         height=height,
         width=width,
         steps=steps,

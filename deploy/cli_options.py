@@ -58,6 +58,13 @@ class System(StrEnum):
         return "iOS17" if self is System.ios17 else "iOS18"
 
 
+class Attention(StrEnum):
+    """Forms of attention in Core ML programs."""
+
+    fused = "fused"
+    split_einsum = "split-einsum"
+
+
 class Sampler(StrEnum):
     """How few-step samplers go on."""
 
@@ -142,6 +149,10 @@ FormatOption = Annotated[Format, typer.Option(help="Model format; coreml needs f
 UnitsOption = Annotated[
     Units | None,
     typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
+]
+TargetOption = Annotated[
+    System | None,
+    typer.Option(help="coreml: oldest system that shall run it (ios17: also macOS 14). Default: the tier's.", show_default=False),
 ]
 VariantOption = Annotated[
     str | None,

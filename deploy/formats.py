@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FormatName = Literal["onnx", "coreml"]
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
 Target = Literal["iOS17", "iOS18"]
+Attention = Literal["fused", "split-einsum"]
 Progress = Callable[[int], None]
 # What each stored precision must reach against diffusers in fp32. Core ML programs of fp16 weights compute in fp16 as well.
 REQUIRED_DB: dict[FormatName, dict[str, float]] = {"onnx": {"fp32": 100.0, "fp16": 50.0}, "coreml": {"fp32": 90.0, "fp16": 45.0}}
@@ -56,6 +57,7 @@ class Recipe:
         tokenizers: ``(graph input, folder, tokenizer)`` of each encoder.
         stages: programs that the denoiser becomes (Core ML).
         target: the oldest system that shall run them (Core ML).
+        attention: one operation for all heads, or one einsum for each (Core ML).
     """
 
     student: Student
@@ -68,6 +70,7 @@ class Recipe:
     tokenizers: tuple[tuple[str, str, Any], ...]
     stages: int
     target: Target
+    attention: Attention
 
 
 class ModelFormat(Protocol):
@@ -223,7 +226,7 @@ class CoreMLFormat:
 
         recipe = self.recipe
         stages = recipe.stages if graph.name == "denoiser" else 1  # the Swift client has one transformer
-        return ProgramOptions(recipe.profile, recipe.compute, recipe.target, recipe.calibration, stages)
+        return ProgramOptions(recipe.profile, recipe.compute, recipe.target, recipe.calibration, stages, recipe.attention)
 
 
 def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:

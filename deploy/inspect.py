@@ -160,6 +160,7 @@ def _render_programs(content: dict[str, Any]) -> list[str]:
     wide = [f"{len(graph['fp32_operators'])} of {graph['name']}" for graph in content["graphs"] if graph["fp32_operators"]]
     return [
         f"compute units: {content['compute_units']}; stages: {', '.join(stages) or 'one for each graph'}",
+        f"attention: {content['attention'] or 'fused'}",
         f"computed in fp32, fp16 is too narrow for them: {', '.join(wide) or 'none'}",
     ]
 

@@ -162,6 +162,7 @@ class Manifest(_Record, frozen=True):
     Attributes:
         calibration_prompts: how many prompts the weights' codes were calibrated on; 0 means data-free.
         compute_units: what Core ML programs are made for; none in other formats.
+        attention: of Core ML programs: one operation for all heads, or an einsum for each.
     """
 
     format: Literal["flash-deploy bundle"]
@@ -182,6 +183,7 @@ class Manifest(_Record, frozen=True):
     graphs: tuple[GraphRecord, ...]
     files: tuple[FileRecord, ...]
     compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
+    attention: Literal["fused", "split-einsum"] | None = None
 
     def graph(self, name: str) -> GraphRecord:
         """The graph of that name.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.errors import Complaint, InputError
-from deploy.formats import ComputeUnits, FormatName, Target
+from deploy.formats import Attention, ComputeUnits, FormatName, Target
 from exporters.configs import LARGEST, MOST_STEPS
 from exporters.graphs import Layout
 from exporters.student import BUILTIN_STUDENT
@@ -27,6 +27,7 @@ class BuildRequest:
         compute_units: what Core ML programs are made for.
         stages: programs that the denoiser becomes in Core ML.
         target: the oldest system that shall run Core ML programs.
+        attention: of Core ML programs: one operation for all heads, or one einsum for each. Default: by the compute units.
         layout: ``native``, ``optimum`` (ONNX) or ``swift`` (Core ML).
         precision: how matrices are stored, all alike.
         profile: a profile's file, in place of a precision.
@@ -52,6 +53,7 @@ class BuildRequest:
     compute_units: ComputeUnits | None = None
     stages: int | None = None
     target: Target | None = None
+    attention: Attention | None = None
     layout: Layout = "native"
     precision: Literal["fp32", "fp16"] | None = None
     profile: Path | None = None
@@ -80,6 +82,7 @@ class BuildRequest:
             "format": ("onnx", "coreml"),
             "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
             "target": (None, "iOS17", "iOS18"),
+            "attention": (None, "fused", "split-einsum"),
             "layout": ("native", "optimum", "swift"),
             "precision": (None, "fp32", "fp16"),
             "sampler": (None, "euler", "renoise"),
@@ -97,7 +100,7 @@ class BuildRequest:
     def _format_complaints(self) -> list[Complaint]:
         """Options of one format beside another."""
         if self.format == "onnx":
-            given = [name for name in ("compute_units", "stages", "target") if getattr(self, name) is not None]
+            given = [name for name in ("compute_units", "stages", "target", "attention") if getattr(self, name) is not None]
             complaints = [Complaint(f"--{name.replace('_', '-')}", "is an option of --format coreml") for name in given]
             if self.layout == "swift":
                 complaints.append(Complaint("--layout", "is a layout of Core ML bundles", "native or optimum", self.layout))

@@ -26,12 +26,14 @@ class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         compute_units: what its programs are made for unless the user says otherwise.
         stages: programs that the denoiser becomes.
         target: the oldest system.
+        attention: its form, by compute units.
         schemes: how weights can be stored, by compute units.
     """
 
     compute_units: Literal["cpu-and-ne", "cpu-and-gpu"]
     stages: Annotated[int, msgspec.Meta(gt=0)]
     target: Literal["iOS17", "iOS18"]
+    attention: dict[Literal["cpu-and-ne", "cpu-and-gpu"], Literal["fused", "split-einsum"]]
     schemes: dict[Literal["cpu-and-ne", "cpu-and-gpu"], tuple[str, ...]]
 
 

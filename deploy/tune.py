@@ -133,7 +133,7 @@ class Tuning:
         made = plan(replace(request.build, output=request.work / "never"))
         self.student: Student = made.student
         self.tier: Tier = made.tier
-        self.schemes = legal_schemes(made.tier, request.build.format, request.build.compute_units)
+        self.schemes = legal_schemes(made.tier, request.build.format, request.build.compute_units, request.build.target)
         self.options: GraphOptions = made.options
         self.sampling: Sampling = made.sampling
         prompts = request.prompts or default_prompts(made.student)
@@ -175,7 +175,7 @@ class Tuning:
         layer, shape = self.calibration.entry(*key).layer, self.student.weights[key[0]][key[1]].shape
         schemes = [parse_scheme(name) for name in self.schemes]
         form = self.request.build.format
-        fit = [scheme for scheme in schemes if not unsupported(form, layer, shape, scheme, self.tier)]
+        fit = [scheme for scheme in schemes if not unsupported(form, layer, shape, scheme, self.tier, self.request.build.target)]
         # Away from products, w8a8 means int8: its activations are not rounded.
         return [scheme for scheme in fit if layer == "linear" or not scheme.dynamic_activations]
 

@@ -119,7 +119,7 @@ def write_graph(
         SchemeError: weights that cannot be stored.
         ExportError: an operator has no form, or the graph cannot be cut.
     """
-    wide = set() if rehearsal is None else rehearsal.wide_nodes(spec.name, model)
+    wide = set() if rehearsal is None else rehearsal.wide_nodes(spec.name, model, options)
     programs = to_programs(model, options, wide)
     stages = []
     ports = {port.name for port in (*spec.inputs, *spec.outputs)}

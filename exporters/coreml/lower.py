@@ -13,7 +13,7 @@ from 256 on, a group norm's from about 60 standard deviations (finite results, 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import LazyWeight
 
 Operand = Any  # coremltools' Var, or an array where the value is known; coremltools has no types
-MASKED = -3e4  # of a score that counts for nothing: finite in fp16, and exp of it is 0
+MASKED = -1e4  # of a score that counts for nothing: exp of it is 0, and it is within what fp16 is trusted with (ranges.LIMIT)
 
 
 @dataclass
@@ -47,16 +47,42 @@ class Lowering:
     values: dict[ir.Value, Operand]
     casts: dict[tuple[str, bool], Operand] = field(default_factory=dict)
 
+    def lower(self, node: ir.Node) -> None:
+        """Add one node's operations to the program at hand.
+
+        Raises:
+            ExportError: there is no form for it.
+        """
+        if node.op_type not in LOWERED or node.domain:
+            name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            complaint = Complaint(node.name or name, f"no form for {name}")
+            raise ExportError("The graph cannot become a Core ML program.", [complaint])
+        self.values[node.outputs[0]] = LOWERED[node.op_type](self, node)
+
+    def receive(self, value: ir.Value, variable: Any) -> None:
+        """Take a value from outside the program, as it was handed on there."""
+        self.values[value] = variable
+
+    def handed_on(self, value: ir.Value) -> Operand:
+        """A value as the next program takes it."""
+        return self.made(value)
+
+    def forms(self) -> Iterator[tuple[ir.Value, Operand]]:
+        """Every value with each variable or array that stands for it."""
+        yield from self.values.items()
+
+    def made(self, value: ir.Value) -> Operand:
+        """What a value has become, in the type that it was made in."""
+        return self.values[value]
+
     def operand(self, value: ir.Value | None) -> Operand:
         """A value as a variable, or as an array where it is known."""
         assert value is not None
-        if value not in self.values:
-            tensor = value.const_value
-            assert tensor is not None, f"{value.name} is not computed yet"
-            if isinstance(tensor, LazyWeight):
-                return self.constants.weight(tensor.weight, self.wide)
-            self.values[value] = tensor.numpy()
-        found = self.values[value]
+        if value.const_value is not None and value not in self.values:
+            if isinstance(value.const_value, LazyWeight):
+                return self.constants.weight(value.const_value.weight, self.wide)
+            self.values[value] = value.const_value.numpy()
+        found = self.made(value)
         if isinstance(found, np.ndarray):
             return self._typed(found)
         return self.cast(found)
@@ -92,24 +118,13 @@ class Lowering:
 Lower = Callable[[Lowering, ir.Node], Operand]
 
 
-def lower(lowering: Lowering, node: ir.Node) -> None:
-    """Add one node's operations to the program at hand.
-
-    Raises:
-        ExportError: there is no form for it.
-    """
-    if node.op_type not in LOWERED or node.domain:
-        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        raise ExportError("The graph cannot become a Core ML program.", [Complaint(node.name or name, f"no form for {name}")])
-    lowering.values[node.outputs[0]] = LOWERED[node.op_type](lowering, node)
-
-
-def _attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """A node's attribute as a Python value."""
     return node.attributes[name].value if name in node.attributes else default
 
 
 def _constant(at: Lowering, node: ir.Node) -> np.ndarray:
-    value = _attribute(node, "value")
+    value = attribute(node, "value")
     return np.asarray(value.numpy()) if value is not None else np.asarray(next(iter(node.attributes.values())).value)
 
 
@@ -141,7 +156,7 @@ def _matmul(at: Lowering, node: ir.Node) -> Operand:
     assert right is not None
     if isinstance(right.const_value, LazyWeight):
         assert right.const_value.transposed, f"{right.name}: a product with a weight that is not a linear layer's"
-        bias = _bias_after(node)
+        bias = bias_after(node)
         if bias is None:
             return _linear(at, x, right, None)
         made = _linear(at, x, right, bias[1])
@@ -150,7 +165,8 @@ def _matmul(at: Lowering, node: ir.Node) -> Operand:
     return mb.matmul(x=x, y=at.operand(right))
 
 
-def _bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+def bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add behind a product that nothing else reads, and its bias."""
     readers = node.outputs[0].consumers()
     if len(readers) != 1 or readers[0].op_type != "Add" or node.outputs[0].is_graph_output():
         return None
@@ -168,22 +184,22 @@ def _add(at: Lowering, node: ir.Node) -> Operand:
 def _gemm(at: Lowering, node: ir.Node) -> Operand:
     x, weight, bias = (*node.inputs, None)[:3]
     assert weight is not None
-    assert _attribute(node, "transB", 0) == 1
+    assert attribute(node, "transB", 0) == 1
     return _linear(at, at.operand(x), weight, bias)
 
 
 def _conv(at: Lowering, node: ir.Node) -> Operand:
     x, weight, bias = (*node.inputs, None)[:3]
-    rank = len(_attribute(node, "strides", (1, 1)))
+    rank = len(attribute(node, "strides", (1, 1)))
     return mb.conv(
         x=at.operand(x),
         weight=at.operand(weight),
         **({} if bias is None else {"bias": at.operand(bias)}),
-        strides=list(_attribute(node, "strides", [1] * rank)),
-        dilations=list(_attribute(node, "dilations", [1] * rank)),
-        groups=_attribute(node, "group", 1),
+        strides=list(attribute(node, "strides", [1] * rank)),
+        dilations=list(attribute(node, "dilations", [1] * rank)),
+        groups=attribute(node, "group", 1),
         pad_type="custom",
-        pad=_interleaved(_attribute(node, "pads", [0] * 2 * rank)),
+        pad=_interleaved(attribute(node, "pads", [0] * 2 * rank)),
     )
 
 
@@ -194,7 +210,7 @@ def _interleaved(pads: Any) -> list[int]:
 
 
 def _gather(at: Lowering, node: ir.Node) -> Operand:
-    x, indices, axis = at.operand(node.inputs[0]), at.operand(node.inputs[1]), _attribute(node, "axis", 0)
+    x, indices, axis = at.operand(node.inputs[0]), at.operand(node.inputs[1]), attribute(node, "axis", 0)
     if isinstance(x, np.ndarray):
         return np.take(x, np.asarray(indices), axis)
     axis %= x.rank
@@ -210,17 +226,17 @@ def _reshape(at: Lowering, node: ir.Node) -> Operand:
     x, shape = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
     if isinstance(x, np.ndarray):
         return x.reshape(shape)
-    shape = [x.shape[i] if size == 0 and not _attribute(node, "allowzero", 0) else size for i, size in enumerate(shape)]
+    shape = [x.shape[i] if size == 0 and not attribute(node, "allowzero", 0) else size for i, size in enumerate(shape)]
     return mb.reshape(x=x, shape=shape)
 
 
 def _transpose(at: Lowering, node: ir.Node) -> Operand:
-    return mb.transpose(x=at.operand(node.inputs[0]), perm=list(_attribute(node, "perm")))
+    return mb.transpose(x=at.operand(node.inputs[0]), perm=list(attribute(node, "perm")))
 
 
 def _concat(at: Lowering, node: ir.Node) -> Operand:
     parts = [at.operand(value) for value in node.inputs]
-    axis = _attribute(node, "axis")
+    axis = attribute(node, "axis")
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate([np.asarray(part) for part in parts], axis)
     return mb.concat(values=parts, axis=axis)
@@ -268,7 +284,7 @@ def _clip(at: Lowering, node: ir.Node) -> Operand:
 
 def _cast(at: Lowering, node: ir.Node) -> Operand:
     """Integers and booleans as numbers and the other way round; between floating-point types the program's precision decides."""
-    x, dtype = at.operand(node.inputs[0]), ir.DataType(_attribute(node, "to"))
+    x, dtype = at.operand(node.inputs[0]), ir.DataType(attribute(node, "to"))
     if isinstance(x, np.ndarray):
         return x.astype(dtype.numpy())
     if dtype.is_floating_point():
@@ -278,33 +294,41 @@ def _cast(at: Lowering, node: ir.Node) -> Operand:
 
 def _argmax(at: Lowering, node: ir.Node) -> Operand:
     x = at.operand(node.inputs[0])
-    return mb.reduce_argmax(x=x, axis=_attribute(node, "axis"), keep_dims=bool(_attribute(node, "keepdims", 1)))
+    return mb.reduce_argmax(x=x, axis=attribute(node, "axis"), keep_dims=bool(attribute(node, "keepdims", 1)))
 
 
 def _layer_norm(at: Lowering, node: ir.Node) -> Operand:
-    x, scale, bias = (*node.inputs, None)[:3]
-    first = _attribute(node, "axis", -1)
-    data = at.operand(x)
-    axes = list(range(first % data.rank, data.rank))
-    factors = {name: at.operand(value) for name, value in (("gamma", scale), ("beta", bias)) if value is not None}
-    if all(isinstance(value, np.ndarray) or value.op.op_type == "const" for value in factors.values()):
-        return mb.layer_norm(x=data, axes=axes, **factors, epsilon=_epsilon(at, node))
-    normed = mb.layer_norm(x=data, axes=axes, epsilon=_epsilon(at, node))  # scale and shift are modulations
-    scaled = mb.mul(x=normed, y=factors["gamma"])
-    return mb.add(x=scaled, y=factors["beta"]) if "beta" in factors else scaled
+    first, data = attribute(node, "axis", -1), at.operand(node.inputs[0])
+    return layer_norm(at, node, data, list(range(first % data.rank, data.rank)), at.operand)
+
+
+def layer_norm(at: Lowering, node: ir.Node, x: Operand, axes: list[int], factor: Callable[[ir.Value], Operand]) -> Operand:
+    """A layer norm over ``axes``; scale and shift that are no constants (modulations) follow it, as ``factor`` shapes them."""
+    given = {name: value for name, value in zip(("gamma", "beta"), node.inputs[1:], strict=False) if value is not None}
+    if all(value.const_value is not None for value in given.values()):
+        return mb.layer_norm(x=x, axes=axes, epsilon=_epsilon(at, node), **{n: at.operand(value) for n, value in given.items()})
+    normed = mb.layer_norm(x=x, axes=axes, epsilon=_epsilon(at, node))
+    scaled = mb.mul(x=normed, y=factor(given["gamma"]))
+    return mb.add(x=scaled, y=factor(given["beta"])) if "beta" in given else scaled
 
 
 def _rms_norm(at: Lowering, node: ir.Node) -> Operand:
-    x, scale = at.operand(node.inputs[0]), at.operand(node.inputs[1])
-    both = mb.concat(values=[x, mb.mul(x=x, y=at.number(-1))], axis=-1)
-    normed = mb.layer_norm(x=both, axes=[-1], epsilon=_epsilon(at, node))
+    return rms_norm(at, node, at.operand(node.inputs[0]), -1, at.operand)
+
+
+def rms_norm(at: Lowering, node: ir.Node, x: Operand, axis: int, factor: Callable[[ir.Value], Operand]) -> Operand:
+    """An RMS norm over one axis, as the layer norm of the values and their negatives; ``factor`` shapes its scale."""
+    scale = node.inputs[1]
+    assert scale is not None
+    both = mb.concat(values=[x, mb.mul(x=x, y=at.number(-1))], axis=axis)
+    normed = mb.layer_norm(x=both, axes=[axis], epsilon=_epsilon(at, node))
     half = mb.slice_by_index(x=normed, begin=[0] * x.rank, end=list(x.shape))
-    return mb.mul(x=half, y=scale)
+    return mb.mul(x=half, y=factor(scale))
 
 
 def _group_norm(at: Lowering, node: ir.Node) -> Operand:
     x = at.operand(node.inputs[0])
-    groups, channels = _attribute(node, "num_groups"), x.shape[1]
+    groups, channels = attribute(node, "num_groups"), x.shape[1]
     rows = mb.reshape(x=x, shape=[x.shape[0], groups, -1])
     normed = mb.reshape(x=mb.layer_norm(x=rows, axes=[-1], epsilon=_epsilon(at, node)), shape=list(x.shape))
     wide = (1, channels, *[1] * (x.rank - 2))
@@ -320,16 +344,13 @@ def _shaped(at: Lowering, value: ir.Value | None, shape: tuple[int, ...]) -> Ope
 
 
 def _epsilon(at: Lowering, node: ir.Node) -> Any:
-    return at.number(_attribute(node, "epsilon", 1e-5))
+    return at.number(attribute(node, "epsilon", 1e-5))
 
 
 def _attention(at: Lowering, node: ir.Node) -> Operand:
-    query, key, value, *rest = node.inputs
-    heads, scale = _attribute(node, "q_num_heads"), _attribute(node, "scale")
-    q, k, v = (_heads(at.operand(x), heads) for x in (query, key, value))
-    bias = at.operand(rest[0]) if rest and rest[0] is not None else None
-    if _attribute(node, "is_causal", 0):
-        bias = np.triu(np.full((1, 1, q.shape[2], k.shape[2]), MASKED, np.float32 if at.wide else np.float16), 1)
+    heads, scale = attribute(node, "q_num_heads"), attribute(node, "scale")
+    q, k, v = (_heads(at.operand(x), heads) for x in node.inputs[:3])
+    bias = score_bias(at, node, q.shape[2], k.shape[2])
     if at.target == "iOS18":
         factor = scale * math.sqrt(q.shape[-1])  # the operation divides by the root of the head's size itself
         q = q if math.isclose(factor, 1) else mb.mul(x=q, y=at.number(factor))
@@ -342,14 +363,26 @@ def _attention(at: Lowering, node: ir.Node) -> Operand:
     return mb.reshape(x=mb.transpose(x=mixed, perm=[0, 2, 1, 3]), shape=[batch, tokens, -1])
 
 
+def score_bias(at: Lowering, node: ir.Node, queries: int, keys: int) -> Operand | None:
+    """What is added to an attention's scores ``[1, 1 or heads, 1 or queries, keys]``; none where nothing is."""
+    if attribute(node, "is_causal", 0):
+        return np.triu(np.full((1, 1, queries, keys), MASKED, np.float32 if at.wide else np.float16), 1)
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    return None if given is None else at.operand(given)
+
+
 def _heads(x: Operand, heads: int) -> Operand:
     batch, tokens, width = x.shape
     return mb.transpose(x=mb.reshape(x=x, shape=[batch, tokens, heads, width // heads]), perm=[0, 2, 1, 3])
 
 
 def _gelu(at: Lowering, node: ir.Node) -> Operand:
-    mode = "TANH_APPROXIMATION" if _attribute(node, "approximate", "none") == "tanh" else "EXACT"
-    return mb.gelu(x=at.operand(node.inputs[0]), mode=mode)
+    return mb.gelu(x=at.operand(node.inputs[0]), mode=gelu_mode(node))
+
+
+def gelu_mode(node: ir.Node) -> str:
+    """MIL's name for a node's GELU."""
+    return "TANH_APPROXIMATION" if attribute(node, "approximate", "none") == "tanh" else "EXACT"
 
 
 def _pad(at: Lowering, node: ir.Node) -> Operand:
@@ -366,7 +399,7 @@ def _pad(at: Lowering, node: ir.Node) -> Operand:
 
 def _resize(at: Lowering, node: ir.Node) -> Operand:
     """Nearest neighbours, twice as wide and high: the only resizing of SD3's VAE."""
-    assert _attribute(node, "mode", "nearest") == "nearest"
+    assert attribute(node, "mode", "nearest") == "nearest"
     source, target = node.inputs[0], node.outputs[0]
     assert source is not None
     x = at.operand(source)

@@ -19,14 +19,17 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.coreml.backend import Function, Program, Var, ct, mb, types
+from exporters.coreml.channels_first import ChannelsFirst
 from exporters.coreml.constants import Constants, Target
-from exporters.coreml.lower import Lowering, lower
+from exporters.coreml.lower import Lowering
 from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import LazyWeight
 from quantization.calibration import Calibration
 from quantization.profile import Profile
 
 Precision = Literal["fp16", "fp32"]
+Attention = Literal["fused", "split-einsum"]
+LOWERINGS: dict[Attention, type[Lowering]] = {"fused": Lowering, "split-einsum": ChannelsFirst}
 NEAR = 0.35  # of a stage's share of the weights: how far a cut may move for fewer values to cross it
 
 
@@ -40,6 +43,8 @@ class ProgramOptions:
         target: the oldest system that shall run them.
         calibration: what is known of the weights, for schemes that make use of it.
         stages: how many programs the graph becomes.
+        attention: one operation for all heads, which GPUs have; or an einsum for each head and all tokens in the Neural Engine's
+            layout (:mod:`exporters.coreml.channels_first`).
     """
 
     profile: Profile
@@ -47,6 +52,7 @@ class ProgramOptions:
     target: Target = "iOS18"
     calibration: Calibration | None = None
     stages: int = 1
+    attention: Attention = "fused"
 
 
 @dataclass(frozen=True)
@@ -152,25 +158,26 @@ def _program(
     program = Program()
     placeholders = {p.name: mb.placeholder(p.shape, types.int32 if p.dtype == "int32" else types.fp32) for p in inputs}
     with Function(placeholders, opset_version=getattr(ct.target, options.target)) as function:
-        lowering = Lowering(constants, options.target, options.precision == "fp32", {})
+        lowering = LOWERINGS[options.attention](constants, options.target, options.precision == "fp32", {})
         for value, port in zip(stage.inputs, inputs, strict=True):
-            lowering.values[value] = function.inputs[port.name]
+            lowering.receive(value, function.inputs[port.name])
             if not value.uses():  # a client feeds it all the same
                 mb.identity(x=function.inputs[port.name])
         origins: dict[str, ir.Node] = {}
         for node in stage.nodes:
             lowering.wide = node in wide
             before = len(list(function.operations))
-            lower(lowering, node)
+            lowering.lower(node)
             origins |= {var.name: node for op in list(function.operations)[before:] for var in op.outputs}
-        results = [_result(lowering.values[value], names[value]) for value in stage.outputs]
+        made = [lowering.made(value) if value.is_graph_output() else lowering.handed_on(value) for value in stage.outputs]
+        results = [_result(var, names[value]) for var, value in zip(made, stage.outputs, strict=True)]
         function.set_outputs(results)
     outputs = tuple(ProgramPort(var.name, "float32", tuple(var.shape)) for var in results)
     ports |= dict(zip(stage.outputs, outputs, strict=True))
     program.add_function("main", function)
     exact = tuple(str(node.name) for node in stage.nodes if node in wide) if options.precision == "fp16" else ()
     readers: dict[str, tuple[ir.Node, ...]] = {}
-    for value, became in lowering.values.items():
+    for value, became in lowering.forms():
         if not isinstance(became, np.ndarray):  # two values are one where a product has taken its bias
             readers[became.name] = (*readers.get(became.name, ()), *value.consumers())
     return StageProgram(program, constants, inputs, outputs, exact, options.target, origins, readers)

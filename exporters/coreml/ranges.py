@@ -42,10 +42,11 @@ class Rehearsal:
     latent_shape: tuple[int, ...]
     known: Arrays = field(default_factory=dict)
 
-    def wide_nodes(self, graph: str, model: ir.Model) -> set[ir.Node]:
+    def wide_nodes(self, graph: str, model: ir.Model, options: ProgramOptions) -> set[ir.Node]:
         """The nodes of a model that cannot compute in fp16; what it makes becomes known to the graphs after it."""
+        plain = ProgramOptions(uniform("fp16"), target=options.target, attention=options.attention)
         with tempfile.TemporaryDirectory() as folder:
-            programs = to_programs(model, ProgramOptions(uniform("fp16")))
+            programs = to_programs(model, plain)
             stages = [write_package(made, Path(folder) / f"{i}.mlpackage") for i, made in enumerate(programs)]
             audit = Audit()
             self._draw(graph, [open_package(path) for path in stages], audit)

@@ -529,7 +529,7 @@ def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, builtin_bundle: B
     bundle = build(BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", precision="fp16", stages=2, parity="never"))
     assert [len(graph.stages) for graph in bundle.manifest.graphs] == [1, 1, 2, 1]
     assert bundle.manifest.graph("vae_decoder").fp32_operators  # the built-in student's VAE outgrows fp16
-    assert bundle.manifest.compute_units == "cpu-and-ne"
+    assert (bundle.manifest.compute_units, bundle.manifest.attention) == ("cpu-and-ne", "split-einsum")
     listed = {bundle.folder / record.path for record in bundle.manifest.files}
     assert {path for path in bundle.folder.rglob("*") if path.is_file()} - listed == {bundle.folder / "manifest.json"}
     latents = np.random.default_rng(5).standard_normal((1, 16, 8, 8), np.float32)
@@ -548,6 +548,8 @@ COREML_REQUESTS = {
     "layout": ({"layout": "optimum"}, "--layout: is a layout of ONNX bundles"),
     "stages": ({"stages": 10_000}, "--stages: too many"),
     "unknown units": ({"compute_units": "tpu"}, "compute_units: unknown"),
+    "attention of ONNX": ({"format": "onnx", "attention": "fused"}, "--attention: is an option of --format coreml"),
+    "unknown attention": ({"attention": "flash"}, "attention: unknown"),
     "stages of ONNX": ({"format": "onnx", "stages": 2}, "--stages: is an option of --format coreml"),
 }
 
@@ -566,4 +568,5 @@ def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
     request = BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", profile=profile)
     with pytest.raises(InputError, match="int8g32"):
         deploy.build.plan(request)
-    assert deploy.build.plan(replace(request, compute_units="cpu-and-gpu")).compute_units == "cpu-and-gpu"
+    made = deploy.build.plan(replace(request, compute_units="cpu-and-gpu"))
+    assert (made.compute_units, made.attention) == ("cpu-and-gpu", "fused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,11 @@ SPEC_VERSIONS = {"iOS17": 8, "iOS18": 9}
         ("tiny", {"keep_t5": True}, replace(FP32, stages=2)),
         ("all dual, bf16", {"width": 48}, ProgramOptions(uniform("fp16"), stages=2)),
         ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), target="iOS17")),
-        ("no qk_norm, no dual", {"layout": "swift", "max_sequence_length": 77}, FP32),
+        ("no qk_norm, no dual", {"layout": "swift", "max_sequence_length": 77}, replace(FP32, attention="split-einsum")),
+        ("no qk_norm, no dual", {}, replace(FP32, attention="split-einsum", target="iOS17")),
+        ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), stages=2, attention="split-einsum")),
     ],
-    ids=["fp32 iOS17", "fp32 T5 stages", "fp16 stages", "fp16 T5 iOS17", "swift"],
+    ids=["fp32 iOS17", "fp32 T5 stages", "fp16 stages", "fp16 T5 iOS17", "swift split", "fp32 split iOS17", "fp16 T5 split"],
 )
 def test_programs_compute_what_diffusers_computes(
     shape: str, changes: dict[str, Any], target: ProgramOptions, students: dict[str, Student], tmp_path: Path
@@ -92,8 +95,16 @@ def test_programs_compute_what_diffusers_computes(
             assert all(p.shortDescription for p in description.description.input if not p.name.startswith("stage_"))
 
 
-def test_a_wrong_weight_is_noticed(students: dict[str, Student], tmp_path: Path) -> None:
-    spec, written = export(students["tiny"], OPTIONS, FP32, tmp_path)["denoiser"]
+@pytest.fixture(scope="module")
+def denoiser(students: dict[str, Student]) -> tuple[GraphSpec, Any]:
+    """The tiny student's denoiser (3 blocks of 3 heads, one with dual attention), drafted once."""
+    spec = next(spec for spec in plan_graphs(students["tiny"], OPTIONS) if spec.name == "denoiser")
+    return spec, draft(spec)
+
+
+def test_a_wrong_weight_is_noticed(denoiser: tuple[GraphSpec, Any], students: dict[str, Student], tmp_path: Path) -> None:
+    spec, model = denoiser
+    written = write_graph(spec, model, FP32, None, tmp_path)
     assert db(spec, written, students["tiny"], OPTIONS, tmp_path) >= 90
     file = tmp_path / written.stages[0].path / "Data/com.apple.CoreML/weights/weight.bin"
     stored = np.fromfile(file, np.uint8)
@@ -101,6 +112,41 @@ def test_a_wrong_weight_is_noticed(students: dict[str, Student], tmp_path: Path)
     floats[:] = floats[::-1].copy()
     stored.tofile(file)
     assert db(spec, written, students["tiny"], OPTIONS, tmp_path) < 60
+
+
+def test_split_attention_is_in_the_neural_engines_layout(denoiser: tuple[GraphSpec, Any], tmp_path: Path) -> None:
+    """[1, channels, 1, tokens] all the way: only keys are transposed, text states on their way in and patches on theirs out."""
+    spec, model = denoiser
+    written = write_graph(spec, model, replace(FP32, attention="split-einsum", stages=2), None, tmp_path)
+    programs = [open_package(tmp_path / stage.path) for stage in written.stages]
+    kinds = Counter(operation.kind for program in programs for operation in program.operations)
+    attentions, heads = 4, 3
+    assert kinds["einsum"] == 2 * heads * attentions
+    assert kinds["softmax"] == heads * attentions
+    assert kinds["transpose"] == attentions + 1 + 3  # the patches take two axes apart
+    assert not kinds.keys() & {"linear", "matmul", "scaled_dot_product_attention"}
+    assert all(len(port.shape) == 4 and port.shape[2] == 1 for port in written.stages[0].outputs)
+
+
+@pytest.mark.parametrize(("target", "scheme"), [("iOS18", "int8"), ("iOS18", "uint4g16"), ("iOS18", "lut4g8"), ("iOS17", "lut6")])
+def test_convolutions_weights_are_those_of_linear_layers(
+    target: Target, scheme: str, denoiser: tuple[GraphSpec, Any], tmp_path: Path
+) -> None:
+    spec, model = denoiser
+    options = ProgramOptions(uniform(scheme), target=target)
+    linear = write_graph(spec, model, options, None, tmp_path / "linear")
+    convolution = write_graph(spec, model, replace(options, attention="split-einsum"), None, tmp_path / "convolution")
+    assert (linear.weight_bytes, linear.kept) == (convolution.weight_bytes, convolution.kept)
+    expected = dense_weights(tmp_path / "linear" / linear.stages[0].path)
+    package = tmp_path / "convolution" / convolution.stages[0].path
+    found = dense_weights(package)
+    assert len(found) == len(expected) > 30
+    for name, values in found.items():
+        assert np.array_equal(values.reshape(expected[name].shape), expected[name]), name
+    theirs = tmp_path / "theirs.mlpackage"
+    ct.optimize.coreml.decompress_weights(ct.models.MLModel(str(package), skip_model_load=True)).save(str(theirs))
+    decoded = dense_weights(theirs)
+    assert all(np.array_equal(values, decoded[name]) for name, values in found.items())
 
 
 def scaled(student: Student, component: str, pattern: str, factor: float) -> Student:
