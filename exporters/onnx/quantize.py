@@ -30,6 +30,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from exporters.onnx.transpose import transposed
 from exporters.onnx.weights import STAMP, LazyWeight
 from exporters.weights import Weight
 from quantization.calibration import Calibration, Layer
@@ -124,7 +125,7 @@ class LazyCodes(ir.LazyTensor):
             zeros = np.pad(made.zeros, ((0, 0), (0, -made.zeros.shape[1] % per_byte)))
             return pack_unsigned(zeros, self.encoding.scheme.bits).reshape(shape)
         codes = made.codes.reshape(len(made.codes), -1)[:, : made.columns]
-        return np.ascontiguousarray(codes.T if self.form == "transposed" else codes.reshape(shape))
+        return transposed(codes) if self.form == "transposed" else np.ascontiguousarray(codes.reshape(shape))
 
 
 def pack_unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -133,13 +134,13 @@ def pack_unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
     >>> pack_unsigned(np.array([[[-8, 7, 0, 1]]], np.int8), 4)
     array([[[240, 152]]], dtype=uint8)
     """
-    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
-    per_byte = 8 // bits
-    parts = unsigned.reshape(*unsigned.shape[:-1], -1, per_byte)
-    packed = np.zeros(parts.shape[:-1], np.uint8)
-    for i in range(per_byte):
-        packed |= parts[..., i] << (bits * i)
-    return packed
+    unsigned = codes.view(np.uint8) ^ np.uint8(1 << (bits - 1))
+    unsigned &= np.uint8((1 << bits) - 1)
+    words = unsigned.view(f"<u{8 // bits}")  # what goes into a byte, a byte each
+    packed = words.copy()
+    for i in range(1, 8 // bits):
+        packed |= words >> ((8 - bits) * i)
+    return packed.astype(np.uint8)  # their lowest bytes
 
 
 class QuantizeWeights(InPlacePass):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from exporters.onnx.transpose import transposed
 from exporters.weights import Weight
 from quantization.codecs.floating import encode_float
 
@@ -58,9 +59,7 @@ class LazyWeight(ir.LazyTensor):
         """
         encoded = encode_float(self.weight.load(), _SCHEME_OF[self.dtype], self.weight.origin)
         if self.transposed:
-            import torch  # its blocked transpose runs at several times the speed of numpy's
-
-            encoded = torch.from_numpy(encoded).t().contiguous().numpy()
+            encoded = transposed(encoded)
         if any(self.padding):
             encoded = np.pad(encoded, [(0, extra) for extra in self.padding])
         return np.ascontiguousarray(encoded)

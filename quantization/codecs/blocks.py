@@ -45,6 +45,19 @@ def encode_blocks(
     return codes, scales, zeros
 
 
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _range(block: np.ndarray) -> tuple[np.float32, np.float32]:  # pragma: no cover (compiled)
+    """The least and the largest value, zero included.
+
+    By bits: the compiler has no vectors for the extremes of floats. As signed integers all positive floats are in order; as
+    unsigned ones the largest is the least of the negative floats.
+    """
+    bits, least, largest = block.view(np.int32), np.uint32(1 << 31), np.int32(0)
+    for i in range(bits.size):
+        least, largest = max(least, np.uint32(bits[i])), max(largest, bits[i])
+    return np.uint32(least).view(np.float32), np.int32(largest).view(np.float32)
+
+
 # Sums may be taken in any order: that is what lets them run in vectors.
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
 def _fit(
@@ -63,9 +76,7 @@ def _fit(
     for r in range(weights.shape[0]):
         for b in range(weights.shape[1]):
             block, share = weights[r, b], shares[b]
-            bottom, top = nothing, nothing
-            for value in block:
-                bottom, top = min(bottom, value), max(top, value)
+            bottom, top = _range(block)
             largest = top if top > -bottom else bottom
             best, best_inverse, best_scale, best_zero = np.float32(-1), nothing, np.float32(1), nothing
             for fraction in fractions:

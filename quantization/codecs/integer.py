@@ -13,7 +13,7 @@ import numpy as np
 
 from quantization.codecs.blocks import encode_blocks
 from quantization.codecs.feedback import encode_with_feedback
-from quantization.codecs.floating import require_finite
+from quantization.codecs.floating import require_finite, to_fp32
 from quantization.schemes import Scheme
 
 CHUNK_ELEMENTS = 1 << 18  # a core's share of the work at a time: in fp32 it stays in the cache
@@ -64,7 +64,7 @@ def encode_integer(weight: np.ndarray, scheme: Scheme, origin: str, importance: 
 
     def encode(start: int) -> None:
         part = slice(start, start + step)
-        chunk = rows[part].astype(np.float32)
+        chunk = np.ascontiguousarray(to_fp32(rows[part]))
         if padding:
             chunk = np.pad(chunk, ((0, 0), (0, padding)))
         codes[part], scales[part], offsets = encode_blocks(chunk.reshape(-1, blocks, block), scheme, shares)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantization.codecs.floating import encode_float
+from quantization.codecs.floating import encode_float, to_fp32
 from quantization.errors import SchemeError
 
 
@@ -19,6 +19,15 @@ def test_fp16_golden_values() -> None:
 def test_same_type_is_not_copied() -> None:
     weight = np.ones(4, np.float16)
     assert encode_float(weight, "fp16", "w") is weight
+
+
+def test_every_fp16_number_is_widened_exactly() -> None:
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    for numbers in (half, half.T, half[::3, 1:]):
+        wide = to_fp32(numbers)
+        assert wide.dtype == np.float32
+        assert np.array_equal(wide, numbers.astype(np.float32), equal_nan=True)
+        assert np.array_equal(np.signbit(wide), np.signbit(numbers))
 
 
 @given(st.lists(st.floats(-65504, 65504, width=32), min_size=1))

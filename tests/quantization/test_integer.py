@@ -34,13 +34,14 @@ def test_the_largest_value_takes_the_longer_end() -> None:
     assert np.array_equal(decode_integer(encoded), weight)
 
 
-def test_golden_zero_point() -> None:
-    # 0 to 7.5 in 16 levels: scale 0.5, the lowest code is zero.
-    weight = np.arange(16, dtype=np.float32)[None] / 2
+@pytest.mark.parametrize(("step", "zero"), [(0.5, -8), (-0.5, 7)], ids=["positive", "negative"])
+def test_golden_zero_point(step: float, zero: int) -> None:
+    # 0 to 7.5 in 16 levels: scale 0.5, the lowest code is zero; 0 to -7.5: the highest.
+    weight = np.arange(16, dtype=np.float32)[None] * np.float32(step)
     encoded = encode_integer(weight, parse_scheme("uint4g16"), "w")
     assert encoded.scales.tolist() == [[0.5]]
     assert encoded.zeros is not None
-    assert encoded.zeros.tolist() == [[-8]]
+    assert encoded.zeros.tolist() == [[zero]]
     assert np.array_equal(decode_integer(encoded), weight)
 
 
