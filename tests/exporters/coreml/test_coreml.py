@@ -20,7 +20,7 @@ from exporters.coreml.constants import Target, unsupported
 from exporters.coreml.evaluate import open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
-from exporters.coreml.program import ProgramOptions
+from exporters.coreml.program import Attention, ProgramOptions, to_programs
 from exporters.coreml.ranges import Rehearsal
 from exporters.errors import ExportError
 from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
@@ -185,6 +185,17 @@ def test_large_activations_stay_right_in_fp16(
     assert bool(written.wide) == ("to_[qk]" not in pattern)  # normalised at once: an RMS norm's own form is enough
     run = chain([tmp_path / written.stages[0].path], [port.name for port in specs[graph].outputs])
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
+
+
+@pytest.mark.parametrize("attention", ["fused", "split-einsum"])
+def test_readers_of_a_product_are_those_of_its_bias_too(attention: Attention, denoiser: tuple[GraphSpec, Any]) -> None:
+    """A product takes the bias after it; what reads the sum must know when that outgrows fp16."""
+    (made,) = to_programs(denoiser[1], replace(FP32, attention=attention))
+    operations = made.program.functions["main"].operations
+    products = [op for op in operations if op.op_type in {"linear", "conv"} and "ff_net_2" in op.weight.name]
+    assert len(products) == 3
+    for product in products:
+        assert {reader.op_type for reader in made.readers[product.outputs[0].name]} == {"Add", "Mul"}  # the bias, the gate
 
 
 STORED = {
