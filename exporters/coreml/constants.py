@@ -2,7 +2,7 @@
 
 ::
 
-    float             const
+    float             const; constexpr_cast(fp16) where what reads it computes in fp32
     int8              constexpr_blockwise_shift_scale(codes int8 [out, in], scales [out, 1])
     int8gN, int4gN    constexpr_blockwise_shift_scale(codes [out, in], scales [out, in / N])
     uint8gN, uint4gN  the same with offset = zero points [out, in / N]
@@ -156,7 +156,9 @@ class Constants:
         if half or not wide:
             load = functools.partial(_floating, weight, "fp16", target)
             stored = self.lazy(weight.name or weight.origin, target, np.float16, load)
-            return mb.cast(x=stored, dtype="fp32") if wide else stored
+            if not wide:
+                return stored
+            return mb.constexpr_cast(source_val=stored, output_dtype="fp32", name=self.name(f"{stored.name}.wide"))
         return self.lazy(weight.name or weight.origin, target, np.float32, functools.partial(_floating, weight, "fp32", target))
 
     def _coded(self, weight: Weight, scheme: Scheme, wide: bool, shape: tuple[int, ...]) -> Var:

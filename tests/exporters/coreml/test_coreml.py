@@ -183,7 +183,11 @@ def test_large_activations_stay_right_in_fp16(
         if name == graph:
             break
     assert bool(written.wide) == ("to_[qk]" not in pattern)  # normalised at once: an RMS norm's own form is enough
-    run = chain([tmp_path / written.stages[0].path], [port.name for port in specs[graph].outputs])
+    package = tmp_path / written.stages[0].path
+    operations = open_package(package).operations
+    constants = {operation.outputs[0].name for operation in operations if operation.is_constant}
+    assert {op.arguments["weight"][0] for op in operations if op.kind == "linear"} <= constants  # as its definition asks
+    run = chain([package], [port.name for port in specs[graph].outputs])
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
 
 
