@@ -84,6 +84,8 @@ class ChannelsFirst(Lowering):
     def column(self, value: ir.Value | None) -> Operand:
         """A value in this layout: ``[1, S, C]``, ``[S, C]`` or ``[C]`` as ``[1, C, 1, S]``; numbers stay as they are."""
         assert value is not None
+        if self.is_rows(value) and value not in self.columns:
+            self.columns[value] = _moved(self.values[value])
         if value in self.columns:
             return self.cast(self.columns[value])
         if value not in self.values and isinstance(value.const_value, LazyWeight):
@@ -97,11 +99,7 @@ class ChannelsFirst(Lowering):
             return _column(x)
         if len(x.shape) == 0:
             return x
-        if x.rank == 1:
-            return mb.reshape(x=x, shape=[1, -1, 1, 1])
-        wide = mb.expand_dims(x=x, axes=[0, 2] if x.rank == ROWS - 1 else [2])
-        self.columns[value] = mb.transpose(x=wide, perm=[0, 3, 2, 1])
-        return self.columns[value]
+        return mb.reshape(x=x, shape=[1, -1, 1, 1]) if x.rank == 1 else _moved(x)
 
 
 Form = Callable[[ChannelsFirst, ir.Node], "Operand | None"]  # nothing where the node does not work on tokens
@@ -119,6 +117,10 @@ def _column(x: np.ndarray) -> np.ndarray:
         return x
     rows = x.reshape(1, -1, x.shape[-1])
     return rows.transpose(0, 2, 1)[:, :, None, :]
+
+
+def _moved(x: Operand) -> Operand:
+    return mb.transpose(x=mb.expand_dims(x=x, axes=[2] if x.rank == ROWS else [0, 2]), perm=[0, 3, 2, 1])
 
 
 def _as_column(weight: Weight) -> Weight:
