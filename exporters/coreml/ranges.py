@@ -1,7 +1,7 @@
 """How large a program's values grow, measured by running it; what comes near fp16's limit computes in fp32.
 
 A VAE's residual stream, T5's, or a student's own habits reach beyond 65504, and which of them do is a fact about the weights.
-The programs of a draft (plain fp16 weights) are run by the evaluator, in fp32 throughout, on a prompt at the first step and at
+The programs of a draft (matrices in fp16, everything else in fp32) are run by the evaluator on a prompt, at the first step and at
 the last; every node that reads or makes a value beyond a quarter of fp16's range is marked.
 """
 
@@ -44,7 +44,7 @@ class Rehearsal:
 
     def wide_nodes(self, graph: str, model: ir.Model, options: ProgramOptions) -> set[ir.Node]:
         """The nodes of a model that cannot compute in fp16; what it makes becomes known to the graphs after it."""
-        plain = ProgramOptions(uniform("fp16"), target=options.target, attention=options.attention)
+        plain = ProgramOptions(uniform("fp16"), "fp32", options.target, attention=options.attention)
         with tempfile.TemporaryDirectory() as folder:
             programs = to_programs(model, plain)
             stages = [write_package(made, Path(folder) / f"{i}.mlpackage") for i, made in enumerate(programs)]

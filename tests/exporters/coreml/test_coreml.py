@@ -164,6 +164,7 @@ def scaled(student: Student, component: str, pattern: str, factor: float) -> Stu
 HAZARDS = {
     "queries beyond the root of fp16's range": ("denoiser", "transformer", r"(to_[qk]|add_[qk]_proj)\.weight", 3e3),
     "a product and its bias beyond fp16's range": ("denoiser", "transformer", r"ff\.net\.2\.(weight|bias)", 1e5),
+    "a bias beyond fp16's range": ("denoiser", "transformer", r"ff\.net\.2\.bias", 1e7),
     "a VAE's stream beyond fp16's range": ("vae_decoder", "vae", r"decoder\.mid_block\.resnets\.\d\.conv2\.weight", 1e5),
     "T5's stream beyond fp16's range": ("text_encoder", "text_encoder_3", r"DenseReluDense\.wo\.weight", 1e5),
 }
