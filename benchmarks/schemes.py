@@ -12,32 +12,25 @@ from __future__ import annotations
 
 import argparse
 import functools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.shapes import accuracy, parse_caption, sample_captions, score
+from benchmarks.shapes import accuracy, parse_caption, score
 from benchmarks.stock import coremltools_tables, largest_value, nncf_weights, onnxruntime_blocks
-from exporters.calibrate import calibrate
-from exporters.graphs import GraphOptions
-from exporters.sampling import plan_sampling
+from benchmarks.trial import TEST_SEED, Trial, unseen_captions, weighted_by_importance
 from exporters.streamed import Streaming, Substitute
 from exporters.student import BUILTIN_STUDENT, open_student
-from exporters.torch_pipeline import Drawn, TorchPipeline
-from quantization.calibration import Calibration, Key
+from exporters.torch_pipeline import Drawn
+from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
-from quantization.codecs.integer import decode_integer, encode_integer
-from quantization.codecs.lookup import decode_lookup, encode_lookup
 from quantization.schemes import parse_scheme
 from quantization.search import Limits, Option, choose
 from quantization.sensitivity import Sensitivity
 
-CALIBRATION_SEED, TEST_SEED, CALIBRATION_PROMPTS, BATCH = 11, 7, 32, 50
+CALIBRATION_PROMPTS, BATCH = 32, 50
 INTEGERS = ("int4g128", "uint4g128", "int4g64", "uint4g64", "int4g32", "uint4g32", "int8g128", "int8g32", "fp16")
 TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
 
@@ -72,6 +65,9 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     def free(scheme: str) -> Weights:
         return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
 
+    def weighted(scheme: str) -> Weights:
+        return all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), known[key]))
+
     yield "int8, data-free", size("int8"), free("int8")
     yield "int8, error feedback", size("int8"), ours("int8")
     yield "ggml q8_0", size("int8g32", 2), all_of(lambda _, w: largest_value(w, 8, 32, False, np.float16))
@@ -89,8 +85,7 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     yield "onnxruntime MatMulNBits 4-bit, block 32", size("int4g32"), all_of(lambda _, w: onnxruntime_blocks(w, 32))
     yield "ggml q4_0", size("int4g32", 2), all_of(lambda _, w: largest_value(w, 4, 32, True, np.float16))
     yield "int4g32, searched scales", size("int4g32"), free("int4g32")
-    by_inputs = all_of(lambda key, w: _weighted(w, known[key]))
-    yield "int4g32, scales weighted by importance", size("int4g32"), by_inputs
+    yield "int4g32, scales weighted by importance", size("int4g32"), weighted("int4g32")
     yield "int4g32, error feedback", size("int4g32"), ours("int4g32")
     yield "uint4g32, error feedback", size("uint4g32"), ours("uint4g32")
     yield searched(INTEGERS, 4.5)
@@ -100,7 +95,7 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     if peers:
         yield "coremltools palettization, 4 bits", size("lut4"), all_of(lambda _, w: coremltools_tables(w, 4))
     yield "lut4, data-free", size("lut4"), free("lut4")
-    yield "lut4, tables weighted by importance", size("lut4"), all_of(lambda key, w: _weighted_table(w, known[key]))
+    yield "lut4, tables weighted by importance", size("lut4"), weighted("lut4")
     yield "lut4, and error feedback", size("lut4"), ours("lut4")
     yield "lut4g16, calibrated", size("lut4g16"), ours("lut4g16")
     yield "lut3g16, calibrated", size("lut3g16"), ours("lut3g16")
@@ -108,41 +103,24 @@ def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[t
     yield searched(TABLES, 6.1)
 
 
-def _weighted(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
-    return decode_integer(encode_integer(weight, parse_scheme("int4g32"), "w", known.importance()[1]))
-
-
-def _weighted_table(weight: np.ndarray, known: Sensitivity) -> np.ndarray:
-    rows, columns = known.importance()
-    return decode_lookup(encode_lookup(weight, parse_scheme("lut4"), "w", rows[:, None] * columns))
-
-
 def main() -> None:
     """Calibrate, draw with each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=500)
     count = parser.parse_args().prompts
-    student = open_student(BUILTIN_STUDENT, without=("text_encoder_3",))
-    sampling = plan_sampling(student, 64, 64)
-    tokens = student.configs["text_encoder"]["max_position_embeddings"]
-    options = GraphOptions("native", 64, 64, sampling.timesteps, tokens, False, student.defaults.max_sequence_length)
-    prompts = [str(caption) for caption in sample_captions(count, TEST_SEED)]
+    trial = Trial.of(open_student(BUILTIN_STUDENT, without=("text_encoder_3",)), 64)
+    prompts = unseen_captions(count)
 
     def draw(streaming: Streaming) -> Drawn:
-        pipeline = TorchPipeline(student, options, sampling, streaming)
+        pipeline = trial.pipeline(streaming)
         noise, step_noise = pipeline.noise(count, TEST_SEED)
         parts = [slice(i, i + BATCH) for i in range(0, count, BATCH)]
         with torch.no_grad():
             drawn = [pipeline.draw(prompts[part], noise[part], step_noise[:, part]) for part in parts]
         return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
 
-    with tempfile.TemporaryDirectory() as folder:
-        calibration_prompts = [str(caption) for caption in sample_captions(CALIBRATION_PROMPTS, CALIBRATION_SEED)]
-        calibration = calibrate(student, options, sampling, calibration_prompts, Path(folder))
-        keys = [key for key in calibration.weights() if _is_product(calibration, key)]
-        known = {key: found for key in keys if (found := calibration.known(*key)) is not None}
-        known = {key: replace(found, gram=np.array(found.gram)) for key, found in known.items()}
-    weights = {key: student.weights[key[0]][key[1]].load() for key in keys}
+    known = trial.products(CALIBRATION_PROMPTS)
+    weights = {key: trial.student.weights[key[0]][key[1]].load() for key in known}
     truth = draw(Streaming({}))
     print(f"{count} prompts, seed {TEST_SEED}; {sum(w.size for w in weights.values())} weights; score of the student: ", end="")
     print(f"{_score(truth, prompts)[0]:.3f} ± {_score(truth, prompts)[1]:.3f}\n")
@@ -154,10 +132,6 @@ def main() -> None:
         drawn = draw(Streaming({key: Substitute(lambda w=w: w.astype(np.float32)) for key, w in stored.items()}))  # type: ignore[misc]
         bits = 8 * size / sum(w.size for w in weights.values())
         print(f"| {name} | {bits:.2f} | {_figures(truth, drawn, prompts)} |", flush=True)
-
-
-def _is_product(calibration: Calibration, key: Key) -> bool:
-    return key[0] == "transformer" and calibration.entry(*key).layer == "linear"
 
 
 def _figures(truth: Drawn, drawn: Drawn, prompts: list[str]) -> str:

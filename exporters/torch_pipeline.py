@@ -70,12 +70,19 @@ class TorchPipeline:
 
     def condition(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""
-        states, tables = [], []
-        for prompt in prompts:
-            encoded, pooled = self._modules["text_encoder"](*self.token_ids(prompt))
-            states.append(encoded)
-            tables.append(self._modules["conditioner"](pooled))
-        return torch.cat(states), torch.stack(tables, dim=1)
+        encoded = [self.encode(prompt) for prompt in prompts]
+        tables = [self.modulations(pooled) for _, pooled in encoded]
+        return torch.cat([states for states, _ in encoded]), torch.stack(tables, dim=1)
+
+    def encode(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Text states ``[1, tokens, joint]`` and the pooled text ``[1, pooled]``."""
+        states, pooled = self._modules["text_encoder"](*self.token_ids(prompt))
+        return states, pooled
+
+    def modulations(self, pooled: Tensor) -> Tensor:
+        """Of every step, ``[steps, rows, channels]``."""
+        table: Tensor = self._modules["conditioner"](pooled)
+        return table
 
     def sample(self, condition: tuple[Tensor, Tensor], noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
         """Latents from noise, both ``[images, channels, height / 8, width / 8]``.
@@ -85,17 +92,25 @@ class TorchPipeline:
             noise: the initial latents.
             step_noise: what a re-noising sampler adds, ``[steps, images, ...]``.
         """
-        states, modulations = condition
-        sigmas, latents = self.sampling.sigmas, noise
-        for i in range(len(sigmas) - 1):
-            rows = modulations[i] if len(noise) > 1 else modulations[i, 0]  # a single picture takes the graph's own path
-            velocity = self._modules["denoiser"](latents, states, rows)
-            if self.sampling.method == "euler":
-                latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity
-            else:
-                assert step_noise is not None
-                latents = (1 - sigmas[i + 1]) * (latents - sigmas[i] * velocity) + sigmas[i + 1] * step_noise[i]
+        latents = noise
+        for i in range(len(self.sampling.sigmas) - 1):
+            latents = self.step(i, latents, self.velocity(i, latents, condition), step_noise)
         return latents
+
+    def velocity(self, i: int, latents: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
+        """What the denoiser predicts at step ``i``, shaped like the latents."""
+        states, modulations = condition
+        rows = modulations[i] if len(latents) > 1 else modulations[i, 0]  # a single picture takes the graph's own path
+        velocity: Tensor = self._modules["denoiser"](latents, states, rows)
+        return velocity
+
+    def step(self, i: int, latents: Tensor, velocity: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """The latents after step ``i``; arguments as of :meth:`sample`."""
+        sigmas = self.sampling.sigmas
+        if self.sampling.method == "euler":
+            return latents + (sigmas[i + 1] - sigmas[i]) * velocity
+        assert step_noise is not None
+        return (1 - sigmas[i + 1]) * (latents - sigmas[i] * velocity) + sigmas[i + 1] * step_noise[i]
 
     def draw(self, prompts: Sequence[str], noise: Tensor, step_noise: Tensor | None = None) -> Drawn:
         """Draw one picture of each prompt; arguments as of :meth:`sample`."""

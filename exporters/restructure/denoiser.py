@@ -13,6 +13,7 @@ QK-norm of SD3.5-Medium included) with these exact rewrites:
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from exporters.restructure.positions import TABLE, FixedPositions, SeparablePosi
 from exporters.weights import Weight
 
 EPS = 1e-6  # of every norm in diffusers' SD3 transformer
+_MODULATED = re.compile(
+    r"(transformer_blocks\.\d+\.(attn2?\.to_[qkv]|attn\.add_[qkv]_proj|ff(_context)?\.net\.0\.proj)|proj_out)\.weight"
+)
 
 
 class _RmsNorm(nn.Module):
@@ -118,6 +122,15 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if scale.ndim == 1:
         return F.layer_norm(x, (x.shape[-1],), scale, shift, EPS)
     return F.layer_norm(x, (x.shape[-1],), eps=EPS) * scale + shift
+
+
+def reads_modulated(name: str) -> bool:
+    """Whether the inputs of a weight's product are a modulated layer norm: factors on them fold into scale and shift.
+
+    >>> reads_modulated("transformer_blocks.0.attn.to_q.weight"), reads_modulated("transformer_blocks.0.attn.to_out.0.weight")
+    (True, False)
+    """
+    return _MODULATED.fullmatch(name) is not None
 
 
 def null_tokens_as_bias(module: nn.Module) -> None:
