@@ -114,6 +114,10 @@ class Calibration:
         """What the index says of a weight that it knows."""
         return self._entries[component, name][1]
 
+    def input_number(self, component: str, name: str) -> int | None:
+        """The number of a weight's Gram matrix: products of one number share their inputs. None where it has none."""
+        return self._entries[component, name][1].gram if (component, name) in self._entries else None
+
     def known(self, component: str, name: str) -> Sensitivity | None:
         """What is known of a weight; none for weights that the calibration did not meet.
 

@@ -6,6 +6,7 @@
                                         scheme uintBgN: x -> MatMulNBits(codes, scales, zeros)
                                         scheme int8:    codes -> Cast -> MatMul -> Mul(scales)
                                         scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes) -> Cast -> Mul
+                                                        (inputs equalised: :mod:`exporters.onnx.equalise`)
 
     x -> Conv(W)                        scheme int8:    codes -> DequantizeLinear -> W; x -> Conv(W)
     ids -> Gather(W)                    scheme int8:    Mul(Cast(Gather(codes, ids)), Gather(scales, ids))
@@ -30,12 +31,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from exporters.onnx.equalise import equalise_inputs
 from exporters.onnx.transpose import transposed
 from exporters.onnx.weights import STAMP, LazyWeight
 from exporters.weights import Weight
 from quantization.calibration import Calibration, Layer
 from quantization.codecs.codec import encode_codes
 from quantization.codecs.integer import IntegerTensor
+from quantization.equalisation import equalised
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
@@ -69,10 +72,13 @@ class Kept:
 
 
 class _Encoding:
-    """One weight's codes and scales: encoded when the first of them is written, dropped after the last."""
+    """One weight's codes and scales: encoded when the first of them is written, dropped after the last.
 
-    def __init__(self, weight: Weight, scheme: Scheme, calibration: Calibration | None) -> None:
-        self.weight, self.scheme, self.calibration = weight, scheme, calibration
+    Of the weight times ``factors``, where its product's inputs are equalised.
+    """
+
+    def __init__(self, weight: Weight, scheme: Scheme, calibration: Calibration | None, factors: np.ndarray | None) -> None:
+        self.weight, self.scheme, self.calibration, self.factors = weight, scheme, calibration, factors
         self._left: set[str] = set()
         self._made: IntegerTensor | None = None
         self._lock = threading.Lock()  # its initializers may be read at the same time
@@ -86,7 +92,10 @@ class _Encoding:
         with self._lock:
             if self._made is None:
                 known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
-                made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known)
+                weight = self.weight.load()
+                if self.factors is not None and known is not None:
+                    weight, known = weight * self.factors, equalised(known, self.factors)
+                made = encode_codes(weight, self.scheme, self.weight.origin, known)
                 assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
                 self._made = made
             made = self._made
@@ -161,24 +170,28 @@ class QuantizeWeights(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
+        chosen = {value: scheme for value in graph.initializers.values() if (scheme := self._choose(value)) is not None}
+        dynamic = {value for value, scheme in chosen.items() if scheme.dynamic_activations}
+        factors = {} if self.calibration is None else equalise_inputs(graph, dynamic, self.calibration)
         rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        modified = False
-        for value in list(graph.initializers.values()):
-            tensor = value.const_value
-            if not isinstance(tensor, LazyWeight) or not tensor.weight.name or len(tensor.weight.shape) < 2:
-                continue
-            scheme = self.profile.scheme(tensor.weight.component, tensor.weight.name)
-            if scheme.kind == "float":
-                continue
-            reason = self._unfit(value, tensor, scheme)
-            if reason:
-                self.kept.append(Kept(tensor.weight.component, tensor.weight.name, scheme.name, reason))
-                continue
-            self._rewrite(graph, value, tensor, scheme, rounded)
-            modified = True
-        if modified:
-            model.graph.opset_imports["com.microsoft"] = 1
-        return PassResult(model, modified)
+        for value, scheme in chosen.items():
+            self._rewrite(graph, value, scheme, factors.get(value), rounded)
+        if chosen:
+            graph.opset_imports["com.microsoft"] = 1
+        return PassResult(model, bool(chosen))
+
+    def _choose(self, value: ir.Value) -> Scheme | None:
+        """The integer scheme of an initializer; none for floating point, and for what is no weight."""
+        tensor = value.const_value
+        if not isinstance(tensor, LazyWeight) or not tensor.weight.name or len(tensor.weight.shape) < 2:
+            return None
+        scheme = self.profile.scheme(tensor.weight.component, tensor.weight.name)
+        if scheme.kind == "float":
+            return None
+        if reason := self._unfit(value, tensor, scheme):
+            self.kept.append(Kept(tensor.weight.component, tensor.weight.name, scheme.name, reason))
+            return None
+        return scheme
 
     @staticmethod
     def _unfit(value: ir.Value, tensor: LazyWeight, scheme: Scheme) -> str:
@@ -202,14 +215,15 @@ class QuantizeWeights(InPlacePass):
         self,
         graph: ir.Graph,
         value: ir.Value,
-        tensor: LazyWeight,
         scheme: Scheme,
+        factors: np.ndarray | None,
         rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
     ) -> None:
-        node = value.consumers()[0]
+        node, tensor = value.consumers()[0], value.const_value
+        assert isinstance(tensor, LazyWeight)
         rows = tensor.weight.shape[0]
         columns = tensor.weight.elements // rows
-        encoding = _Encoding(tensor.weight, scheme, self.calibration)
+        encoding = _Encoding(tensor.weight, scheme, self.calibration, factors)
 
         def initializer(suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
             made = encoding.part(f"{value.name}.{suffix}", dtype, shape, form)
@@ -232,18 +246,16 @@ class QuantizeWeights(InPlacePass):
             widen = _node("Cast", [found.outputs[0]], {"to": tensor.dtype}, tensor.dtype)
             product = _node("Mul", [widen.outputs[0], scale.outputs[0]], {}, tensor.dtype)
             _replace(graph, node, [found, scale, widen, product])
-        elif scheme.block is None and not scheme.dynamic_activations:
+        elif scheme.block is None:
             node = next(_as_products(graph, node))
             codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
             scales = initializer("scales", tensor.dtype, (rows,), "scales")
-            widen = _node("Cast", [codes], {"to": tensor.dtype}, tensor.dtype)
-            product = _node("MatMul", [node.inputs[0], widen.outputs[0]], {}, tensor.dtype)
-            _replace(graph, node, [widen, product, _node("Mul", [product.outputs[0], scales], {}, tensor.dtype)])
-        elif scheme.dynamic_activations:
-            node = next(_as_products(graph, node))
-            codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
-            scales = initializer("scales", tensor.dtype, (rows,), "scales")
-            _replace(graph, node, _dynamic_product(node, codes, scales, tensor.dtype, rounded))
+            if scheme.dynamic_activations:
+                _replace(graph, node, _dynamic_product(node, codes, scales, tensor.dtype, rounded))
+            else:
+                widen = _node("Cast", [codes], {"to": tensor.dtype}, tensor.dtype)
+                product = _node("MatMul", [node.inputs[0], widen.outputs[0]], {}, tensor.dtype)
+                _replace(graph, node, [widen, product, _node("Mul", [product.outputs[0], scales], {}, tensor.dtype)])
         else:
             assert scheme.block is not None
             node = next(_as_products(graph, node))
