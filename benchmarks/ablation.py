@@ -28,7 +28,7 @@ from exporters.streamed import Streaming, Substitute, input_rounding
 from exporters.student import BUILTIN_STUDENT, open_student
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
-from quantization.equalisation import equalised, input_factors
+from quantization.equalisation import input_factors
 from quantization.schemes import Scheme, parse_scheme
 from quantization.sensitivity import Sensitivity
 
@@ -107,14 +107,9 @@ def _calibrated(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.nd
 
 
 def _equalised(scheme: Scheme, strength: float, key: Key, weight: np.ndarray, known: Sensitivity) -> Substitute:
-    rounding = input_rounding(scheme)
-    assert rounding is not None
-    assert known.gram is not None
-    if not reads_modulated(key[1]):
-        return _stored(_calibrated, scheme)(key, weight, known)
-    factors = input_factors(known.gram, strength)
-    made = roundtrip(weight * factors, scheme, "weight", equalised(known, factors))
-    return Substitute(lambda: made, lambda x: rounding(x / torch.from_numpy(factors)))
+    factors = input_factors(known.gram, strength) if reads_modulated(key[1]) and known.gram is not None else None
+    made = roundtrip(weight, scheme, "weight", known, factors)
+    return Substitute(lambda: made, input_rounding(scheme, factors))
 
 
 @torch.no_grad()

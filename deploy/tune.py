@@ -33,12 +33,14 @@ from deploy.request import BuildRequest
 from deploy.tiers import Tier, legal_schemes
 from exporters.calibrate import calibrate
 from exporters.graphs import GraphOptions
+from exporters.restructure.denoiser import reads_modulated
 from exporters.sampling import Sampling
 from exporters.streamed import Streaming, Substitute, input_rounding
 from exporters.student import Student
 from exporters.torch_pipeline import Drawn, TorchPipeline
 from quantization.calibration import FILE, Calibration, Key
 from quantization.codecs.codec import roundtrip
+from quantization.equalisation import input_factors
 from quantization.profile import Profile, profile_toml
 from quantization.rules import as_profile
 from quantization.schemes import Scheme, parse_scheme
@@ -226,25 +228,41 @@ class Tuning:
         name = _digest(sorted(("/".join(key), scheme.name) for key, scheme in choice.items()))
         known = _read_lines(file)
         if name not in known:
+            factors = self._factors(choice)
             drawn = self._draw(
-                Streaming({key: self._substitute(key, scheme) for key, scheme in choice.items() if scheme != BASE})
+                Streaming({k: self._substitute(k, scheme, factors.get(k)) for k, scheme in choice.items() if scheme != BASE})
             )
             known[name] = msgspec.to_builtins(compare(self._reference(), drawn))
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps([name, known[name]]) + "\n")
         return msgspec.convert(known[name], Measured)
 
-    def _substitute(self, key: Key, scheme: Scheme) -> Substitute:
+    def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
+        """What a bundle divides inputs by: those that a modulated norm makes, where all products that read them round them."""
+        groups: dict[int | None, list[Key]] = {}
+        for key in self.keys:
+            if key[0] == "transformer" and reads_modulated(key[1]):
+                groups.setdefault(self.calibration.input_number(*key), []).append(key)
+        found: dict[Key, np.ndarray] = {}
+        for keys in groups.values():
+            if all(choice[key].dynamic_activations for key in keys):
+                known = self.calibration.known(*keys[0])
+                assert known is not None
+                assert known.gram is not None  # every linear layer has one
+                found |= dict.fromkeys(keys, input_factors(known.gram))
+        return found
+
+    def _substitute(self, key: Key, scheme: Scheme, factors: np.ndarray | None) -> Substitute:
         """What stands for a weight; stored once, for every picture reads it."""
-        file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name])}.npy"
+        file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name, factors is not None])}.npy"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
-            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key))
+            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key), factors)
             draft = file.with_suffix(".draft")
             with draft.open("wb") as out:
                 np.save(out, stored, allow_pickle=False)
             draft.rename(file)
-        return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), input_rounding(scheme))
+        return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), input_rounding(scheme, factors))
 
     def _reference(self) -> Drawn:
         file = self.request.work / f"reference-{self._digest()}.npz"

@@ -62,12 +62,19 @@ class Streaming:
     observer: Observer | None = None
 
 
-def input_rounding(scheme: Scheme) -> Callable[[Tensor], Tensor] | None:
+def input_rounding(scheme: Scheme, factors: np.ndarray | None = None) -> Callable[[Tensor], Tensor] | None:
     """What products of a scheme do to their inputs, as onnxruntime's kernels do it; none where they do nothing.
 
     ``w8a8``: DynamicQuantizeLinear, unsigned, one range for the tensor (here for each picture of a batch: a bundle draws one at a
     time). Blocks: MatMulNBits at accuracy level 4, signed, one range for each block.
+
+    Args:
+        scheme: of the weight.
+        factors: what the inputs are divided by before (:mod:`quantization.equalisation`), and multiplied by after.
     """
+    if scheme.dynamic_activations and factors is not None:
+        divisors = torch.from_numpy(factors)
+        return lambda x: _round_tensor(x / divisors) * divisors
     if scheme.dynamic_activations:
         return _round_tensor
     if scheme.kind == "integer" and scheme.block is not None:

@@ -38,7 +38,6 @@ from exporters.weights import Weight
 from quantization.calibration import Calibration, Layer
 from quantization.codecs.codec import encode_codes
 from quantization.codecs.integer import IntegerTensor
-from quantization.equalisation import equalised
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
@@ -92,10 +91,7 @@ class _Encoding:
         with self._lock:
             if self._made is None:
                 known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
-                weight = self.weight.load()
-                if self.factors is not None and known is not None:
-                    weight, known = weight * self.factors, equalised(known, self.factors)
-                made = encode_codes(weight, self.scheme, self.weight.origin, known)
+                made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known, self.factors)
                 assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
                 self._made = made
             made = self._made

@@ -5,7 +5,8 @@ integers          error feedback, where the product's inputs are known; else to 
 ``lutB[gN]``      tables weighted by importance, then error feedback
 ================  ============================================================================================
 
-Without a :class:`~quantization.sensitivity.Sensitivity` every scheme is data-free.
+Without a :class:`~quantization.sensitivity.Sensitivity` every scheme is data-free. Where a product's inputs are equalised
+(:mod:`quantization.equalisation`), what is encoded is the weight times the factors.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ import numpy as np
 from quantization.codecs.floating import encode_float
 from quantization.codecs.integer import IntegerTensor, decode_integer, encode_integer, encode_integer_with_feedback
 from quantization.codecs.lookup import LookupTensor, decode_lookup, encode_lookup
+from quantization.equalisation import equalised
 from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
 
 
 def encode_codes(
-    weight: np.ndarray, scheme: Scheme, origin: str, known: Sensitivity | None = None
+    weight: np.ndarray,
+    scheme: Scheme,
+    origin: str,
+    known: Sensitivity | None = None,
+    factors: np.ndarray | None = None,
 ) -> IntegerTensor | LookupTensor:
     """Encode a weight as integers or table indices.
 
@@ -29,10 +35,13 @@ def encode_codes(
         scheme: an integer or look-up scheme.
         origin: where the weight comes from, for complaints.
         known: its sensitivity; none for data-free encoding.
+        factors: of its inputs, ``[in]``; none where they are not equalised.
 
     Raises:
         SchemeError: the weight holds NaN or infinity, or does not fit.
     """
+    if factors is not None:
+        weight, known = weight * factors, None if known is None else equalised(known, factors)
     gram = None if known is None else known.gram
     if scheme.kind == "lookup":
         if known is None:
@@ -44,7 +53,13 @@ def encode_codes(
     return encode_integer(weight, scheme, origin)
 
 
-def roundtrip(weight: np.ndarray, scheme: Scheme, origin: str, known: Sensitivity | None = None) -> np.ndarray:
+def roundtrip(
+    weight: np.ndarray,
+    scheme: Scheme,
+    origin: str,
+    known: Sensitivity | None = None,
+    factors: np.ndarray | None = None,
+) -> np.ndarray:
     """The weight that a scheme stores, fp32, in the weight's own shape; of ``w8a8`` only the weights are meant.
 
     Args:
@@ -52,12 +67,13 @@ def roundtrip(weight: np.ndarray, scheme: Scheme, origin: str, known: Sensitivit
         scheme: any scheme.
         origin: where the weight comes from, for complaints.
         known: its sensitivity; none for data-free encoding.
+        factors: as of :func:`encode_codes`; the weight comes back without them.
 
     Raises:
         SchemeError: the weight holds NaN or infinity, or does not fit.
     """
     if scheme.kind == "float":
         return encode_float(weight, scheme.name, origin).astype(np.float32)
-    encoded = encode_codes(weight, scheme, origin, known)
+    encoded = encode_codes(weight, scheme, origin, known, factors)
     decoded = decode_lookup(encoded) if isinstance(encoded, LookupTensor) else decode_integer(encoded)
-    return decoded.reshape(weight.shape)
+    return decoded.reshape(weight.shape) if factors is None else decoded / factors

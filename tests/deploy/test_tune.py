@@ -12,11 +12,13 @@ from PIL import Image
 from deploy.build import BuildRequest, build
 from deploy.calibration import calibrate_student, default_prompts, read_prompts
 from deploy.errors import InputError
-from deploy.tune import Tuned, TuneRequest, check_profile_file, tune, write_profile
+from deploy.tune import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
 from deploy.tune_report import picture_db, table, write_report
+from exporters.restructure.denoiser import reads_modulated
 from exporters.student import BUILTIN_STUDENT, Student, open_student
 from quantization.calibration import Calibration
 from quantization.profile import load_profile
+from quantization.schemes import parse_scheme
 from tests.deploy.test_cli import flash_deploy
 
 PROMPTS = ("a red circle", "two blue squares", "a green cross on a black background", "three yellow triangles")
@@ -88,6 +90,17 @@ def test_the_profile_builds(request_: TuneRequest, tuned: Tuned, tmp_path: Path)
     stored = sum(graph.weight_bytes for graph in bundles[0].manifest.graphs)
     # Norms, biases and position tables come on top, in fp32.
     assert tuned.chosen.size_bytes < stored < 1.5 * tuned.chosen.size_bytes
+
+
+def test_inputs_are_equalised_where_a_bundle_does(students: dict[str, Student], tmp_path: Path) -> None:
+    """Where products of a modulated norm all round their inputs: of one in another scheme, those that share its input are not."""
+    plain = BuildRequest(output=tmp_path / "x", student=students["tiny"].path, tier="desktop-cpu", height=64, width=64, steps=1)
+    tuning = Tuning(TuneRequest(build=plain, work=tmp_path, prompts=PROMPTS[:2], count=1))
+    choice = {key: parse_scheme("w8a8" if tuning.calibration.entry(*key).layer == "linear" else "int8") for key in tuning.keys}
+    everywhere = tuning._factors(choice)
+    assert set(everywhere) == {key for key in tuning.keys if key[0] == "transformer" and reads_modulated(key[1])}
+    query, key, value = (("transformer", f"transformer_blocks.0.attn.to_{kind}.weight") for kind in "qkv")
+    assert set(everywhere) - set(tuning._factors(choice | {key: parse_scheme("int8")})) == {query, key, value}
 
 
 def test_the_report(tuned: Tuned, tmp_path: Path) -> None:
