@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantization.codecs.feedback import Nearest, encode_with_feedback
-from quantization.codecs.floating import encode_float
+from quantization.codecs.floating import encode_float, to_fp32
 from quantization.codecs.kmeans import kmeans
 from quantization.schemes import Scheme
 
-BINS = 1 << 16
+BINS, MINUS_ZERO = 1 << 16, 1 << 15  # of fp16, by bit pattern
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -51,18 +51,18 @@ def encode_lookup(
         SchemeError: the weight holds NaN or infinity, or does not fit fp16.
     """
     rows = encode_float(weight.reshape(weight.shape[0], -1), "fp16", origin)
-    rows = np.where(rows == 0, np.float16(0), rows)  # one zero, not two
+    bits = np.where(rows.view(np.uint16) == MINUS_ZERO, np.uint16(0), rows.view(np.uint16))  # one zero, not two
     group = scheme.block or len(rows)
     entries = 1 << scheme.bits
     codes = np.empty(rows.shape, np.uint8)
     tables = np.empty((-(-len(rows) // group), entries), np.float16)
     for index, start in enumerate(range(0, len(rows), group)):
-        bits = np.ascontiguousarray(rows[start : start + group]).view(np.uint16)
-        shares = None if importance is None else np.broadcast_to(importance, rows.shape)[start : start + group]
-        tables[index], code_of = _table(_histogram(bits, shares), entries)
-        codes[start : start + group] = code_of[bits]
+        part = slice(start, start + group)
+        shares = None if importance is None else np.broadcast_to(importance, rows.shape)[part]
+        tables[index], code_of = _table(_histogram(bits[part], shares), entries)
+        codes[part] = code_of[bits[part]]
     if gram is not None:
-        codes = encode_with_feedback(rows.astype(np.float32), gram, _nearest_entries(tables, len(rows), group)).astype(np.uint8)
+        codes = encode_with_feedback(to_fp32(rows), gram, _nearest_entries(tables, len(rows), group)).astype(np.uint8)
     return LookupTensor(codes, tables, group)
 
 
