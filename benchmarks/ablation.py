@@ -1,11 +1,11 @@
 """What each way of finding a scheme's codes buys: the error of the denoiser's output, one technique added at a time.
 
-    python -m benchmarks.ablation [STUDENT] [--prompts 100] [--calibration-prompts 32] [--pixels 64] [--weights GLOB]
+    python -m benchmarks.ablation [STUDENT] [--prompts 100] [--calibration-prompts 32] [--pixels 64] [--weights GLOB] [--scheme S]
 
-The transformer's products are stored so, the rest stays as it is; but for ``w8a8``, weights alone: no input is rounded. The
-denoiser is given what it meets when the student itself draws, at every step, and decibels are of all predicted velocities
-together. (In final latents, a few pictures that turn out otherwise decide about a decibel.) A gain is over the row above;
-strengths of equalisation are alternatives, each over the row before the first.
+The transformer's products are stored so, the rest stays as it is; but for ``int8g128`` and ``w8a8``, weights alone: no input is
+rounded. The denoiser is given what it meets when the student itself draws, at every step, and decibels are of all predicted
+velocities together. (In final latents, a few pictures that turn out otherwise decide about a decibel.) A gain is over the row
+above; strengths of equalisation are alternatives, each over the row before the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from exporters.streamed import Streaming, Substitute, input_rounding
 from exporters.student import BUILTIN_STUDENT, open_student
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
-from quantization.equalisation import input_factors
+from quantization.equalisation import input_factors, pays
 from quantization.schemes import Scheme, parse_scheme
 from quantization.sensitivity import Sensitivity
 
@@ -73,18 +73,19 @@ def techniques() -> Iterator[tuple[str, str, Technique]]:
         yield name, "optimal tables" if table else "searched scales", _stored(_free, scheme)
         yield name, f"{'tables' if table else 'scales'} weighted by importance", _stored(weighted_by_importance, scheme)
         yield name, "error feedback", _stored(_calibrated, scheme)
-    scheme = parse_scheme("w8a8")
-    yield "w8a8", "largest value on the last code", _stored(_plain, scheme)
-    yield "w8a8", "searched scales", _stored(_free, scheme)
-    yield "w8a8", "error feedback", _stored(_calibrated, scheme)
-    for strength in STRENGTHS:
-        yield "w8a8", f"{EQUALISED} {strength}", functools.partial(_equalised, scheme, strength)
+    for name in ("int8g128", "w8a8"):
+        scheme = parse_scheme(name)
+        yield name, "largest value on the last code", _stored(_plain, scheme)
+        yield name, "searched scales", _stored(_free, scheme)
+        yield name, "error feedback", _stored(_calibrated, scheme)
+        for strength in STRENGTHS:
+            yield name, f"{EQUALISED} {strength}", functools.partial(_equalised, scheme, strength)
 
 
 def _stored(codes: Callable[[np.ndarray, Scheme, Sensitivity], np.ndarray], scheme: Scheme) -> Technique:
     def substitute(key: Key, weight: np.ndarray, known: Sensitivity) -> Substitute:
         made = codes(weight, scheme, known)
-        return Substitute(lambda: made, input_rounding(scheme) if scheme.dynamic_activations else None)
+        return Substitute(lambda: made, input_rounding(scheme) if pays(scheme) else None)
 
     return substitute
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--calibration-prompts", type=int, default=32, help="other captions, to calibrate on")
     parser.add_argument("--pixels", type=int, default=64, help="side of the picture")
     parser.add_argument("--weights", default="*", help="round only products whose names match this pattern")
+    parser.add_argument("--scheme", action="append", help="this scheme (repeatable); all by default")
     options = parser.parse_args()
     trial = Trial.of(open_student(options.student, without=("text_encoder_3",)), options.pixels)
     with torch.enable_grad():
@@ -131,6 +133,8 @@ def main() -> None:
     print("| scheme | codes | dB | gain |\n|---|---|---|---|")
     above = ("", 0.0)
     for scheme, name, technique in techniques():
+        if options.scheme and scheme not in options.scheme:
+            continue
         db = measured.decibels({key: technique(key, weights[key], known[key]) for key in known})
         gain = f"{db - above[1]:+.1f}" if above[0] == scheme else ""
         print(f"| {scheme} | {name} | {db:.1f} | {gain} |", flush=True)

@@ -40,7 +40,7 @@ from exporters.student import Student
 from exporters.torch_pipeline import Drawn, TorchPipeline
 from quantization.calibration import FILE, Calibration, Key
 from quantization.codecs.codec import roundtrip
-from quantization.equalisation import input_factors
+from quantization.equalisation import input_factors, pays
 from quantization.profile import Profile, profile_toml
 from quantization.rules import as_profile
 from quantization.schemes import Scheme, parse_scheme
@@ -239,13 +239,15 @@ class Tuning:
 
     def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
         """What a bundle divides inputs by: those that a modulated norm makes, where all products that read them round them."""
+        if self.request.build.format != "onnx":
+            return {}
         groups: dict[int | None, list[Key]] = {}
         for key in self.keys:
             if key[0] == "transformer" and reads_modulated(key[1]):
                 groups.setdefault(self.calibration.input_number(*key), []).append(key)
         found: dict[Key, np.ndarray] = {}
         for keys in groups.values():
-            if all(choice[key].dynamic_activations for key in keys):
+            if all(pays(choice[key]) for key in keys):
                 known = self.calibration.known(*keys[0])
                 assert known is not None
                 assert known.gram is not None  # every linear layer has one

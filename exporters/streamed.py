@@ -9,6 +9,7 @@ and whom to tell of the gradients that pass by.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -72,15 +73,13 @@ def input_rounding(scheme: Scheme, factors: np.ndarray | None = None) -> Callabl
         scheme: of the weight.
         factors: what the inputs are divided by before (:mod:`quantization.equalisation`), and multiplied by after.
     """
-    if scheme.dynamic_activations and factors is not None:
-        divisors = torch.from_numpy(factors)
-        return lambda x: _round_tensor(x / divisors) * divisors
-    if scheme.dynamic_activations:
-        return _round_tensor
-    if scheme.kind == "integer" and scheme.block is not None:
-        block = scheme.block
-        return lambda x: _round_blocks(x, block)
-    return None
+    if not scheme.rounds_inputs:
+        return None
+    rounding = _round_tensor if scheme.block is None else functools.partial(_round_blocks, block=scheme.block)
+    if factors is None:
+        return rounding
+    divisors = torch.from_numpy(factors)
+    return lambda x: rounding(x / divisors) * divisors
 
 
 def _round_tensor(x: Tensor) -> Tensor:

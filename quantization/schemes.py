@@ -51,6 +51,11 @@ class Scheme:
     dynamic_activations: bool = False
     zero_points: bool = False
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether products round their inputs to 8 bits: ``w8a8`` for the tensor, integers in blocks for each block."""
+        return self.dynamic_activations or (self.kind == "integer" and self.block is not None)
+
     def size_bytes(self, shape: tuple[int, ...], scale_bytes: int = 4) -> int:
         """Exact stored size of a weight ``[out, in, ...]``: codes, padded to whole blocks; scales, zero points or tables.
 

@@ -7,7 +7,8 @@
 An AdaLN's scale and shift are computed from the prompt, so that the division is a node: of one vector, where the norm has one for
 each token. Scales that are weights are divided likewise, once, when a runtime folds its constants.
 
-Does not fire where the norm has a reader that is no such product, or products that the calibration did not see on one input.
+Does not fire where the norm has a reader that is no such product, products that the calibration did not see on one input, or a
+cast behind it (half precision).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
                                         scheme uintBgN: x -> MatMulNBits(codes, scales, zeros)
                                         scheme int8:    codes -> Cast -> MatMul -> Mul(scales)
                                         scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes) -> Cast -> Mul
-                                                        (inputs equalised: :mod:`exporters.onnx.equalise`)
 
     x -> Conv(W)                        scheme int8:    codes -> DequantizeLinear -> W; x -> Conv(W)
     ids -> Gather(W)                    scheme int8:    Mul(Cast(Gather(codes, ids)), Gather(scales, ids))
@@ -17,6 +16,8 @@ unsigned with the middle of their range for zero. The pattern for ``w8a8`` is th
 
 ``int8`` multiplies by its scales after the product: onnxruntime 1.32 turns DequantizeLinear -> MatMul into MatMulNBits that
 rounds activations to 8 bits, unasked (46 dB on normal data, where weights alone would give 135 dB).
+
+Where a calibration is at hand, inputs that are rounded beside 8-bit codes are equalised first (:mod:`exporters.onnx.equalise`).
 
 A weight that a rule speaks of and that has no such form keeps its floating-point form and is reported with the reason.
 """
@@ -38,6 +39,7 @@ from exporters.weights import Weight
 from quantization.calibration import Calibration, Layer
 from quantization.codecs.codec import encode_codes
 from quantization.codecs.integer import IntegerTensor
+from quantization.equalisation import pays
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
@@ -167,8 +169,8 @@ class QuantizeWeights(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
         chosen = {value: scheme for value in graph.initializers.values() if (scheme := self._choose(value)) is not None}
-        dynamic = {value for value, scheme in chosen.items() if scheme.dynamic_activations}
-        factors = {} if self.calibration is None else equalise_inputs(graph, dynamic, self.calibration)
+        rounding = {value for value, scheme in chosen.items() if pays(scheme)}
+        factors = {} if self.calibration is None else equalise_inputs(graph, rounding, self.calibration)
         rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         for value, scheme in chosen.items():
             self._rewrite(graph, value, scheme, factors.get(value), rounded)

@@ -76,11 +76,12 @@ def decibels(model: ir.Model) -> float:
     return snr_db(truth, run(model, X))
 
 
-def test_outlier_channels_cost_less(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "int8g64"])
+def test_outlier_channels_cost_less(scheme: str, tmp_path: Path) -> None:
     """Each channel has the same part in the output; the step falls from 40 times what the narrow need to its root: 16 dB."""
     plain, with_factors = norm_and_products(), norm_and_products()
-    QuantizeWeights(uniform("w8a8"))(plain)
-    QuantizeWeights(uniform("w8a8"), calibration(tmp_path, {"a": 0, "b": 0}))(with_factors)
+    QuantizeWeights(uniform(scheme))(plain)
+    QuantizeWeights(uniform(scheme), calibration(tmp_path, {"a": 0, "b": 0}))(with_factors)
     divided = next(node for node in with_factors.graph if node.op_type == "LayerNormalization").inputs[1:]
     assert [vector.producer().op_type for vector in divided] == ["Mul", "Mul"]
     assert decibels(with_factors) - decibels(plain) == pytest.approx(16, abs=1.5)
@@ -95,6 +96,7 @@ def test_outlier_channels_cost_less(tmp_path: Path) -> None:
         ({"a": 0, "b": 0}, ("w8a8", "int8"), False),
         ({"a": 0, "b": 0}, ("w8a8", "fp32"), False),
         ({"a": 0, "b": 0}, ("int8", "int8"), False),
+        ({"a": 0, "b": 0}, ("int4g32", "int4g32"), False),
         ({"a": 0, "b": 0}, ("w8a8", "w8a8"), True),
     ],
     ids=[
@@ -104,6 +106,7 @@ def test_outlier_channels_cost_less(tmp_path: Path) -> None:
         "one in int8",
         "one in fp32",
         "inputs not rounded",
+        "4 bits",
         "norm is an output",
     ],
 )
