@@ -36,7 +36,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup web-runtime
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 docs: setup
 	$(BIN)/python -m deploy.cli_reference

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("packaging")  # its fixtures are made once, by one worker
+
 ROOT = Path(__file__).parents[1]
 
 
