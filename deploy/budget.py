@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from deploy.errors import Complaint, TierError
 from deploy.formats import ComputeUnits, FormatName, Target, unsupported
 from deploy.memory import RUNTIME_BYTES
-from deploy.tiers import Tier, legal_schemes
+from deploy.tiers import Tier, all_tiers, legal_schemes
 from exporters.weights import Weight
 from quantization.calibration import Layer
 from quantization.schemes import parse_scheme
@@ -36,20 +36,25 @@ def check_budget(
         target: the oldest system that shall run a Core ML bundle.
 
     Raises:
-        TierError: with the numbers, and the best uniform profile that fits.
+        TierError: with the numbers and what would fit: the best uniform profile, roomier tiers.
     """
-    complaints = []
+    complaints, remedies = [], []
     if stored_bytes > tier.download_bytes:
         complaints.append(_over("download", tier.download_bytes, stored_bytes))
+        fits = _best_uniform(tier, list(weights), model_format, compute_units, target)
+        remedies.append(f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits")
+        remedies.append(f"`flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one")
     largest = max(memory, key=memory.__getitem__)
     peak = RUNTIME_BYTES + memory[largest]
     if peak > tier.memory_bytes:
         complaints.append(_over(f"memory ({largest}, the largest graph)", tier.memory_bytes, peak))
+        compressed = " or smaller weights" if model_format == "onnx" else ""  # Core ML may expand them when it loads them
+        roomier = [other for other, it in all_tiers().items() if model_format in it.formats and it.memory_bytes >= peak]
+        remedies.append(
+            f"a smaller picture{compressed} would take less memory; tiers with as much: {', '.join(roomier) or 'none'}"
+        )
     if complaints:
-        fits = _best_uniform(tier, list(weights), model_format, compute_units, target)
-        remedy = f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits"
-        remedy += f"; `flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one"
-        raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, remedy)
+        raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, "; ".join(remedies))
 
 
 def _over(what: str, budget: int, got: int) -> Complaint:
