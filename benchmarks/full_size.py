@@ -23,22 +23,20 @@ SAMPLE_SECONDS = 0.1
 
 
 def peak_memory(command: list[str]) -> tuple[int, int, str]:
-    """Run a command: its peak anonymous memory and peak resident memory in bytes (``smaps_rollup``), and what it printed.
+    """Run a command: its peak anonymous memory and peak resident memory in bytes (``/proc/PID/status``), and what it printed.
 
-    Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them.
+    Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them. The kernel keeps
+    these sums; ``smaps_rollup`` would walk the process's pages for each sample, and hold it up meanwhile.
     """
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         anonymous = resident = 0
         while process.poll() is None:
             try:
-                fields = dict(
-                    line.split(":", 1)
-                    for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-                    if "kB" in line
-                )
-                anonymous = max(anonymous, int(fields["Anonymous"].split()[0]) * 1024)
-                resident = max(resident, int(fields["Rss"].split()[0]) * 1024)
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                fields = dict(line.split(":", 1) for line in lines)
+                anonymous = max(anonymous, int(fields["RssAnon"].split()[0]) * 1024)
+                resident = max(resident, int(fields["VmHWM"].split()[0]) * 1024)
             except (OSError, KeyError):
                 pass  # the process has just ended
             time.sleep(SAMPLE_SECONDS)

@@ -135,6 +135,7 @@ class Tuning:
         made = plan(replace(request.build, output=request.work / "never"))
         self.student: Student = made.student
         self.tier: Tier = made.tier
+        self.rounds_inputs = request.build.format == "onnx"  # Core ML multiplies with the decoded weights
         self.schemes = legal_schemes(made.tier, request.build.format, request.build.compute_units, request.build.target)
         self.options: GraphOptions = made.options
         self.sampling: Sampling = made.sampling
@@ -195,7 +196,8 @@ class Tuning:
                     if name not in known:
                         weight = self.weight(key)
                         stored = roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity)
-                        known[name] = sensitivity.weight_error(weight, stored) + sensitivity.rounding_error(scheme)
+                        known[name] = sensitivity.weight_error(weight, stored)
+                        known[name] += sensitivity.rounding_error(scheme) if self.rounds_inputs else 0.0
                         out.write(json.dumps([name, known[name]]) + "\n")
                         out.flush()
         return {
@@ -239,7 +241,7 @@ class Tuning:
 
     def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
         """What a bundle divides inputs by: those that a modulated norm makes, where all products that read them round them."""
-        if self.request.build.format != "onnx":
+        if not self.rounds_inputs:
             return {}
         groups: dict[int | None, list[Key]] = {}
         for key in self.keys:
@@ -264,7 +266,8 @@ class Tuning:
             with draft.open("wb") as out:
                 np.save(out, stored, allow_pickle=False)
             draft.rename(file)
-        return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), input_rounding(scheme, factors))
+        rounding = input_rounding(scheme, factors) if self.rounds_inputs else None
+        return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), rounding)
 
     def _reference(self) -> Drawn:
         file = self.request.work / f"reference-{self._digest()}.npz"
@@ -286,7 +289,8 @@ class Tuning:
 
     def _digest(self) -> str:
         """Of all that findings depend on."""
-        return _digest([msgspec.to_builtins(self.calibration.recipe), self.test_prompts, self.request.seed, str(self.options)])
+        recipe = msgspec.to_builtins(self.calibration.recipe)
+        return _digest([recipe, self.test_prompts, self.request.seed, str(self.options), self.rounds_inputs])
 
 
 def compare(reference: Drawn, drawn: Drawn) -> Measured:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from benchmarks.students import PRESETS, StudentShape, make_student
@@ -31,6 +32,14 @@ SHAPES: dict[str, StudentShape] = {
     "no qk_norm, no dual": replace(TINY, layers=2, dual_layers=0, qk_norm=False, t5=None),
     "all dual, bf16": replace(TINY, layers=2, heads=2, head_dim=32, dual_layers=2, dtype="bf16"),
 }
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """A module's generator begins anew for each test: its numbers shall not depend on which tests the worker ran before."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture(scope="session")

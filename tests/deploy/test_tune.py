@@ -105,6 +105,20 @@ def test_inputs_are_equalised_where_a_bundle_does(students: dict[str, Student], 
     assert set(everywhere) - set(tuning._factors(choice | {key: parse_scheme("int8")})) == {query, key, value}
 
 
+def test_core_ml_rounds_no_inputs(students: dict[str, Student], tmp_path: Path) -> None:
+    """Its products take decoded weights: a scheme's blocks say nothing of the inputs there."""
+    common = {"output": tmp_path / "x", "student": students["tiny"].path, "height": 64, "width": 64, "steps": 1}
+    key = ("transformer", "transformer_blocks.0.attn.to_q.weight")
+    rounded = {}
+    for tier, model_format, units in (("desktop-cpu", "onnx", None), ("laptop-apple", "coreml", "cpu-and-gpu")):
+        wanted = BuildRequest(**common, tier=tier, format=model_format, compute_units=units)
+        tuning = Tuning(TuneRequest(build=wanted, work=tmp_path, prompts=PROMPTS[:2], count=1))
+        rounded[model_format] = tuning._substitute(key, parse_scheme("int8g16"), None).round_input
+        assert bool(tuning._factors(dict.fromkeys(tuning.keys, parse_scheme("int8g16")))) == (model_format == "onnx")
+    assert rounded["onnx"] is not None
+    assert rounded["coreml"] is None
+
+
 def test_the_report(tuned: Tuned, tmp_path: Path) -> None:
     write_report(tuned, tmp_path)
     with (tmp_path / "pareto.csv").open() as file:
