@@ -36,7 +36,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup web-runtime
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2
 
 docs: setup
 	$(BIN)/python -m deploy.cli_reference

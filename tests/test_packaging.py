@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("packaging")  # its fixtures are made once, by one worker
-
 ROOT = Path(__file__).parents[1]
 
 

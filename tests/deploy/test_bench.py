@@ -25,8 +25,6 @@ from deploy.sessions import Sessions
 from deploy.targets import TARGETS, RunnerTarget
 from exporters.student import BUILTIN_STUDENT
 
-pytestmark = pytest.mark.xdist_group("bench")  # its fixtures are made once, by one worker
-
 GRAPHS = ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
 
 

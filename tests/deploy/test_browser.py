@@ -29,8 +29,6 @@ from deploy.sampler import sample_euler, sample_renoise
 from exporters.parity import psnr_db
 from exporters.student import Student
 
-pytestmark = pytest.mark.xdist_group("browser")  # its fixtures are made once, by one worker
-
 PROMPT = "a red circle left of a blue square on a white background"
 SOURCES = Path(__file__).parents[2] / "deploy" / "web"
 RUN_MODULES = Path(__file__).with_name("run_modules.mjs")

@@ -14,8 +14,6 @@ from deploy.bundle import Bundle
 from deploy.errors import InputError
 from deploy.serve import Server
 
-pytestmark = pytest.mark.xdist_group("serve")  # its fixtures are made once, by one worker
-
 AddPage = Callable[[Bundle, Path, Path | None], Bundle]
 
 

@@ -27,8 +27,6 @@ from exporters.parity import PROMPTS, psnr_db
 from exporters.reference import load_tokenizer
 from exporters.student import BUILTIN_STUDENT, Student, open_student
 
-pytestmark = pytest.mark.xdist_group("swift")  # its fixtures are made once, by one worker
-
 # TextEncoderXL.swift, TextEncoderT5.swift, MultiModalDiffusionTransformer.swift, Decoder.swift; sizes are the built-in student's:
 # 16 CLIP tokens, 64 and 96 channels, joint width 160, pictures of 64 px. 77 is the client's own.
 CONTRACT: dict[str, tuple[dict[str, list[int]], dict[str, list[int]]]] = {

@@ -21,8 +21,6 @@ from quantization.profile import load_profile
 from quantization.schemes import parse_scheme
 from tests.deploy.test_cli import flash_deploy
 
-pytestmark = pytest.mark.xdist_group("tune")  # its fixtures are made once, by one worker
-
 PROMPTS = ("a red circle", "two blue squares", "a green cross on a black background", "three yellow triangles")
 
 
