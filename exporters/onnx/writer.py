@@ -21,8 +21,8 @@ from quantization.errors import Complaint, SchemeError
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096
 INLINE_BYTES = 1024
-# What is written at once. For longer writes Linux (ext4) looks for larger pages: in a virtual machine, whose memory comes from its
-# host, writes of 1 MiB and more took five to ten times as long.
+# What is written at once. For longer writes Linux (ext4) looks for larger pages: in a virtual machine, whose memory comes from
+# its host, writes of 1 MiB and more took five to ten times as long.
 PIECE_BYTES = 1 << 17
 AHEAD = 2  # tensors that are encoded while one is written: of one, a part runs on one core only
 _STREAMED = (LazyWeight, LazyCodes)
