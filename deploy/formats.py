@@ -165,6 +165,7 @@ class CoreMLFormat:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.rehearsal = _rehearsal(recipe) if recipe.compute == "fp16" else None
+        self._stored: dict[str, int] = {}  # a draft becomes programs to be asked, which takes seconds at full size
 
     def draft(self, graph: GraphSpec) -> Any:
         from exporters.coreml.export import draft
@@ -174,7 +175,9 @@ class CoreMLFormat:
     def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
         from exporters.coreml.export import draft_bytes
 
-        return draft_bytes(draft, self._options(graph))
+        if graph.name not in self._stored:
+            self._stored[graph.name] = draft_bytes(draft, self._options(graph))
+        return self._stored[graph.name]
 
     def disk_bytes(self, graph: GraphSpec, draft: Any) -> int:
         from exporters.onnx.writer import stored_bytes

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.coreml.backend import mb
-from exporters.coreml.lower import Lowering, Operand, attribute, bias_after, gelu_mode, layer_norm, rms_norm, score_bias
+from exporters.coreml.lower import Lowering, Operand, attribute, gelu_mode, layer_norm, rms_norm, score_bias, taken, with_bias
 from exporters.onnx.weights import LazyWeight
 from exporters.weights import Weight
 
@@ -68,9 +68,9 @@ class ChannelsFirst(Lowering):
 
     def is_rows(self, value: ir.Value | None) -> bool:
         """Whether a value is the tokens of one picture, ``[1, S, C]`` in the graph."""
-        if value is None or value in self.columns:
+        if value in self.columns:
             return value is not None and _rank(value) == ROWS
-        made = self.values.get(value)
+        made = None if value is None else self.values.get(value)
         return made is not None and not isinstance(made, np.ndarray) and made.rank == ROWS and made.shape[0] == 1
 
     def has_column(self, value: ir.Value | None) -> bool:
@@ -133,18 +133,13 @@ def _product(at: ChannelsFirst, node: ir.Node) -> Operand | None:
     x, weight = node.inputs[:2]
     if not at.is_rows(x) or weight is None or not isinstance(weight.const_value, LazyWeight):
         return None
-    assert weight.const_value.transposed, f"{weight.name}: a product with a weight that is not a linear layer's"
-    stored = weight.const_value.weight
-    bias = bias_after(node)
-    made = mb.conv(
-        x=at.column(x),
-        weight=at.constants.weight(stored, at.wide, (*stored.shape, 1, 1)),
-        pad_type="valid",
-        **({} if bias is None else {"bias": at.operand(bias[1])}),
-    )
-    if bias is not None:
-        at.columns[bias[0].outputs[0]] = made
-    return made
+    stored, column = weight.const_value.weight, at.column(x)
+
+    def convolution(bias: ir.Value | None) -> Operand:
+        inputs = {} if bias is None else {"bias": at.operand(bias)}
+        return mb.conv(x=column, weight=at.constants.weight(stored, at.wide, (*stored.shape, 1, 1)), pad_type="valid", **inputs)
+
+    return with_bias(node, at.columns, convolution)
 
 
 def _elementwise(operation: Any) -> Form:
@@ -206,13 +201,12 @@ def _slice(at: ChannelsFirst, node: ir.Node) -> Operand | None:
     if source is None or source not in at.columns:
         return None
     x, rank = at.column(source), _rank(source)
-    starts, ends, axes = (at.known(value).tolist() for value in node.inputs[1:4])
-    places = [AXES[rank].get(axis % rank) for axis in axes]
     begin, end = [0] * x.rank, list(x.shape)
-    for first, last, place in zip(starts, ends, places, strict=True):
+    for axis, part in taken(at, node):
+        place = AXES[rank].get(axis % rank)
         if place is None:
             return None
-        begin[place], end[place], _ = slice(first, last).indices(x.shape[place])
+        begin[place], end[place], _ = part.indices(x.shape[place])
     return mb.slice_by_index(x=x, begin=begin, end=end)
 
 

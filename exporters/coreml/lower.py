@@ -155,18 +155,25 @@ def _matmul(at: Lowering, node: ir.Node) -> Operand:
     x, right = at.operand(node.inputs[0]), node.inputs[1]
     assert right is not None
     if isinstance(right.const_value, LazyWeight):
-        assert right.const_value.transposed, f"{right.name}: a product with a weight that is not a linear layer's"
-        bias = bias_after(node)
-        if bias is None:
-            return _linear(at, x, right, None)
-        made = _linear(at, x, right, bias[1])
-        at.values[bias[0].outputs[0]] = made
-        return made
+        return with_bias(node, at.values, lambda bias: _linear(at, x, right, bias))
     return mb.matmul(x=x, y=at.operand(right))
 
 
-def bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The Add behind a product that nothing else reads, and its bias."""
+def with_bias(node: ir.Node, made: dict[ir.Value, Operand], product: Callable[[ir.Value | None], Operand]) -> Operand:
+    """A linear layer's product, with the bias that follows where nothing else reads between: ``made`` has the sum then, too."""
+    right = node.inputs[1]
+    assert right is not None
+    assert isinstance(right.const_value, LazyWeight)
+    assert right.const_value.transposed, f"{right.name}: a product with a weight that is not a linear layer's"
+    after = _bias_after(node)
+    if after is None:
+        return product(None)
+    add, bias = after
+    made[add.outputs[0]] = product(bias)
+    return made[add.outputs[0]]
+
+
+def _bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     readers = node.outputs[0].consumers()
     if len(readers) != 1 or readers[0].op_type != "Add" or node.outputs[0].is_graph_output():
         return None
@@ -244,17 +251,19 @@ def _concat(at: Lowering, node: ir.Node) -> Operand:
 
 def _slice(at: Lowering, node: ir.Node) -> Operand:
     x = at.operand(node.inputs[0])
-    starts, ends, axes = (at.known(value).tolist() for value in node.inputs[1:4])
-    steps = at.known(node.inputs[4]).tolist() if len(node.inputs) > 4 else [1] * len(starts)
-    assert all(step == 1 for step in steps)
     begin, end = [0] * len(x.shape), list(x.shape)
-    for first, last, axis in zip(starts, ends, axes, strict=True):
-        size = x.shape[axis]
-        begin[axis] = min(first + size if first < 0 else first, size)
-        end[axis] = min(last + size if last < 0 else last, size)
+    for axis, part in taken(at, node):
+        begin[axis], end[axis], _ = part.indices(x.shape[axis])
     if isinstance(x, np.ndarray):
         return x[tuple(slice(a, b) for a, b in zip(begin, end, strict=True))]
     return mb.slice_by_index(x=x, begin=begin, end=end)
+
+
+def taken(at: Lowering, node: ir.Node) -> list[tuple[int, slice]]:
+    """What a Slice takes, by axis; every element of it."""
+    starts, ends, axes = (at.known(value).tolist() for value in node.inputs[1:4])
+    assert len(node.inputs) < 5 or all(step == 1 for step in at.known(node.inputs[4]).tolist())
+    return [(axis, slice(first, last)) for first, last, axis in zip(starts, ends, axes, strict=True)]
 
 
 def _expand(at: Lowering, node: ir.Node) -> Operand:
