@@ -103,6 +103,7 @@ class Plan:
     stages: int = 1
     target: Target = "iOS18"
     attention: Attention = "fused"
+    notes: tuple[str, ...] = ()
 
 
 class Reporter(Protocol):
@@ -114,6 +115,9 @@ class Reporter(Protocol):
     def graph(self, name: str, total_bytes: int) -> Callable[[int], None]:
         """A graph's weights begin to be written; returns what takes the number of bytes just written."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know, in a line."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -124,6 +128,9 @@ class Silent:
     def graph(self, name: str, total_bytes: int) -> Callable[[int], None]:
         """Nothing."""
         return lambda written: None
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
 
 def plan(request: BuildRequest) -> Plan:
@@ -204,6 +211,7 @@ def plan(request: BuildRequest) -> Plan:
         stages,
         target,
         attention,
+        student.notes,
     )
 
 
@@ -268,6 +276,8 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     request = replace(request, output=request.output.resolve())
     reporter.stage("opening the student")
     made = plan(request)
+    for note in made.notes:
+        reporter.note(note)
     partial = partial_folder(request.output)
     made_folders = [folder for folder in partial.parents if not folder.exists()]  # innermost first
     try:
@@ -498,6 +508,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
             joint_dim=config["joint_attention_dim"],
         ),
         graphs=tuple(graphs),
+        notes=made.notes,
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
 

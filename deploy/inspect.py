@@ -81,6 +81,7 @@ def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
             key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")
         },
         "licences": sorted(student.licences()),
+        "notes": list(student.notes),
     }
 
 
@@ -111,7 +112,11 @@ def _render_student(content: dict[str, Any]) -> list[str]:
         f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
         for title in ("transformer", "scheduler", "defaults")
     ]
-    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
+    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}", *_notes(content)]
+
+
+def _notes(content: dict[str, Any]) -> list[str]:
+    return [f"note: {note}" for note in content["notes"]]
 
 
 def _render_bundle(content: dict[str, Any]) -> list[str]:
@@ -149,6 +154,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"student: {content['student']['name']}, {content['student']['fingerprint']}",
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
+        *_notes(content),
     ]
 
 

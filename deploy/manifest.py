@@ -1,6 +1,10 @@
 """``manifest.json``: what a bundle is made of, and how it was made. Needs neither torch nor onnx.
 
-History of the format: 1, the first.
+History of the format:
+
+1. The first.
+2. ``notes``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``), and ONNX
+   graphs, too, which operators compute in fp32. A manifest of version 1 is one of version 2 that says nothing of these.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from deploy.errors import BundleError, Complaint
+from quantization.errors import printable
 
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
-VERSION = 1
+VERSION = 2
 NAME = "manifest.json"
 LARGEST_BYTES = 1 << 26  # far more than a list of every weight of a full-size student takes
 
@@ -67,10 +72,11 @@ class GraphRecord(_Record, frozen=True):
         outputs: what it returns.
         parity_db: worst signal-to-noise ratio against diffusers in fp32, in dB (``inf`` is written as 999); none where it
             was not measured.
+        parity_cases: on how many inputs it was measured.
         parity_note: why it was not measured.
         stages: the Core ML packages that it is made of, in the order in which they run.
-        fp32_operators: operators that compute in fp32 in programs that compute in fp16: their values outgrow fp16, or need more
-            digits than it has.
+        fp32_operators: operators (of ONNX graphs: parts of the traced module) that compute in fp32 in graphs that compute in
+            fp16: their values outgrow fp16, or need more digits than it has, or a rule says so.
     """
 
     name: str
@@ -82,6 +88,7 @@ class GraphRecord(_Record, frozen=True):
     inputs: tuple[PortRecord, ...]
     outputs: tuple[PortRecord, ...]
     parity_db: float | None = None
+    parity_cases: Size = 0
     parity_note: str = ""
     stages: tuple[StageRecord, ...] = ()
     fp32_operators: tuple[str, ...] = ()
@@ -156,6 +163,18 @@ class KeptRecord(_Record, frozen=True):
     reason: str
 
 
+class ClientScheduleRecord(_Record, frozen=True):
+    """How Apple's Swift client comes nearest to the schedule: its ``stepCount`` and ``schedulerTimestepShift``.
+
+    Attributes:
+        psnr_db: pictures drawn so against the schedule's own, in dB; none where they were not drawn.
+    """
+
+    steps: Count
+    shift: float
+    psnr_db: float | None = None
+
+
 class Manifest(_Record, frozen=True):
     """Everything a runtime must know of a bundle.
 
@@ -163,6 +182,9 @@ class Manifest(_Record, frozen=True):
         calibration_prompts: how many prompts the weights' codes were calibrated on; 0 means data-free.
         compute_units: what Core ML programs are made for; none in other formats.
         attention: of Core ML programs: one operation for all heads, or an einsum for each.
+        notes: what whoever built it was told about the student and its schedule.
+        requires: the least version of each package that runs it.
+        client_schedule: of the layout ``swift``.
     """
 
     format: Literal["flash-deploy bundle"]
@@ -184,6 +206,9 @@ class Manifest(_Record, frozen=True):
     files: tuple[FileRecord, ...]
     compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
     attention: Literal["fused", "split-einsum"] | None = None
+    notes: tuple[str, ...] = ()
+    requires: dict[str, str] = msgspec.field(default_factory=dict)
+    client_schedule: ClientScheduleRecord | None = None
 
     def graph(self, name: str) -> GraphRecord:
         """The graph of that name.
@@ -240,7 +265,9 @@ def parse_manifest(raw: bytes, file: Path) -> Manifest:
         version = msgspec.json.decode(raw, type=_Version)
         if version.format == FORMAT and version.version > VERSION:
             complaint = Complaint(str(file), "made by a newer flash-deploy", f"version {VERSION}", str(version.version))
-            raise BundleError("The bundle cannot be read.", [complaint], "upgrade flash-deploy")
+            maker = printable(version.created_with.get("flash-deploy", ""))
+            remedy = f"install flash-deploy {maker} or newer, which made it" if maker else "upgrade flash-deploy"
+            raise BundleError("The bundle cannot be read.", [complaint], remedy)
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError("The manifest is damaged.", [Complaint(str(file), str(error))], "build the bundle again") from error
@@ -251,6 +278,7 @@ def parse_manifest(raw: bytes, file: Path) -> Manifest:
 class _Version(msgspec.Struct):
     format: str = ""
     version: int = 0
+    created_with: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def _check(manifest: Manifest, file: Path) -> None:

@@ -66,6 +66,10 @@ class Bars(_Shown):
         task = self._progress.add_task(name, total=total_bytes)
         return lambda written: self._progress.advance(task, written)
 
+    def note(self, text: str) -> None:
+        """Something that the user should know: also where there is no terminal."""
+        self._progress.console.print(f"note: {text}", markup=False)
+
     def total(self, name: str) -> Callable[[int, int], None]:
         """A bar fed with bytes done and bytes in all."""
         task = self._progress.add_task(name, total=None)

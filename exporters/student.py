@@ -62,6 +62,7 @@ class Student:
         folder: the folder with tokenizers, scheduler and licence.
         defaults: how the student wants to be run.
         stamps: inode, size and time of change of the files that it is read from, when it was opened.
+        notes: what whoever uses it should know, a line each.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Student:
     weight_files: tuple[Path, ...]
     defaults: StudentDefaults = field(default_factory=StudentDefaults)
     stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def has_t5(self) -> bool:

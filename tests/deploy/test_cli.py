@@ -29,7 +29,7 @@ def test_readme_shows_the_help() -> None:
 
 def test_version() -> None:
     done = flash_deploy("--version")
-    assert (done.returncode, done.stdout) == (0, "flash-deploy 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, "flash-deploy 0.2.0\n")
 
 
 def test_generate_writes_pictures(builtin_bundle: Bundle, tmp_path: Path) -> None:

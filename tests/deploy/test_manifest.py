@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy.bundle import Bundle, check_files, open_bundle
 from deploy.errors import BundleError, InputError
 from deploy.inspect import inspect_bundle, render
 from deploy.manifest import read_manifest
+from deploy.runtime import Pipeline
+from exporters.parity import psnr_db
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -38,6 +41,16 @@ def test_manifest_tells_what_the_bundle_is(builtin_bundle: Bundle) -> None:
     assert check_files(builtin_bundle) == []
 
 
+def test_bundle_of_version_1_still_draws_what_it_drew() -> None:
+    """Kept as flash-deploy 0.1.0 made it; fp16 weights and two threads' sums leave pictures equal to 80 dB and more."""
+    folder = Path(__file__).parent / "bundle_v1"
+    assert json.loads((folder / "manifest.json").read_text())["version"] == 1
+    bundle = open_bundle(folder)
+    assert check_files(bundle) == []
+    picture = Pipeline(bundle).generate("a cat", seed=3)
+    assert psnr_db(np.load(folder.with_suffix(".npy")), picture) > 80
+
+
 BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
     "unknown key": (lambda m: m.update(tiers="x"), r"unknown field `tiers`"),
     "wrong type": (
@@ -48,8 +61,8 @@ BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
     "no checksum": (lambda m: m["files"][0].update(sha256="abc"), r"\$.files\[0\].sha256"),
     "missing key": (lambda m: m.pop("sampling"), r"missing required field `sampling`"),
     "newer version": (
-        lambda m: m.update(version=2, new_key=1),
-        r"made by a newer flash-deploy \(expected version 1, got 2\)[\s\S]*upgrade",
+        lambda m: m.update(version=3, new_key=1, created_with={"flash-deploy": "7.1"}),
+        r"made by a newer flash-deploy \(expected version 2, got 3\)[\s\S]*install flash-deploy 7\.1 or newer",
     ),
     "another format": (lambda m: m.update(format="zip"), r"Invalid enum value 'zip'"),
     "parent path": (lambda m: m["files"][0].update(path="../../etc/passwd"), r"names a path outside the bundle"),
