@@ -40,6 +40,7 @@ from deploy.formats import (
     ModelFormat,
     Recipe,
     Target,
+    graph_db,
     graph_runner,
     model_format,
 )
@@ -393,6 +394,8 @@ def _recipe(made: Plan) -> Recipe:
         made.stages,
         made.target,
         made.attention,
+        required_db=REQUIRED_DB[made.request.format].get(made.precision),
+        measures=lambda graph: not _parity_note(made.request.parity, graph),
     )
 
 
@@ -425,28 +428,32 @@ def _remove_packages(partial: Path, graph: GraphSpec) -> None:
 
 def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
     """The record with its parity, measured unless the graph is too large for that."""
-    from exporters.parity import measure, reference_cases
+    from exporters.parity import reference_cases
 
-    wanted = made.request.parity
-    needed = _parity_bytes(graph, record)
-    if wanted == "never" or (wanted == "auto" and needed > PARITY_LIMIT_BYTES):
-        note = "not wanted" if wanted == "never" else f"would take {needed / 1e9:.1f} GB of memory"
-        return msgspec.structs.replace(
-            record, parity_note=f"not measured in the build ({note}); run flash-deploy verify --student"
-        )
-    run = graph_runner(made.request.format, partial, record)
-    db = measure(reference_cases(graph, made.student, made.options), run, graph)
+    if note := _parity_note(made.request.parity, graph):
+        note = f"not measured in the build ({note}); run flash-deploy verify --student"
+        return msgspec.structs.replace(record, parity_note=note)
+    run, cases = graph_runner(made.request.format, partial, record), reference_cases(graph, made.student, made.options)
+    db = graph_db(made.request.format, made.compute, made.profile, graph, record, run, cases)
     if db < (required := REQUIRED_DB[made.request.format].get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
-    return msgspec.structs.replace(record, parity_db=min(db, 999.0))
+    return msgspec.structs.replace(record, parity_db=min(db, 999.0), parity_cases=len(cases))
 
 
-def _parity_bytes(graph: GraphSpec, record: GraphRecord) -> int:
+def _parity_note(wanted: str, graph: GraphSpec) -> str:
+    """Why a graph is not measured in the build; empty where it is."""
+    if wanted == "never":
+        return "not wanted"
+    needed = parity_bytes(graph)
+    return f"would take {needed / 1e9:.1f} GB of memory" if wanted == "auto" and needed > PARITY_LIMIT_BYTES else ""
+
+
+def parity_bytes(graph: GraphSpec) -> int:
     """Memory that measuring a graph takes, roughly: fp32 weights in torch and twice in onnxruntime, and some activations at once.
 
     Sixteen activations is what a full-size VAE decoder at 512 px holds in onnxruntime (2.4 GB with its weights).
     """
-    return 4 * (3 * record.parameters + 16 * graph.largest_activation)
+    return 4 * (3 * graph.parameters + 16 * graph.largest_activation)
 
 
 def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records: Sequence[_Done], fingerprint: str) -> Manifest:

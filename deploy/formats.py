@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,7 +23,8 @@ from quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     from deploy.tiers import Tier
-    from exporters.parity import Runner
+    from exporters.half import Ranges
+    from exporters.parity import Case, Runner
 
 FormatName = Literal["onnx", "coreml"]
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
@@ -58,6 +60,8 @@ class Recipe:
         stages: programs that the denoiser becomes (Core ML).
         target: the oldest system that shall run them (Core ML).
         attention: one operation for all heads, or one einsum for each (Core ML).
+        required_db: what each graph must reach against diffusers; none where the profile promises nothing.
+        measures: whether a graph is measured in the build.
     """
 
     student: Student
@@ -71,6 +75,8 @@ class Recipe:
     stages: int
     target: Target
     attention: Attention
+    required_db: float | None
+    measures: Callable[[GraphSpec], bool]
 
 
 class ModelFormat(Protocol):
@@ -106,6 +112,7 @@ class OnnxFormat:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._kept: dict[str, list[Kept]] = {}
+        self._wide: dict[str, frozenset[str]] = {}
 
     def draft(self, graph: GraphSpec) -> Any:
         import torch
@@ -114,11 +121,30 @@ class OnnxFormat:
         from exporters.onnx.trace import trace
 
         recipe = self.recipe
-        model = trace(graph, torch.float16 if recipe.compute == "fp16" else torch.float32)
+        wide = self._wide[graph.name] = self._parts_in_fp32(graph) if recipe.compute == "fp16" else frozenset()
+        model = trace(graph, torch.float16 if recipe.compute == "fp16" else torch.float32, wide=wide)
         unalias = recipe.tier.compute == "fp32"
         options = PassOptions(recipe.profile, recipe.tier.attention, recipe.calibration, unalias)
         model, self._kept[graph.name] = clean_up(model, options)
         return model
+
+    @functools.cached_property
+    def _ranges(self) -> Ranges:
+        from exporters.half import Ranges
+
+        return Ranges(self.recipe.student, self.recipe.options, self.recipe.sampling)
+
+    def _parts_in_fp32(self, graph: GraphSpec) -> frozenset[str]:
+        """The parts of a graph that compute in fp32 beside others in fp16: by rule, by range, and to be right."""
+        from exporters.half import HalfGraph, parts_ruled_fp32
+        from exporters.parity import reference_cases
+
+        recipe = self.recipe
+        wide = parts_ruled_fp32(graph, recipe.profile) | self._ranges.too_wide(graph.name)
+        half = HalfGraph(graph, recipe.profile, frozenset(wide))
+        if recipe.required_db is not None and recipe.measures(graph):
+            half = half.widened(reference_cases(graph, recipe.student, recipe.options), recipe.required_db)
+        return half.wide
 
     def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
         from exporters.onnx.writer import stored_bytes
@@ -149,6 +175,7 @@ class OnnxFormat:
             memory_bytes=memory,
             inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
             outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
+            fp32_operators=tuple(sorted(self._wide[graph.name])),
         )
         records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
         return WrittenGraph(record, records, _kept(self._kept[graph.name]))
@@ -222,7 +249,9 @@ class CoreMLFormat:
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         if self.rehearsal is not None:
-            self.rehearsal.run(record.name, [folder / stage.path for stage in record.stages])
+            from exporters.coreml.rehearsal import play_packages
+
+            play_packages(self.rehearsal, record.name, [folder / stage.path for stage in record.stages])
 
     def _options(self, graph: GraphSpec) -> Any:
         from exporters.coreml.program import ProgramOptions
@@ -241,6 +270,36 @@ def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
     from exporters.coreml.chain import chain
 
     return chain([folder / stage.path for stage in record.stages], [port.name for port in record.outputs])
+
+
+def graph_db(
+    name: FormatName, compute: str, profile: Profile, spec: GraphSpec, record: GraphRecord, run: Runner, cases: Sequence[Case]
+) -> float:
+    """A graph's worst ratio against diffusers, in dB.
+
+    An ONNX graph that computes in fp16 is measured twice: as the file runs here, and as hardware would run it that computes in
+    fp16 (:mod:`exporters.half`), which no CPU does.
+
+    Args:
+        name: the format.
+        compute: what the graph computes in.
+        profile: how weights are stored.
+        spec: the graph.
+        record: what the manifest says of it.
+        run: what runs its file.
+        cases: what it is measured on.
+
+    Raises:
+        ExportError: a result is not finite, or has another shape.
+    """
+    from exporters.half import HalfGraph
+    from exporters.parity import measure
+
+    db = measure(cases, run, spec)
+    if name == "onnx" and compute == "fp16":
+        half = HalfGraph(spec, profile, frozenset(record.fp32_operators))
+        db = min(db, measure(cases, half.runner(), spec, half.overflow))
+    return db
 
 
 def unsupported(
@@ -263,36 +322,6 @@ def _kept(kept: list[Kept] | tuple[Kept, ...]) -> tuple[KeptRecord, ...]:
 
 def _rehearsal(recipe: Recipe) -> Any:
     """A picture to be drawn while programs are made."""
-    from exporters.coreml.ranges import Rehearsal, SwiftRehearsal
+    from exporters.ranges import rehearsal_of
 
-    config, vae, options = recipe.student.configs["transformer"], recipe.student.configs["vae"], recipe.options
-    latent = (1, config["in_channels"], options.height // 8, options.width // 8)
-    common = _example_ids(recipe), recipe.sampling.sigmas, latent
-    if options.layout == "native":
-        return Rehearsal(*common)
-    return SwiftRehearsal(
-        *common,
-        timesteps=recipe.sampling.timesteps,
-        joint_dim=config["joint_attention_dim"],
-        scaling=vae["scaling_factor"],
-        shift=vae["shift_factor"] or 0.0,
-    )
-
-
-def _example_ids(recipe: Recipe) -> dict[str, Any]:
-    """Token ids of one of the project's prompts."""
-    import numpy as np
-
-    from exporters.parity import PROMPTS
-
-    lengths = {"input_ids_3": recipe.options.max_sequence_length}
-    return {
-        name: np.asarray(
-            [
-                tokenizer(
-                    PROMPTS[0], padding="max_length", max_length=lengths.get(name, recipe.options.clip_tokens), truncation=True
-                )["input_ids"]
-            ]
-        )
-        for name, _, tokenizer in recipe.tokenizers
-    }
+    return rehearsal_of(recipe.student, recipe.options, recipe.sampling)

@@ -11,7 +11,10 @@ import numpy as np
 
 from deploy.bundle import Bundle, check_files, open_bundle
 from deploy.errors import Complaint
+from deploy.manifest import Manifest
 from deploy.runtime import Pipeline
+from quantization.profile import Profile, Rule
+from quantization.schemes import parse_scheme
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
@@ -81,13 +84,20 @@ def bundle_options(bundle: Bundle) -> Any:
     )
 
 
+def profile_of(manifest: Manifest) -> Profile:
+    """The profile that a bundle was made with."""
+    rules = [Rule(r.component, r.weights, parse_scheme(r.scheme), r.reason) for r in manifest.profile]
+    return Profile(tuple(rules))
+
+
 def _verify_numerics(
     bundle: Bundle, path: Path, variant: str | None, pictures: bool, report: Report, tell: Callable[[str], None]
 ) -> None:
-    from deploy.formats import REQUIRED_DB, graph_runner
+    from deploy.formats import REQUIRED_DB, graph_db, graph_runner
     from exporters.errors import ExportError
     from exporters.graphs import plan_graphs
-    from exporters.parity import PROMPTS, measure, reference_cases
+    from exporters.parity import reference_cases
+    from exporters.prompts import PROMPTS
     from exporters.student import open_student
     from exporters.templates import OPTIONAL_COMPONENTS
 
@@ -99,15 +109,14 @@ def _verify_numerics(
             Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
+    profile = profile_of(manifest)
     required = REQUIRED_DB[manifest.model_format].get(manifest.precision, float("-inf"))
     for graph in plan_graphs(student, options):
         tell(f"measuring {graph.name}")
         try:
-            db = measure(
-                reference_cases(graph, student, options),
-                graph_runner(manifest.model_format, bundle.folder, manifest.graph(graph.name)),
-                graph,
-            )
+            record, cases = manifest.graph(graph.name), reference_cases(graph, student, options)
+            run = graph_runner(manifest.model_format, bundle.folder, record)
+            db = graph_db(manifest.model_format, manifest.compute, profile, graph, record, run, cases)
         except ExportError as error:
             report.complaints += error.complaints
             continue

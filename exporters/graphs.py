@@ -14,6 +14,7 @@ swift (each program)     what Apple's Swift client feeds to what it reads: :mod:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -60,6 +61,20 @@ class GraphSpec:
     module: Callable[[], object]
     weights: Callable[[object], Mapping[str, Weight]]
     largest_activation: int
+
+    @functools.cached_property
+    def student_weights(self) -> dict[str, Weight]:
+        """The student's tensors among its weights, by the name that they have in the module."""
+        import torch
+
+        with torch.device("meta"):
+            module = self.module()
+        return {name: weight for name, weight in self.weights(module).items() if weight.name}
+
+    @property
+    def parameters(self) -> int:
+        """How many of the student's numbers it holds."""
+        return sum(weight.elements for weight in self.student_weights.values())
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """An exported graph against diffusers, in dB.
 
 The reference of each graph is made of diffusers' and transformers' own modules in fp32, never of the modules that were
-traced. Inputs are drawn from a seed at the scale that the graph sees in use.
+traced. A graph is measured on several inputs, and its worst ratio counts: on what real prompts (and a picture) give it, and on
+seeded draws at the scale that it sees in use. One draw alone says little: a conditioner's ratio varies by 17 dB between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.errors import Complaint, ExportError
-from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec
-from exporters.reference import load_tokenizer, reference_component
+from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
+from exporters.prompts import PROMPTS, token_ids
+from exporters.ranges import Arrays
+from exporters.reference import reference_component
 from exporters.restructure.conditioning import modulation_layout
+from exporters.streamed import stream
 from exporters.student import Student
 from exporters.swift import T5_TOKENS
 
-Arrays = dict[str, np.ndarray]
 Runner = Callable[[Arrays], list[np.ndarray]]
-PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
+DRAWS = 2  # seeded draws beside what the prompts give
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,32 @@ class Case:
 
     inputs: Arrays
     outputs: list[np.ndarray]
+
+
+class Inputs:
+    """What graphs are measured on, beside token ids.
+
+    Attributes:
+        generators: one for each draw.
+    """
+
+    def __init__(self, student: Student, options: GraphOptions, seed: int) -> None:
+        self._student, self._options = student, options
+        self.generators = [np.random.default_rng([seed, i]) for i in range(DRAWS)]
+
+    @functools.cached_property
+    def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each prompt the text states, CLIP's and then T5's or one null token, and the pooled projections.
+
+        They are made by the restructured encoders, streamed, whatever the layout: they are inputs, and no reference.
+        """
+        options = replace(self._options, layout="native", dynamic=False)
+        spec = plan_graphs(self._student, options)[0]
+        encode = stream(spec)
+        return [tuple(made.numpy() for made in encode(*self._ids(prompt, spec))) for prompt in PROMPTS]  # type: ignore[misc]
+
+    def _ids(self, prompt: str, spec: GraphSpec) -> list[Tensor]:
+        return [torch.from_numpy(token_ids(self._student, name, self._options, prompt)) for name in spec.components]
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray, where: str = "output") -> float:
@@ -73,11 +103,26 @@ def psnr_db(reference: np.ndarray, got: np.ndarray, where: str = "picture") -> f
     return float("inf") if mean_square == 0 else round(-10 * float(np.log10(mean_square)), 2)
 
 
-def measure(cases: list[Case], run: Runner, spec: GraphSpec) -> float:
-    """The worst ratio over all cases and outputs, in dB."""
+def measure(cases: Sequence[Case], run: Runner, spec: GraphSpec, overflow: Callable[[Arrays], str] | None = None) -> float:
+    """The worst ratio over all cases and outputs, in dB.
+
+    Args:
+        cases: what it is measured on.
+        run: runs the graph.
+        spec: the graph.
+        overflow: of a graph that computes in fp16: finds where a result outgrew it, given a case's inputs.
+
+    Raises:
+        ExportError: as :func:`snr_db`, and where fp16 overflowed.
+    """
     worst = float("inf")
     for case in cases:
-        for port, reference, got in zip(spec.outputs, case.outputs, run(case.inputs), strict=True):
+        results = run(case.inputs)
+        if overflow is not None and not all(np.isfinite(array).all() for array in results):
+            complaint = Complaint(f"{spec.name}: {overflow(case.inputs)}", "outgrows fp16", "values of at most 65504")
+            remedy = "build with --precision fp32, or store what overflows in fp32 (a rule of a profile, e.g. vae/* -> fp32)"
+            raise ExportError("fp16 overflows.", [complaint], remedy)
+        for port, reference, got in zip(spec.outputs, case.outputs, results, strict=True):
             worst = min(worst, snr_db(reference, got, f"{spec.name}: {port.name}"))
     return worst
 
@@ -94,10 +139,9 @@ def onnx_runner(file: Path) -> Runner:
 
 def reference_cases(spec: GraphSpec, student: Student, options: GraphOptions, seed: int = 0) -> list[Case]:
     """Inputs and reference outputs for one graph; its components are loaded in fp32 and freed again."""
-    rng = np.random.default_rng(seed)
     with torch.no_grad():
         models = {component: reference_component(student, component) for component in spec.components}
-        return _CASES[f"{options.layout} {spec.name}"](models, student, options, rng)
+        return _CASES[f"{options.layout} {spec.name}"](models, student, options, Inputs(student, options, seed))
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -110,17 +154,29 @@ def _latents(student: Student, options: GraphOptions, rng: np.random.Generator, 
     )
 
 
-def _token_ids(student: Student, component: str, options: GraphOptions, prompt: str) -> np.ndarray:
-    length = options.max_sequence_length if component == "text_encoder_3" else options.clip_tokens
-    encoded = load_tokenizer(student, component)(prompt, padding="max_length", max_length=length, truncation=True)
-    return np.asarray([encoded["input_ids"]], np.int64)
+def _picture(options: GraphOptions) -> np.ndarray:
+    """A smooth picture with edges, in [-1, 1]: ``[1, 3, height, width]``."""
+    rows, columns = np.mgrid[0 : options.height, 0 : options.width].astype(np.float32)
+    waves = [np.sin(rows / 7 + columns / 11), np.cos(columns / 5), np.sign(np.sin(rows / 13) * np.cos(columns / 17))]
+    return 0.9 * np.stack(waves)[None].astype(np.float32)
 
 
-def _native_text(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+def _pictured(models: Mapping[str, Any], options: GraphOptions) -> np.ndarray:
+    """What the VAE's encoder makes of a picture, as a decoder takes it: ``[1, channels, height / 8, width / 8]``."""
+    return np.array(models["vae"].encode(torch.from_numpy(_picture(options))).latent_dist.mode(), np.float32)
+
+
+def _as_sampled(models: Mapping[str, Any], latents: np.ndarray) -> np.ndarray:
+    """Latents as a sampler leaves them."""
+    config = models["vae"].config
+    return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).astype(np.float32)
+
+
+def _native_text(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     cases = []
     joint = student.configs["transformer"]["joint_attention_dim"]
     for prompt in PROMPTS:
-        ids = {name: _token_ids(student, name, options, prompt) for name in models}
+        ids = {name: token_ids(student, name, options, prompt) for name in models}
         clips = [
             models[name](torch.from_numpy(ids[name]), output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")
         ]
@@ -132,8 +188,8 @@ def _native_text(models: Mapping[str, Any], student: Student, options: GraphOpti
             t5 = torch.zeros(1, 1, joint)  # diffusers' zero tokens, of which the graph gives one
         pooled = torch.cat([clip.text_embeds for clip in clips], dim=-1)
         names = ("input_ids", "input_ids_2", "input_ids_3")
-        inputs = {name: ids[component] for name, component in zip(names, ids, strict=False)}
-        cases.append(Case(inputs, [torch.cat([states, t5], dim=1).numpy(), pooled.numpy()]))
+        given = {name: ids[component] for name, component in zip(names, ids, strict=False)}
+        cases.append(Case(given, [torch.cat([states, t5], dim=1).numpy(), pooled.numpy()]))
     return cases
 
 
@@ -148,45 +204,64 @@ def _modulations(transformer: Any, timesteps: Tensor, pooled: Tensor) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def _native_conditioner(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
-    pooled = _normal(rng, 1, student.configs["transformer"]["pooled_projection_dim"])
-    table = _modulations(models["transformer"], torch.tensor(options.timesteps), torch.from_numpy(pooled))
-    return [Case({"pooled_projections": pooled}, [table.numpy()])]
-
-
-def _native_denoiser(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
-    """The whole transformer of diffusers, with all its zero tokens, at the first and the last step."""
-    transformer, config = models["transformer"], student.configs["transformer"]
-    tokens = options.clip_tokens + (options.max_sequence_length if options.keep_t5 else 0)
+def _native_conditioner(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    size = student.configs["transformer"]["pooled_projection_dim"]
     cases = []
-    for timestep in {options.timesteps[0], options.timesteps[-1]}:
-        latents = _latents(student, options, rng)
-        states = _normal(rng, 1, tokens, config["joint_attention_dim"])
-        pooled = torch.from_numpy(_normal(rng, 1, config["pooled_projection_dim"]))
-        modulation = _modulations(transformer, torch.tensor([timestep]), pooled)[0]
-        zeros = 0 if options.keep_t5 else options.max_sequence_length
-        full = np.pad(states, ((0, 0), (0, zeros), (0, 0)))
-        velocity = transformer(torch.from_numpy(latents), torch.from_numpy(full), pooled, torch.tensor([timestep])).sample
-        given = states if options.keep_t5 else full[:, : tokens + 1]
-        inputs = {"hidden_states": latents, "encoder_hidden_states": given, "modulation": modulation.numpy()}
-        cases.append(Case(inputs, [velocity.numpy()]))
+    for pooled in [*(pooled for _, pooled in inputs.texts), *(_normal(rng, 1, size) for rng in inputs.generators)]:
+        table = _modulations(models["transformer"], torch.tensor(options.timesteps), torch.from_numpy(pooled))
+        cases.append(Case({"pooled_projections": pooled}, [table.numpy()]))
     return cases
 
 
-def _native_vae_decoder(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
+def _text_cases(
+    student: Student, options: GraphOptions, inputs: Inputs, tokens: int
+) -> Iterator[tuple[float, np.random.Generator, np.ndarray, np.ndarray]]:
+    """Timestep, generator, text states ``[1, tokens, joint]`` and pooled text of each case: the first step and the last in turn.
+
+    Args:
+        student: the student.
+        options: the shape of its graphs.
+        inputs: prompts and generators.
+        tokens: of the states: CLIP's, and T5's where it is kept.
+    """
+    config = student.configs["transformer"]
+    ends = options.timesteps[0], options.timesteps[-1]
+    for i, rng in enumerate(inputs.generators):
+        states, pooled = inputs.texts[i % len(inputs.texts)]
+        yield ends[i % 2], rng, states[:, :tokens], pooled
+        drawn = _normal(rng, 1, tokens, config["joint_attention_dim"]), _normal(rng, 1, config["pooled_projection_dim"])
+        yield ends[(i + 1) % 2], rng, *drawn
+
+
+def _native_denoiser(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    """The whole transformer of diffusers, with all its zero tokens, at the first and the last step."""
+    transformer = models["transformer"]
+    tokens = options.clip_tokens + (options.max_sequence_length if options.keep_t5 else 0)
+    zeros = 0 if options.keep_t5 else options.max_sequence_length
+    cases = []
+    for timestep, rng, states, text in _text_cases(student, options, inputs, tokens):
+        latents, pooled = _latents(student, options, rng), torch.from_numpy(text)
+        modulation = _modulations(transformer, torch.tensor([timestep]), pooled)[0]
+        full = np.pad(states, ((0, 0), (0, zeros), (0, 0)))
+        velocity = transformer(torch.from_numpy(latents), torch.from_numpy(full), pooled, torch.tensor([timestep])).sample
+        given = full if options.keep_t5 else full[:, : tokens + 1]
+        ports = {"hidden_states": latents, "encoder_hidden_states": given, "modulation": modulation.numpy()}
+        cases.append(Case(ports, [velocity.numpy()]))
+    return cases
+
+
+def _native_vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     vae = models["vae"]
-    latents = _latents(student, options, rng)
-    decoded = vae.decode(torch.from_numpy(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
-    return [Case({"latent_sample": latents}, [(decoded / 2 + 0.5).clamp(0, 1).numpy()])]
+    cases = []
+    for latents in [_as_sampled(models, _pictured(models, options)), *(_latents(student, options, g) for g in inputs.generators)]:
+        decoded = vae.decode(torch.from_numpy(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+        cases.append(Case({"latent_sample": latents}, [(decoded / 2 + 0.5).clamp(0, 1).numpy()]))
+    return cases
 
 
 def _optimum_clip(component: str) -> Callable[..., list[Case]]:
-    def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
-        ids = np.concatenate([_token_ids(student, component, options, prompt) for prompt in PROMPTS])
+    def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+        ids = np.concatenate([token_ids(student, component, options, prompt) for prompt in PROMPTS])
         out = models[component](torch.from_numpy(ids), output_hidden_states=True)
         return [
             Case(
@@ -198,49 +273,50 @@ def _optimum_clip(component: str) -> Callable[..., list[Case]]:
     return cases
 
 
-def _optimum_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
-    ids = np.concatenate([_token_ids(student, "text_encoder_3", options, prompt) for prompt in PROMPTS])
+def _optimum_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    ids = np.concatenate([token_ids(student, "text_encoder_3", options, prompt) for prompt in PROMPTS])
     return [Case({"input_ids": ids}, [models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.numpy()])]
 
 
-def _optimum_transformer(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
-    """Batches of one and two, another text length and a picture that is not square: all of it is dynamic."""
+def _optimum_transformer(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    """Batches of one and two, other text lengths and a picture that is not square: all of it is dynamic."""
     config, cases = student.configs["transformer"], []
-    for batch, tokens in ((1, options.clip_tokens + options.max_sequence_length), (2, options.clip_tokens)):
+    tokens, zeros = options.clip_tokens, options.max_sequence_length
+    if options.keep_t5:
+        tokens, zeros = tokens + zeros, 0
+    for i, (timestep, rng, states, pooled) in enumerate(_text_cases(student, options, inputs, tokens)):
+        batch = 1 + i % 2  # what is drawn, twice
         latents = _latents(student, options, rng, batch)
-        inputs = {
+        ports = {
             "hidden_states": latents if batch == 1 else np.ascontiguousarray(latents[:, :, : config["patch_size"]]),
-            "encoder_hidden_states": _normal(rng, batch, tokens, config["joint_attention_dim"]),
-            "pooled_projections": _normal(rng, batch, config["pooled_projection_dim"]),
-            "timestep": np.asarray(options.timesteps[:1] * batch, np.float32),
+            "encoder_hidden_states": np.pad(states, ((0, 0), (0, zeros), (0, 0))) if batch == 1 else states.repeat(2, 0),
+            "pooled_projections": pooled.repeat(batch, 0),
+            "timestep": np.asarray([timestep] * batch, np.float32),
         }
-        velocity = models["transformer"](*(torch.from_numpy(array) for array in inputs.values())).sample
-        cases.append(Case(inputs, [velocity.numpy()]))
+        velocity = models["transformer"](*(torch.from_numpy(array) for array in ports.values())).sample
+        cases.append(Case(ports, [velocity.numpy()]))
     return cases
 
 
-def _optimum_vae_decoder(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
-    latents = _latents(student, options, rng)
-    return [Case({"latent_sample": latents}, [models["vae"].decode(torch.from_numpy(latents)).sample.numpy()])]
+def _optimum_vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    given = [_pictured(models, options), *(_latents(student, options, rng) for rng in inputs.generators)]
+    return [Case({"latent_sample": z}, [models["vae"].decode(torch.from_numpy(z)).sample.numpy()]) for z in given]
 
 
-def _optimum_vae_encoder(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
-    picture = rng.uniform(-1, 1, (1, 3, options.height, options.width)).astype(np.float32)
-    moments = models["vae"].encode(torch.from_numpy(picture)).latent_dist.parameters
-    return [Case({"sample": picture}, [moments.numpy()])]
+def _optimum_vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    size = (1, 3, options.height, options.width)
+    cases = []
+    for picture in [_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]:
+        moments = models["vae"].encode(torch.from_numpy(picture)).latent_dist.parameters
+        cases.append(Case({"sample": picture}, [moments.numpy()]))
+    return cases
 
 
 def _swift_clip(component: str) -> Callable[..., list[Case]]:
-    def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
+    def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
         made = []
         for prompt in PROMPTS:
-            ids = _token_ids(student, component, options, prompt)
+            ids = token_ids(student, component, options, prompt)
             out = models[component](torch.from_numpy(ids), output_hidden_states=True)
             made.append(Case({"input_ids": ids.astype(np.float32)}, [out.hidden_states[-2].numpy(), out.text_embeds.numpy()]))
         return made
@@ -248,30 +324,26 @@ def _swift_clip(component: str) -> Callable[..., list[Case]]:
     return cases
 
 
-def _swift_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator) -> list[Case]:
-    """Whatever the mask says: diffusers gives T5 none."""
+def _swift_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    """The mask must have no effect, because diffusers passes T5 none."""
     cases = []
-    for prompt in PROMPTS:
-        ids = _token_ids(student, "text_encoder_3", options, prompt)
+    for prompt, rng in zip(PROMPTS, inputs.generators, strict=True):
+        ids = token_ids(student, "text_encoder_3", options, prompt)
         states = models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.transpose(1, 2)[:, :, None]
         mask = rng.integers(0, 2, ids.shape).astype(np.float32)
         cases.append(Case({"input_ids": ids.astype(np.float32), "attention_mask": mask}, [states.numpy()]))
     return cases
 
 
-def _swift_transformer(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
+def _swift_transformer(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     """The first of each pair with all its T5 or zero tokens; the second of each pair must not matter."""
-    config = student.configs["transformer"]
-    tokens, zeros = options.clip_tokens + T5_TOKENS, 0 if options.keep_t5 else T5_TOKENS
+    tokens, zeros = options.clip_tokens, 0 if options.keep_t5 else T5_TOKENS
     cases = []
-    for timestep in dict.fromkeys((options.timesteps[0], options.timesteps[-1])):
+    for timestep, rng, text, pool in _text_cases(student, options, inputs, tokens + T5_TOKENS - zeros):
         latents = _latents(student, options, rng, 2)
-        states = _normal(rng, 2, tokens, config["joint_attention_dim"])
-        states[:, tokens - zeros :] = 0
-        pooled = _normal(rng, 2, config["pooled_projection_dim"])
-        inputs = {
+        states = np.pad(np.concatenate([text, _normal(rng, *text.shape)]), ((0, 0), (0, zeros), (0, 0)))
+        pooled = np.concatenate([pool, _normal(rng, *pool.shape)])
+        ports = {
             "latent_image_embeddings": latents,
             "timestep": np.array([timestep, 0], np.float32),
             "token_level_text_embeddings": np.ascontiguousarray(states.transpose(0, 2, 1)[:, :, None]),
@@ -279,15 +351,13 @@ def _swift_transformer(
         }
         first = (torch.from_numpy(array[:1]) for array in (latents, states, pooled))
         velocity = models["transformer"](*first, torch.tensor([timestep])).sample.numpy()
-        cases.append(Case(inputs, [np.concatenate([velocity, velocity])]))
+        cases.append(Case(ports, [np.concatenate([velocity, velocity])]))
     return cases
 
 
-def _swift_vae_decoder(
-    models: Mapping[str, Any], student: Student, options: GraphOptions, rng: np.random.Generator
-) -> list[Case]:
-    [case] = _optimum_vae_decoder(models, student, options, rng)
-    return [Case({"z": case.inputs["latent_sample"]}, case.outputs)]
+def _swift_vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    cases = _optimum_vae_decoder(models, student, options, inputs)
+    return [Case({"z": case.inputs["latent_sample"]}, case.outputs) for case in cases]
 
 
 _CASES: dict[str, Callable[..., list[Case]]] = {

@@ -10,8 +10,8 @@ and whom to tell of the gradients that pass by.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.checkpoint import checkpoint
 
 from exporters.graphs import GraphSpec
-from exporters.restructure.base import TokenEmbedding, as_tensor
+from exporters.restructure.base import TokenEmbedding, as_tensor, set_precision
 from exporters.weights import Weight
 from quantization.schemes import Scheme
 
@@ -35,6 +35,13 @@ class Observer(Protocol):
 
     def __call__(self, product: Product, x: Tensor, weight_gradient: Tensor, x_gradient: Tensor) -> None:
         """One product's input, the gradient of its weight from this pass alone, and that of its input."""
+
+
+class Watch(Protocol):
+    """Told of the values that pass by."""
+
+    def __call__(self, part: str, value: Tensor) -> None:
+        """A part of the module takes or makes a value."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,18 @@ class Streaming:
     Attributes:
         substitutes: in place of student tensors, by (component, name).
         observer: told of gradients; they are computed only if there is one.
+        compute: what products compute in, as a graph would: fp16 rounds weights, inputs and results of each.
+        wide: parts that compute in fp32 all the same (:func:`exporters.restructure.base.set_precision`).
+        exact: weights that are stored in fp32, by (component, name), and so are not rounded.
+        watch: told, by part, of what its product takes and makes; then nothing is rounded.
     """
 
-    substitutes: Mapping[tuple[str, str], Substitute]
+    substitutes: Mapping[tuple[str, str], Substitute] = field(default_factory=dict)
     observer: Observer | None = None
+    compute: torch.dtype = torch.float32
+    wide: Collection[str] = ()
+    exact: Collection[tuple[str, str]] = ()
+    watch: Watch | None = None
 
 
 def input_rounding(scheme: Scheme, factors: np.ndarray | None = None) -> Callable[[Tensor], Tensor] | None:
@@ -107,10 +122,14 @@ class Product:
     Attributes:
         layer: the module that it stands for.
         weight: the student's tensor.
+        name: the layer's name in its graph's module.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Embedding, weight: Weight, streaming: Streaming, cached: bool) -> None:
-        self.layer, self.weight, self.streaming = layer, weight, streaming
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d | nn.Embedding, weight: Weight, streaming: Streaming, cached: bool, name: str
+    ) -> None:
+        self.layer, self.weight, self.streaming, self.name = layer, weight, streaming, name
+        self._type = layer.weight.dtype
         self._substitute = streaming.substitutes.get((weight.component, weight.name))
         self._cache: Tensor | None = None
         self._cached = cached
@@ -120,6 +139,8 @@ class Product:
         if self._cache is not None:
             return self._cache
         tensor = as_tensor(self.weight) if self._substitute is None else torch.from_numpy(self._substitute.weight())
+        if self.streaming.compute != torch.float32 and (self.weight.component, self.weight.name) not in self.streaming.exact:
+            tensor = tensor.to(self.streaming.compute).to(torch.float32)  # also of wide products: that is how it is stored
         if self._cached:
             self._cache = tensor
         return tensor
@@ -128,6 +149,8 @@ class Product:
         """Run the layer."""
         if self._substitute is not None and self._substitute.round_input is not None:
             x = self._substitute.round_input(x)
+        if self.streaming.compute != torch.float32:
+            return self._run_rounded(x)
         if self.streaming.observer is None or not torch.is_grad_enabled():
             return self.run(x)
         if isinstance(self.layer, nn.Embedding):
@@ -136,14 +159,27 @@ class Product:
             return _Streamed.apply(zero, self, x)  # type: ignore[no-any-return, no-untyped-call]
         return _Streamed.apply(x, self, None)  # type: ignore[no-any-return, no-untyped-call]
 
+    def _run_rounded(self, x: Tensor) -> Tensor:
+        """The layer as a graph computes it: what it takes and makes is of its own type, sums are fp32."""
+        watch = self.streaming.watch
+        if watch is not None:
+            if x.is_floating_point():
+                watch(self.name, x)
+            made = self.run(x.to(torch.float32) if x.is_floating_point() else x)
+            watch(self.name, made)
+            return made
+        made = self.run(x.to(self._type).to(torch.float32) if x.is_floating_point() else x).to(self._type)
+        return made.to(torch.float32) if getattr(self.layer, "begins_stream", False) else made
+
     def run(self, x: Tensor) -> Tensor:
-        """The layer's output."""
+        """The layer's output, in fp32."""
         layer = self.layer
+        bias = None if isinstance(layer, nn.Embedding) or layer.bias is None else layer.bias.to(torch.float32)
         if isinstance(layer, nn.Embedding):
             return F.embedding(x, self.read())
         if isinstance(layer, nn.Linear):
-            return F.linear(x, self.read(), layer.bias)
-        return F.conv2d(x, self.read(), layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+            return F.linear(x, self.read(), bias)
+        return F.conv2d(x, self.read(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
 
     def gradients(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Of the weight and of the input, for a gradient of the output."""
@@ -182,16 +218,17 @@ class _Streamed(torch.autograd.Function):
 
 
 def stream(spec: GraphSpec, streaming: Streaming | None = None) -> nn.Module:
-    """The module of a graph, ready to run in fp32, its matrices streamed.
+    """The module of a graph, ready to run, its matrices streamed: in fp32, or as a graph of another type computes.
 
     Args:
         spec: a graph of fixed size.
         streaming: how products get their weights; the student's own by default.
     """
-    streaming = streaming or Streaming({})
+    streaming = streaming or Streaming()
     with torch.device("meta"):
         made = spec.module()
     assert isinstance(made, nn.Module)
+    set_precision(made, streaming.compute, streaming.wide)
     weights = spec.weights(made)
     cached = 4 * sum(weight.elements for weight in weights.values()) <= CACHE_BYTES
     for prefix, module in made.named_modules():
@@ -201,17 +238,29 @@ def stream(spec: GraphSpec, streaming: Streaming | None = None) -> nn.Module:
             if not (streams and name == "weight" and weight.name):
                 _materialise(module, name, weight)
         if streams and module.weight.is_meta:
-            module.forward = Product(module, weights[f"{prefix}.weight"], streaming, cached)  # type: ignore[assignment]
-        elif getattr(module, "recomputed", False):
+            module.forward = Product(module, weights[f"{prefix}.weight"], streaming, cached, prefix)  # type: ignore[assignment]
+        if streaming.watch is not None and not streams:
+            module.watch_attention = functools.partial(_watch_attention, streaming.watch, prefix)
+        if getattr(module, "recomputed", False):
             module.forward = _recomputing(module.forward)
     return made.eval().requires_grad_(False)
 
 
+def _watch_attention(watch: Watch, part: str, query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> None:
+    """What an attention takes, and a bound of its scores: no product is larger than that of the lengths (Cauchy and Schwarz)."""
+    for tensor in (query, key, value):
+        watch(part, tensor)
+    lengths = [tensor.unflatten(-1, (heads, -1)).float().norm(dim=-1).amax(dim=1) for tensor in (query, key)]  # [batch, heads]
+    watch(part, scale * lengths[0] * lengths[1])
+
+
 def _materialise(module: nn.Module, name: str, weight: Weight) -> None:
-    values = weight.load()
+    values, given = weight.load(), getattr(module, name).dtype
     tensor = torch.from_numpy(
         values.astype(np.float32) if values.dtype.kind == "f" or values.dtype.name == "bfloat16" else values
     )
+    if given.is_floating_point:
+        tensor = tensor.to(given)
     if name in dict(module.named_buffers(recurse=False)):
         setattr(module, name, nn.Buffer(tensor))
     else:

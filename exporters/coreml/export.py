@@ -11,11 +11,12 @@ import torch
 
 from exporters.coreml.package import write_package
 from exporters.coreml.program import ProgramOptions, ProgramPort, to_programs
-from exporters.coreml.ranges import Rehearsal
+from exporters.coreml.rehearsal import wide_nodes
 from exporters.graphs import GraphSpec
 from exporters.onnx.passes import simplify
 from exporters.onnx.quantize import Kept
 from exporters.onnx.trace import trace
+from exporters.ranges import Rehearsal
 from exporters.restructure.denoiser import null_tokens_as_bias
 from exporters.restructure.vae import keep_group_norms
 
@@ -119,7 +120,7 @@ def write_graph(
         SchemeError: weights that cannot be stored.
         ExportError: an operator has no form, or the graph cannot be cut.
     """
-    wide = set() if rehearsal is None else rehearsal.wide_nodes(spec.name, model, options)
+    wide = set() if rehearsal is None else wide_nodes(rehearsal, spec.name, model, options)
     programs = to_programs(model, options, wide)
     stages = []
     ports = {port.name for port in (*spec.inputs, *spec.outputs)}

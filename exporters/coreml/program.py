@@ -1,7 +1,7 @@
 """A traced graph as one Core ML program, or as several stages that run one after another.
 
 Programs compute in fp16, but for the nodes that are named ``wide``: those whose values come too near to fp16's 65504, as
-:mod:`exporters.coreml.ranges` has measured; and what leads from an input to a sine or to an integer, where fp16 has too few
+:mod:`exporters.coreml.rehearsal` has measured; and what leads from an input to a sine or to an integer, where fp16 has too few
 digits. Inputs and outputs are fp32, token ids int32 (in the layout ``swift`` they come as numbers).
 
 Stages cut the graph where the fewest values cross, near equal shares of the weights: Core ML's Neural Engine compiler fails on

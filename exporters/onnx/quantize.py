@@ -4,18 +4,23 @@
 
     x -> MatMul(W)                      scheme intBgN:  x -> MatMulNBits(codes, scales)          (com.microsoft)
                                         scheme uintBgN: x -> MatMulNBits(codes, scales, zeros)
-                                        scheme int8:    codes -> Cast -> MatMul -> Mul(scales)
-                                        scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes) -> Cast -> Mul
+                                        scheme int8:    codes -> Cast -> MatMul -> Mul(scales)       (in fp32)
+                                                        codes -> Cast -> Mul(scales) -> MatMul       (in fp16)
+                                        scheme w8a8:    x -> DynamicQuantizeLinear -> MatMulInteger(codes, zero) -> Cast -> Mul
 
     x -> Conv(W)                        scheme int8:    codes -> DequantizeLinear -> W; x -> Conv(W)
     ids -> Gather(W)                    scheme int8:    Mul(Cast(Gather(codes, ids)), Gather(scales, ids))
 
 ``MatMulNBits`` is given ``accuracy_level`` 4: without it onnxruntime's 8-bit kernel has no fast path on CPU. Its codes are
 unsigned with the middle of their range for zero. The pattern for ``w8a8`` is the one that onnxruntime fuses into
-``DynamicQuantizeMatMul`` (or ``MatMulIntegerToFloat``, where several products share one input's rounding, as here).
+``DynamicQuantizeMatMul`` (or ``MatMulIntegerToFloat``, where several products share one input's rounding, as here). Its codes are
+unsigned with 128 for zero: beside unsigned inputs, x86 processors without VNNI add two products with *signed* codes in 16 bits,
+which saturates (onnxruntime's kernel for u8 x s8: 64 products of 255 and 127 come to 1,048,544 in place of 2,072,640).
 
 ``int8`` multiplies by its scales after the product: onnxruntime 1.32 turns DequantizeLinear -> MatMul into MatMulNBits that
-rounds activations to 8 bits, unasked (46 dB on normal data, where weights alone would give 135 dB).
+rounds activations to 8 bits, unasked (46 dB on normal data, where weights alone would give 135 dB). In fp16 it multiplies the
+codes by them, which a runtime folds when it loads the graph: a product with codes up to 127 would leave fp16's range where its
+result, scaled, is 60.
 
 Where a calibration is at hand, inputs that are rounded beside 8-bit codes are equalised first (:mod:`exporters.onnx.equalise`).
 
@@ -25,7 +30,7 @@ A weight that a rule speaks of and that has no such form keeps its floating-poin
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +50,7 @@ from quantization.schemes import Scheme
 
 SCALE_FORMS = ("scales", "block scales")
 BESIDE_CODES = (*SCALE_FORMS, "block zeros")  # what is no weight itself
+UNSIGNED_ZERO = 128  # what stands for zero where 8-bit codes are unsigned
 FLOAT_TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
@@ -111,8 +117,8 @@ class LazyCodes(ir.LazyTensor):
         name: the initializer's name.
         dtype: the stored type.
         shape: the stored shape.
-        form: ``blocks``, ``block scales`` and ``block zeros`` (MatMulNBits), ``transposed`` (MatMul), ``rows`` (Conv, Gather),
-            ``scales``.
+        form: ``blocks``, ``block scales`` and ``block zeros`` (MatMulNBits), ``transposed`` (MatMul), ``transposed unsigned``
+            (MatMulInteger), ``rows`` (Conv, Gather), ``scales``.
     """
 
     def __init__(self, encoding: _Encoding, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> None:
@@ -132,6 +138,8 @@ class LazyCodes(ir.LazyTensor):
             zeros = np.pad(made.zeros, ((0, 0), (0, -made.zeros.shape[1] % per_byte)))
             return pack_unsigned(zeros, self.encoding.scheme.bits).reshape(shape)
         codes = made.codes.reshape(len(made.codes), -1)[:, : made.columns]
+        if self.form == "transposed unsigned":
+            return transposed(codes.view(np.uint8) ^ np.uint8(UNSIGNED_ZERO))
         return transposed(codes) if self.form == "transposed" else np.ascontiguousarray(codes.reshape(shape))
 
 
@@ -171,9 +179,9 @@ class QuantizeWeights(InPlacePass):
         chosen = {value: scheme for value in graph.initializers.values() if (scheme := self._choose(value)) is not None}
         rounding = {value for value, scheme in chosen.items() if pays(scheme)}
         factors = {} if self.calibration is None else equalise_inputs(graph, rounding, self.calibration)
-        rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        rounded: _Rounded = {}
         for value, scheme in chosen.items():
-            self._rewrite(graph, value, scheme, factors.get(value), rounded)
+            self._rewrite(value, scheme, factors.get(value), rounded)
         if chosen:
             graph.opset_imports["com.microsoft"] = 1
         return PassResult(model, bool(chosen))
@@ -209,93 +217,114 @@ class QuantizeWeights(InPlacePass):
             return "it is padded"
         return ""
 
-    def _rewrite(
-        self,
-        graph: ir.Graph,
-        value: ir.Value,
-        scheme: Scheme,
-        factors: np.ndarray | None,
-        rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
-    ) -> None:
+    def _rewrite(self, value: ir.Value, scheme: Scheme, factors: np.ndarray | None, rounded: _Rounded) -> None:
+        """Give one weight its scheme, by what reads it."""
         node, tensor = value.consumers()[0], value.const_value
         assert isinstance(tensor, LazyWeight)
-        rows = tensor.weight.shape[0]
-        columns = tensor.weight.elements // rows
-        encoding = _Encoding(tensor.weight, scheme, self.calibration, factors)
-
-        def initializer(suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
-            made = encoding.part(f"{value.name}.{suffix}", dtype, shape, form)
-            new = ir.Value(name=made.name, shape=made.shape, type=ir.TensorType(dtype), const_value=made)
-            graph.initializers.add(new)
-            return new
-
+        codes = _Codes(value, tensor, scheme, _Encoding(tensor.weight, scheme, self.calibration, factors))
         if node.op_type == "Conv":
-            codes = initializer("int8", ir.DataType.INT8, tensor.weight.shape, "rows")
-            scales = initializer("scales", tensor.dtype, (rows,), "scales")
-            restore = _node("DequantizeLinear", [codes, scales], {"axis": 0}, tensor.dtype)
-            restore.outputs[0].shape = ir.Shape(tensor.weight.shape)
-            graph.insert_before(node, restore)
-            node.replace_input_with(1, restore.outputs[0])
+            _convolve(node, codes)
         elif node.op_type == "Gather":
-            codes = initializer("int8", ir.DataType.INT8, tensor.weight.shape, "rows")
-            scales = initializer("scales", tensor.dtype, (rows, 1), "scales")
-            ids = node.inputs[1]
-            found, scale = _node("Gather", [codes, ids], {}, ir.DataType.INT8), _node("Gather", [scales, ids], {}, tensor.dtype)
-            widen = _node("Cast", [found.outputs[0]], {"to": tensor.dtype}, tensor.dtype)
-            product = _node("Mul", [widen.outputs[0], scale.outputs[0]], {}, tensor.dtype)
-            _replace(graph, node, [found, scale, widen, product])
-        elif scheme.block is None:
-            node = next(_as_products(graph, node))
-            codes = initializer("int8", ir.DataType.INT8, (columns, rows), "transposed")
-            scales = initializer("scales", tensor.dtype, (rows,), "scales")
-            if scheme.dynamic_activations:
-                _replace(graph, node, _dynamic_product(node, codes, scales, tensor.dtype, rounded))
-            else:
-                widen = _node("Cast", [codes], {"to": tensor.dtype}, tensor.dtype)
-                product = _node("MatMul", [node.inputs[0], widen.outputs[0]], {}, tensor.dtype)
-                _replace(graph, node, [widen, product, _node("Mul", [product.outputs[0], scales], {}, tensor.dtype)])
+            _look_up(node, codes)
+        elif scheme.block is not None:
+            _multiply_blocks(_as_product(node), codes)
+        elif scheme.dynamic_activations:
+            _multiply_rounded(_as_product(node), codes, rounded)
         else:
-            assert scheme.block is not None
-            node = next(_as_products(graph, node))
-            blocks = -(-columns // scheme.block)
-            codes = initializer(f"int{scheme.bits}", ir.DataType.UINT8, (rows, blocks, scheme.block * scheme.bits // 8), "blocks")
-            scales = initializer("scales", tensor.dtype, (rows * blocks,), "block scales")
-            attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block, "accuracy_level": 4}
-            inputs = [node.inputs[0], codes, scales]
-            if scheme.zero_points:
-                packed = -(-blocks * scheme.bits // 8)
-                inputs.append(initializer("zeros", ir.DataType.UINT8, (rows * packed,), "block zeros"))
-            product = _node("MatMulNBits", inputs, attributes, tensor.dtype, "com.microsoft")
-            _replace(graph, node, [product])
+            _multiply(_as_product(node), codes)
         assert value.name is not None
-        del graph.initializers[value.name]
+        del codes.graph.initializers[value.name]
 
 
-def _as_products(graph: ir.Graph, node: ir.Node) -> Iterator[ir.Node]:
-    """A MatMul as it is; a Gemm (transB = 1, as linear layers of matrices are traced) as MatMul and Add.
+_Rounded = dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]]
+"""Inputs that are rounded to 8 bits already: their levels, scale and zero point."""
 
-    Stock quantizers skip Gemm, which in an MMDiT leaves the AdaLN layers, a third of the weights, in floating point.
+
+@dataclass(frozen=True)
+class _Codes:
+    """A weight's initializers, made as a rewrite asks for them.
+
+    Attributes:
+        value: the weight that they replace.
+        tensor: that weight.
+        scheme: how it is stored.
+        encoding: its codes and scales.
     """
-    if node.op_type == "MatMul":
-        yield node
+
+    value: ir.Value
+    tensor: LazyWeight
+    scheme: Scheme
+    encoding: _Encoding
+
+    @property
+    def graph(self) -> ir.Graph:
+        assert self.value.graph is not None
+        return self.value.graph
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """What its product computes in."""
+        return self.tensor.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.tensor.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.tensor.weight.elements // self.rows
+
+    def initializer(self, suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
+        made = self.encoding.part(f"{self.value.name}.{suffix}", dtype, shape, form)
+        new = ir.Value(name=made.name, shape=made.shape, type=ir.TensorType(dtype), const_value=made)
+        self.graph.initializers.add(new)
+        return new
+
+
+def _unsigned_zero(graph: ir.Graph) -> ir.Value:
+    """The code that stands for zero in all unsigned 8-bit codes of a graph."""
+    name = "unsigned_zero"
+    if name not in graph.initializers:
+        made = ir.Tensor(np.array(UNSIGNED_ZERO, np.uint8), name=name)
+        graph.initializers.add(ir.Value(name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made))
+    return graph.initializers[name]
+
+
+def _convolve(node: ir.Node, weight: _Codes) -> None:
+    codes = weight.initializer("int8", ir.DataType.INT8, weight.tensor.weight.shape, "rows")
+    scales = weight.initializer("scales", weight.dtype, (weight.rows,), "scales")
+    restore = _node("DequantizeLinear", [codes, scales], {"axis": 0}, weight.dtype)
+    restore.outputs[0].shape = ir.Shape(weight.tensor.weight.shape)
+    weight.graph.insert_before(node, restore)
+    node.replace_input_with(1, restore.outputs[0])
+
+
+def _look_up(node: ir.Node, weight: _Codes) -> None:
+    codes = weight.initializer("int8", ir.DataType.INT8, weight.tensor.weight.shape, "rows")
+    scales = weight.initializer("scales", weight.dtype, (weight.rows, 1), "scales")
+    ids = node.inputs[1]
+    found, scale = _node("Gather", [codes, ids], {}, ir.DataType.INT8), _node("Gather", [scales, ids], {}, weight.dtype)
+    widen = _node("Cast", [found.outputs[0]], {"to": weight.dtype}, weight.dtype)
+    product = _node("Mul", [widen.outputs[0], scale.outputs[0]], {}, weight.dtype)
+    _replace(node, [found, scale, widen, product])
+
+
+def _multiply(node: ir.Node, weight: _Codes) -> None:
+    codes = weight.initializer("int8", ir.DataType.INT8, (weight.columns, weight.rows), "transposed")
+    scales = weight.initializer("scales", weight.dtype, (weight.rows,), "scales")
+    widen = _node("Cast", [codes], {"to": weight.dtype}, weight.dtype)
+    if weight.dtype == ir.DataType.FLOAT16:
+        scaled = _node("Mul", [widen.outputs[0], scales], {}, weight.dtype)
+        _replace(node, [widen, scaled, _node("MatMul", [node.inputs[0], scaled.outputs[0]], {}, weight.dtype)])
         return
-    x, weight, bias = (*node.inputs, None)[:3]
-    dtype = node.outputs[0].dtype
-    product = _node("MatMul", [x, weight], {}, dtype)
-    nodes = [product]
-    if bias is not None:
-        nodes.append(_node("Add", [product.outputs[0], bias], {}, dtype))
-    _replace(graph, node, nodes)
-    yield product
+    product = _node("MatMul", [node.inputs[0], widen.outputs[0]], {}, weight.dtype)
+    _replace(node, [widen, product, _node("Mul", [product.outputs[0], scales], {}, weight.dtype)])
 
 
-def _dynamic_product(
-    node: ir.Node,
-    codes: ir.Value,
-    scales: ir.Value,
-    dtype: ir.DataType,
-    rounded: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
-) -> list[ir.Node]:
+def _multiply_rounded(node: ir.Node, weight: _Codes, rounded: _Rounded) -> None:
+    codes = weight.initializer("uint8", ir.DataType.UINT8, (weight.columns, weight.rows), "transposed unsigned")
+    scales = weight.initializer("scales", weight.dtype, (weight.rows,), "scales")
+    middle = _unsigned_zero(weight.graph)
     x = node.inputs[0]
     assert x is not None
     nodes = []
@@ -304,10 +333,42 @@ def _dynamic_product(
         nodes.append(rounding)
         rounded[x] = (rounding.outputs[0], rounding.outputs[1], rounding.outputs[2])
     levels, scale, zero = rounded[x]
-    product = _node("MatMulInteger", [levels, codes, zero], {}, ir.DataType.INT32)
-    cast = _node("Cast", [product.outputs[0]], {"to": dtype}, dtype)
-    both = _node("Mul", [scale, scales], {}, dtype)
-    return [*nodes, product, cast, both, _node("Mul", [cast.outputs[0], both.outputs[0]], {}, dtype)]
+    product = _node("MatMulInteger", [levels, codes, zero, middle], {}, ir.DataType.INT32)
+    cast = _node("Cast", [product.outputs[0]], {"to": weight.dtype}, weight.dtype)
+    both = _node("Mul", [scale, scales], {}, weight.dtype)
+    _replace(node, [*nodes, product, cast, both, _node("Mul", [cast.outputs[0], both.outputs[0]], {}, weight.dtype)])
+
+
+def _multiply_blocks(node: ir.Node, weight: _Codes) -> None:
+    scheme, rows, columns = weight.scheme, weight.rows, weight.columns
+    assert scheme.block is not None
+    blocks = -(-columns // scheme.block)
+    shape = (rows, blocks, scheme.block * scheme.bits // 8)
+    codes = weight.initializer(f"int{scheme.bits}", ir.DataType.UINT8, shape, "blocks")
+    scales = weight.initializer("scales", weight.dtype, (rows * blocks,), "block scales")
+    attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block, "accuracy_level": 4}
+    inputs = [node.inputs[0], codes, scales]
+    if scheme.zero_points:
+        packed = -(-blocks * scheme.bits // 8)
+        inputs.append(weight.initializer("zeros", ir.DataType.UINT8, (rows * packed,), "block zeros"))
+    _replace(node, [_node("MatMulNBits", inputs, attributes, weight.dtype, "com.microsoft")])
+
+
+def _as_product(node: ir.Node) -> ir.Node:
+    """A MatMul as it is; a Gemm (transB = 1, as linear layers of matrices are traced) as MatMul and Add.
+
+    Stock quantizers skip Gemm, which in an MMDiT leaves the AdaLN layers, a third of the weights, in floating point.
+    """
+    if node.op_type == "MatMul":
+        return node
+    x, weight, bias = (*node.inputs, None)[:3]
+    dtype = node.outputs[0].dtype
+    product = _node("MatMul", [x, weight], {}, dtype)
+    nodes = [product]
+    if bias is not None:
+        nodes.append(_node("Add", [product.outputs[0], bias], {}, dtype))
+    _replace(node, nodes)
+    return product
 
 
 def _node(
@@ -319,7 +380,9 @@ def _node(
     return made
 
 
-def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+def _replace(node: ir.Node, nodes: list[ir.Node]) -> None:
+    graph = node.graph
+    assert graph is not None
     old, new = node.outputs[0], nodes[-1].outputs[0]
     new.shape, new.type = old.shape, old.type
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [old], [new])

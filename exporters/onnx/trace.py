@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -26,20 +26,26 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
 
-def trace(spec: GraphSpec, compute: torch.dtype, prepare: Callable[[torch.nn.Module], None] | None = None) -> ir.Model:
+def trace(
+    spec: GraphSpec,
+    compute: torch.dtype,
+    prepare: Callable[[torch.nn.Module], None] | None = None,
+    wide: Collection[str] = (),
+) -> ir.Model:
     """Trace one graph.
 
     Args:
         spec: what to trace.
         compute: type of matrices and what they compute in; see :mod:`exporters.restructure.base`.
         prepare: chooses other forms of the module's parts, for a target that is not onnxruntime.
+        wide: parts of the module that compute in fp32 all the same.
 
     Returns:
         The model as the exporter leaves it, but that every initializer knows how to read its weight.
     """
     with torch.device("meta"):
         module: Any = spec.module()
-    set_precision(module, compute)
+    set_precision(module, compute, wide)
     if prepare is not None:
         prepare(module)
     module.eval()

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 NullForm = Literal["channels", "bias"]
 """How one token stands for many: two more channels of queries and keys, or a bias on the scores."""
@@ -58,12 +58,43 @@ def attention(
     return _mix(query, key, value, bias, num_heads, scale, causal)
 
 
-def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool) -> Tensor:
-    def split(packed: Tensor) -> Tensor:
-        return packed.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [batch, heads, tokens, dim]
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool
+) -> Tensor:
+    """:func:`attention` of a module's own, in one type: fp32 where one of its arguments is, or where the module says so.
 
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=bias, scale=scale, is_causal=causal)
-    return mixed.transpose(1, 2).flatten(2).contiguous()
+    Args:
+        module: may have ``wide_attention`` (:func:`exporters.restructure.base.set_precision`) and ``watch_attention``, which is
+            told of the arguments (:mod:`exporters.streamed`).
+        query: as the rest, :func:`attention`'s.
+        key: likewise.
+        value: likewise.
+        bias: likewise.
+        num_heads: likewise.
+        scale: likewise.
+        causal: likewise.
+    """
+    given = [tensor for tensor in (query, key, value) if tensor.dtype == torch.float32]
+    dtype = torch.float32 if given or getattr(module, "wide_attention", False) else query.dtype
+    if (watch := getattr(module, "watch_attention", None)) is not None:
+        watch(query, key, value, num_heads, scale)
+    added = None if bias is None else bias.to(dtype)
+    return attention(query.to(dtype), key.to(dtype), value.to(dtype), added, num_heads, scale, causal)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, scale: float, causal: bool) -> Tensor:
+    """As kernels do it: scores and their softmax in fp32, whatever the type of what goes in and comes out."""
+    dtype = query.dtype
+
+    def split(packed: Tensor) -> Tensor:
+        return (
+            packed.to(torch.promote_types(dtype, torch.float32)).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        )  # [batch, heads, tokens, dim]
+
+    heads = split(query), split(key), split(value)
+    mask = None if bias is None else bias.to(heads[0].dtype)
+    mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale, is_causal=causal)
+    return mixed.transpose(1, 2).flatten(2).to(dtype).contiguous()
 
 
 @attention.register_fake

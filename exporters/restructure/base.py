@@ -2,13 +2,14 @@
 
 Precision policy. Linear layers, convolutions and attention run in the type of their weights (``fp16`` graphs: fp16).
 The residual streams, normalisations and modulations stay in fp32: the residual stream of a deep MMDiT grows from block
-to block, and rounding it to 11 bits after each of its additions is what costs most of an fp16 graph's accuracy. In an
-fp32 graph every cast below is an identity and vanishes from the trace.
+to block, and rounding it to 11 bits after each of its additions is what costs most of an fp16 graph's accuracy; a VAE's may leave
+fp16's range altogether. Products that fp16 is too narrow for (:mod:`exporters.ranges`), or that a rule stores as fp32, compute in
+fp32 too. In an fp32 graph every cast below is an identity and vanishes from the trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,21 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that takes any floating-point input and computes in the type of its weights.
+
+    Attributes:
+        begins_stream: its result is a residual stream, which is fp32.
+    """
+
+    begins_stream = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[batch, in_channels, height, width]`` to ``[batch, out_channels, ...]``."""
+        made = self._conv_forward(input.to(self.weight.dtype), self.weight, self.bias)
+        return made.to(torch.float32) if self.begins_stream else made
 
 
 class TokenEmbedding(nn.Embedding):
@@ -88,8 +104,19 @@ def as_tensor(weight: Weight) -> Tensor:
     return torch.from_numpy(weight.load().astype(np.float32))
 
 
-def set_precision(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give matrices, convolutions and embeddings ``dtype``; norms and constants stay in fp32 (the policy above)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d | nn.Embedding):
+PRODUCTS = (nn.Linear, nn.Conv2d, nn.Embedding)
+
+
+def set_precision(module: nn.Module, dtype: torch.dtype, wide: Collection[str] = ()) -> None:
+    """Give matrices, convolutions and embeddings ``dtype``; norms and constants stay in fp32 (the policy above).
+
+    Args:
+        module: built on the meta device.
+        dtype: what matrices compute in.
+        wide: names of the parts that compute in fp32 all the same; of a part with an attention, that attention.
+    """
+    for name, part in module.named_modules():
+        if name in wide:
+            part.wide_attention = True  # type: ignore[assignment]
+        elif isinstance(part, PRODUCTS):
             part.to(dtype)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
-from exporters.restructure.attention import attention
+from exporters.restructure.attention import attend
 from exporters.restructure.base import Linear, Module, RestructuredModule, TokenEmbedding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,9 +56,7 @@ class _ClipAttention(Module):
 
     def forward(self, queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
         query, key, value = self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens)
-        causal = bias is None
-        bias = None if bias is None else bias.to(query.dtype)
-        return self.out_proj(attention(query, key, value, bias, self.heads, self.scale, causal))
+        return self.out_proj(attend(self, query, key, value, bias, self.heads, self.scale, bias is None))
 
 
 class _ClipLayer(Module):

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters.restructure.attention import NullForm, attention, null_bias, with_null_channels
-from exporters.restructure.base import Linear, Module, RestructuredModule, prefixed
+from exporters.restructure.attention import NullForm, attend, null_bias, with_null_channels
+from exporters.restructure.base import Conv2d, Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim, modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
 from exporters.weights import Weight
@@ -98,8 +98,8 @@ class _Attention(Module):
             if self.null_form == "channels":
                 query, key = with_null_channels(query, key, self.null_tokens, scale)
             else:
-                bias = null_bias(key.shape[1], self.null_tokens, key.device).to(value.dtype)
-        mixed = attention(query.flatten(2), key.flatten(2), value, bias, self.heads, scale, False)
+                bias = null_bias(key.shape[1], self.null_tokens, key.device)
+        mixed = attend(self, query.flatten(2), key.flatten(2), value, bias, self.heads, scale, False)
         if not self.text_out:
             return self.to_out[0](mixed), None
         size = image.shape[1]
@@ -182,10 +182,10 @@ class _PatchEmbed(Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         patch = config["patch_size"]
-        self.proj = nn.Conv2d(config["in_channels"], inner_dim(config), patch, stride=patch)
+        self.proj = Conv2d(config["in_channels"], inner_dim(config), patch, stride=patch)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.proj(latents.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        return self.proj(latents).flatten(2).transpose(1, 2)
 
 
 class Denoiser(RestructuredModule):

@@ -4,8 +4,8 @@ Layers as in transformers' ``T5EncoderModel`` (Raffel et al. 2020, arXiv 1910.10
 as in diffusers' SD3 pipeline: padding tokens take part.
 
 T5-XXL leaves fp16's range in the feed-forward's output and the residual stream (transformers keeps ``wo`` in fp32 for
-that reason). Here the residual stream is fp32, and in fp16 graphs the gated activations are divided by ``2**8`` before
-``wo`` and its output multiplied by it: powers of two, so nothing is rounded, and ``wo`` may reach 1.6e7.
+that reason). Here the residual stream is fp32, gates are multiplied in fp32, and in fp16 graphs what they make is divided by
+``2**8`` before ``wo`` and its output multiplied by it: powers of two, so nothing is rounded, and both may reach 1.6e7.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters.restructure.attention import attention
+from exporters.restructure.attention import attend
 from exporters.restructure.base import Linear, Module, RestructuredModule, TokenEmbedding, constant
 from exporters.restructure.clip import activation
 from exporters.weights import Weight
@@ -51,7 +51,7 @@ class _SelfAttention(Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         query, key, value = self.q(x), self.k(x), self.v(x)
-        return self.o(attention(query, key, value, bias.to(query.dtype), self.heads, 1.0, False))
+        return self.o(attend(self, query, key, value, bias, self.heads, 1.0, False))
 
 
 class _FeedForward(Module):
@@ -66,7 +66,9 @@ class _FeedForward(Module):
         self.wo = Linear(config["d_ff"], config["d_model"], bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
+        hidden = self.act(self.wi_0(x) if self.gated else self.wi(x)).to(torch.float32)
+        if self.gated:  # in fp32: each may fit fp16 where their product does not
+            hidden = hidden * self.wi_1(x).to(torch.float32)
         if self.wo.weight.dtype != torch.float16:
             return self.wo(hidden)
         return self.wo(hidden / FP16_HEADROOM).to(torch.float32) * FP16_HEADROOM

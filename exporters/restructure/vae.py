@@ -16,8 +16,8 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from exporters.restructure.attention import attention
-from exporters.restructure.base import RestructuredModule
+from exporters.restructure.attention import attend
+from exporters.restructure.base import Conv2d, Linear, RestructuredModule
 from exporters.templates import reference_module
 
 
@@ -37,7 +37,7 @@ class _AttentionProcessor:
         tokens = attn.group_norm(tokens).transpose(1, 2)
         query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
         head_dim = query.shape[-1] // attn.heads
-        mixed = attn.to_out[0](attention(query, key, value, None, attn.heads, head_dim**-0.5, False))
+        mixed = attn.to_out[0](attend(attn, query, key, value, None, attn.heads, head_dim**-0.5, False))
         return mixed.transpose(1, 2).reshape(batch, channels, height, width) + hidden_states
 
 
@@ -80,12 +80,29 @@ def _staged_mean(rows: Tensor) -> Tensor:
     return rows.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
+_STREAM_BEGINS = ("conv_in", "conv_shortcut", "conv")
+"""Convolutions whose results are the residual stream: the first, those beside a block, and those that resample."""
+
+
+def _own_form(name: str, layer: nn.Module) -> nn.Module:
+    """A layer of diffusers' in the form that keeps the precision policy (:mod:`exporters.restructure.base`)."""
+    if type(layer) is nn.GroupNorm:
+        return _GroupNorm(layer.num_groups, layer.num_channels, layer.eps)
+    if type(layer) is nn.Linear:
+        return Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    if type(layer) is nn.Conv2d:
+        where: Any = {"stride": layer.stride, "padding": layer.padding}
+        made = Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, bias=layer.bias is not None, **where)  # type: ignore[arg-type]
+        made.begins_stream = name in _STREAM_BEGINS
+        return made
+    return layer
+
+
 class _VaeHalf(RestructuredModule):
     def __init__(self, config: Mapping[str, Any], half: str, quant: str) -> None:
         super().__init__()
         vae = reference_module("vae", dict(config))
         vae.set_attn_processor(_AttentionProcessor())
-        self.network = half
         self.add_module(half, getattr(vae, half))
         if getattr(vae, quant) is not None:
             self.add_module(quant, getattr(vae, quant))
@@ -93,12 +110,7 @@ class _VaeHalf(RestructuredModule):
             if isinstance(module, ResnetBlock2D):
                 module.recomputed = True  # type: ignore[assignment]
             for name, child in list(module.named_children()):
-                if type(child) is nn.GroupNorm:
-                    setattr(module, name, _GroupNorm(child.num_groups, child.num_channels, child.eps))
-
-    @property
-    def network_dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.get_submodule(self.network).parameters() if p.ndim == 4)
+                setattr(module, name, _own_form(name, child))
 
 
 class VaeDecoder(_VaeHalf):
@@ -116,7 +128,6 @@ class VaeDecoder(_VaeHalf):
     def forward(self, latent_sample: Tensor) -> Tensor:
         """``[batch, latent_channels, height, width]`` to ``[batch, 3, 8 height, 8 width]``."""
         latents = latent_sample / self.scaling + self.shift if self.raw else latent_sample
-        latents = latents.to(self.network_dtype)
         if "post_quant_conv" in dict(self.named_children()):
             latents = self.post_quant_conv(latents)
         sample = self.decoder(latents).to(torch.float32)
@@ -131,7 +142,7 @@ class VaeEncoder(_VaeHalf):
 
     def forward(self, sample: Tensor) -> Tensor:
         """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 latent_channels, height, width]``."""
-        moments = self.encoder(sample.to(self.network_dtype))
+        moments = self.encoder(sample)
         if "quant_conv" in dict(self.named_children()):
             moments = self.quant_conv(moments)
         return moments.to(torch.float32)

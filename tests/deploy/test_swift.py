@@ -23,7 +23,8 @@ from deploy.runtime import Pipeline
 from deploy.swift_files import check_client_tokenizers
 from deploy.verify import verify
 from exporters.coreml.backend import ct
-from exporters.parity import PROMPTS, psnr_db
+from exporters.parity import psnr_db
+from exporters.prompts import PROMPTS
 from exporters.reference import load_tokenizer
 from exporters.student import BUILTIN_STUDENT, Student, open_student
 

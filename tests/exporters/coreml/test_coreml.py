@@ -21,10 +21,11 @@ from exporters.coreml.evaluate import open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
 from exporters.coreml.program import Attention, ProgramOptions, to_programs
-from exporters.coreml.ranges import Rehearsal
 from exporters.errors import ExportError
 from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
-from exporters.parity import PROMPTS, _token_ids, measure, reference_cases, snr_db
+from exporters.parity import measure, reference_cases, snr_db
+from exporters.prompts import PROMPTS, token_ids
+from exporters.ranges import Rehearsal
 from exporters.student import Student
 from exporters.weights import Weight
 from quantization.codecs.codec import roundtrip
@@ -39,7 +40,7 @@ FP32 = ProgramOptions(uniform("fp32"), "fp32")
 def rehearsal(student: Student, options: GraphOptions) -> Rehearsal:
     encoders = {"input_ids": "text_encoder", "input_ids_2": "text_encoder_2", "input_ids_3": "text_encoder_3"}
     ids = {
-        name: _token_ids(student, encoder, options, PROMPTS[0]) for name, encoder in list(encoders.items())[: 2 + options.keep_t5]
+        name: token_ids(student, encoder, options, PROMPTS[0]) for name, encoder in list(encoders.items())[: 2 + options.keep_t5]
     }
     return Rehearsal(
         ids, (1.0, 0.5, 0.0), (1, student.configs["transformer"]["in_channels"], options.height // 8, options.width // 8)

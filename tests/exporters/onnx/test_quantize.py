@@ -17,14 +17,14 @@ from quantization.schemes import parse_scheme
 RNG = np.random.default_rng(0)
 
 
-def graph_of(kind: str, weight: np.ndarray, x_shape: tuple[int, ...], readers: int = 1) -> ir.Model:
+def graph_of(
+    kind: str, weight: np.ndarray, x_shape: tuple[int, ...], readers: int = 1, dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Model:
     """One product (or convolution, or look-up) with a weight ``[out, in]`` as linear layers are traced."""
     stored = Weight(weight.shape, weight.dtype, lambda: weight, "transformer: w.weight", "transformer", "w.weight")
-    tensor = LazyWeight(stored, ir.DataType.FLOAT, "w.weight", transposed=kind == "MatMul")
+    tensor = LazyWeight(stored, dtype, "w.weight", transposed=kind == "MatMul")
     w = ir.Value(name="w.weight", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    x = ir.Value(
-        name="x", shape=ir.Shape(x_shape), type=ir.TensorType(ir.DataType.INT64 if kind == "Gather" else ir.DataType.FLOAT)
-    )
+    x = ir.Value(name="x", shape=ir.Shape(x_shape), type=ir.TensorType(ir.DataType.INT64 if kind == "Gather" else dtype))
     initializers = [w]
     if kind == "Gemm":
         bias = ir.Value(name="b", const_value=ir.Tensor(np.arange(len(weight), dtype=np.float32), name="b"))
@@ -36,7 +36,7 @@ def graph_of(kind: str, weight: np.ndarray, x_shape: tuple[int, ...], readers: i
     else:
         nodes = [ir.node(kind, [x, w]) for _ in range(readers)]
     for node in nodes:
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].type = ir.TensorType(dtype)
     outputs = [node.outputs[0] for node in nodes]
     for i, output in enumerate(outputs):
         output.name = f"y{i}"
@@ -92,11 +92,42 @@ def test_products_use_the_decoded_weight(kind: str, scheme: str, rows: int, colu
     assert OPERATORS[scheme] in kinds
     assert "Gemm" not in kinds
     stored = sum(v.const_value.nbytes for v in model.graph.initializers.values())
-    biases = rows * 4 if kind == "Gemm" else 0
-    assert stored == parse_scheme(scheme).size_bytes(weight.shape) + biases < full_bytes
+    beside = (rows * 4 if kind == "Gemm" else 0) + (scheme == "w8a8")  # biases, and one byte for a graph's unsigned zero
+    assert stored == parse_scheme(scheme).size_bytes(weight.shape) + beside < full_bytes
     assert parameters(model) == weight.size
     expected = x @ decoded(weight, scheme).T + (np.arange(rows) if kind == "Gemm" else 0)
     assert snr_db(expected, run(model, x)) >= ACTIVATION_DB[scheme]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("scheme", ["w8a8", "int8g32", "uint8g32", "int4g32", "uint4g32", "int2g32"])
+def test_products_of_the_largest_codes_do_not_saturate(scheme: str, sign: int) -> None:
+    """Inputs and weights at the ends of their codes, all of one sign: a sum of two products that is kept in 16 bits shows.
+
+    What a processor with VNNI adds exactly another may not, so the operands are looked at too: unsigned inputs (w8a8) meet
+    unsigned codes.
+    """
+    weight = np.full((8, 64), sign * 0.25, np.float32)
+    x = np.full((2, 64), 3.0, np.float32)
+    model = graph_of("MatMul", weight, x.shape)
+    quantize(model, scheme)
+    expected = x @ decoded(weight, scheme).T
+    assert snr_db(expected, run(model, x)) >= 80  # both are exact in their codes: fp32 scales alone are rounded
+    for node in model.graph:
+        if node.op_type == "MatMulInteger":
+            codes, zero = (node.inputs[i].const_value for i in (1, 3))
+            assert (codes.dtype, zero.dtype, zero.numpy()) == (ir.DataType.UINT8, ir.DataType.UINT8, 128)
+            assert np.abs(codes.numpy().astype(int) - 128).min() >= 127
+
+
+def test_int8_in_fp16_scales_codes_before_the_product() -> None:
+    """64 inputs of 100 and weights of 0.1 make 640; of their codes, 127, they would make 812,800: more than fp16 holds."""
+    model = graph_of("MatMul", np.full((8, 64), 0.1, np.float32), (2, 64), dtype=ir.DataType.FLOAT16)
+    quantize(model, "int8")
+    assert [node.op_type for node in model.graph] == ["Cast", "Mul", "MatMul"]
+    result = run(model, np.full((2, 64), 100, np.float16))
+    assert result.dtype == np.float16
+    assert result == pytest.approx(640, rel=2**-10)
 
 
 def test_convolutions_take_int8() -> None:

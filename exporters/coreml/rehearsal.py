@@ -1,0 +1,54 @@
+"""Which operations of a program cannot compute in fp16: those that read or make what :mod:`exporters.ranges` calls too large.
+
+The programs of a draft (matrices in fp16, everything else in fp32) are run by the evaluator.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporters.coreml.chain import run_chain
+from exporters.coreml.evaluate import Audit, Program, open_package
+from exporters.coreml.package import write_package
+from exporters.coreml.program import ProgramOptions, StageProgram, to_programs
+from exporters.ranges import LIMIT, Arrays, Rehearsal
+from quantization.profile import uniform
+
+
+def wide_nodes(rehearsal: Rehearsal, graph: str, model: ir.Model, options: ProgramOptions) -> set[ir.Node]:
+    """The nodes of a model that cannot compute in fp16; what it makes becomes known to the rehearsal."""
+    plain = ProgramOptions(uniform("fp16"), "fp32", options.target, attention=options.attention)
+    with tempfile.TemporaryDirectory() as folder:
+        programs = to_programs(model, plain)
+        packages = [write_package(made, Path(folder) / f"{i}.mlpackage") for i, made in enumerate(programs)]
+        audit = Audit()
+        _play(rehearsal, graph, [open_package(package) for package in packages], audit)
+    return _beyond(programs, audit)
+
+
+def play_packages(rehearsal: Rehearsal, graph: str, packages: Sequence[Path]) -> None:
+    """Let a finished graph make what the graphs after it need."""
+    _play(rehearsal, graph, [open_package(package) for package in packages], None)
+
+
+def _play(rehearsal: Rehearsal, graph: str, stages: list[Program], audit: Audit | None) -> None:
+    outputs = [port.name for port in stages[-1].outputs]
+
+    def run(given: Arrays) -> Arrays:
+        made = run_chain(stages, given, "fp32", audit)
+        return {name: made[name] for name in outputs}
+
+    rehearsal.play(graph, run)
+
+
+def _beyond(programs: Iterable[StageProgram], audit: Audit) -> set[ir.Node]:
+    """The nodes that make what is too large, and those that read it."""
+    programs = list(programs)
+    origins = {name: node for made in programs for name, node in made.origins.items()}
+    readers = {name: nodes for made in programs for name, nodes in made.readers.items()}
+    large = [record.name for record in audit.records if record.name in origins and not record.amax <= LIMIT]  # NaN is large
+    return {origins[name] for name in large} | {node for name in large for node in readers.get(name, ())}

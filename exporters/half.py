@@ -1,0 +1,184 @@
+"""Graphs that compute in fp16: which of their parts compute in fp32 all the same, and what the rest loses.
+
+onnxruntime's CPU provider computes fp16 convolutions and products in fp32 and rounds where it must: what it makes of an fp16
+graph is not what a GPU makes of it. Here the traced module itself is run by torch, its weights streamed
+(:mod:`exporters.streamed`), in fp16 form: what every operator takes and makes is rounded, sums within an operator are fp32, as
+they are in a GPU's matrix units.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
+from exporters.parity import Case, snr_db
+from exporters.ranges import LIMIT, Arrays, rehearsal_of
+from exporters.restructure.base import PRODUCTS
+from exporters.sampling import Sampling
+from exporters.streamed import Streaming, stream
+from exporters.student import Student
+from quantization.profile import Profile
+
+REHEARSED_PIXELS = 256
+"""Ranges are measured on pictures of at most this side: they are facts about weights, and a step at 1024 px takes minutes."""
+
+
+def parts_ruled_fp32(spec: GraphSpec, profile: Profile) -> set[str]:
+    """The parts of a graph's module whose weight a rule stores as fp32: they compute in fp32."""
+    return {part for part, key in _products(spec).items() if profile.scheme(*key).name == "fp32"}
+
+
+def _products(spec: GraphSpec) -> dict[str, tuple[str, str]]:
+    """The parts of a graph's module that multiply by a student's matrix, and that matrix as (component, name)."""
+    with torch.device("meta"):
+        module: Any = spec.module()
+    weights = spec.weights(module)
+    found = {}
+    for part, layer in module.named_modules():
+        weight = weights.get(f"{part}.weight")
+        if isinstance(layer, PRODUCTS) and weight is not None and weight.name:
+            found[part] = (weight.component, weight.name)
+    return found
+
+
+class Ranges:
+    """What the parts of a student's graphs take and make in one picture (:class:`exporters.ranges.Rehearsal`).
+
+    Args:
+        student: the student.
+        options: what shapes its graphs.
+        sampling: the schedule.
+    """
+
+    def __init__(self, student: Student, options: GraphOptions, sampling: Sampling) -> None:
+        step = REHEARSED_PIXELS
+        small = replace(options, height=min(options.height, step), width=min(options.width, step))
+        self._specs = plan_graphs(student, small)
+        self._rehearsal = rehearsal_of(student, small, sampling)
+        self._peaks: dict[str, dict[str, float]] = {}
+
+    def too_wide(self, graph: str) -> set[str]:
+        """The parts of a graph that take or make what comes near fp16's limit; graphs before it are drawn first."""
+        for spec in self._specs:
+            if graph in self._peaks:
+                break
+            if spec.name not in self._peaks:
+                self._peaks[spec.name] = self._measure(spec)
+        return {part for part, peak in self._peaks[graph].items() if not peak <= LIMIT}
+
+    def _measure(self, spec: GraphSpec) -> dict[str, float]:
+        peaks: dict[str, float] = defaultdict(float)
+
+        def watch(part: str, value: Tensor) -> None:
+            peak = float(value.abs().max())
+            peaks[part] = max(peaks[part], peak if np.isfinite(peak) else np.inf)
+
+        module = stream(spec, Streaming(compute=torch.float16, watch=watch))
+        self._rehearsal.play(spec.name, lambda given: _run(module, spec, given))
+        return dict(peaks)
+
+
+@dataclass(frozen=True)
+class HalfGraph:
+    """A graph as hardware runs it that computes in fp16.
+
+    Attributes:
+        spec: the graph.
+        profile: says which weights are stored as fp32; integer schemes count as fp16 here.
+        wide: parts that compute in fp32.
+    """
+
+    spec: GraphSpec
+    profile: Profile
+    wide: frozenset[str] = frozenset()
+
+    def runner(self) -> Callable[[Arrays], list[np.ndarray]]:
+        """Runs it."""
+        module = self._module(torch.float16)
+        return lambda given: list(_run(module, self.spec, given).values())
+
+    def overflow(self, given: Arrays) -> str:
+        """The first of its parts whose result is not finite; of the graph itself where each part's is."""
+        found: list[str] = []
+        module = self._module(torch.float16)
+        for part in _products(self.spec):
+            module.get_submodule(part).register_forward_hook(_noting_overflow(part, found))
+        _run(module, self.spec, given)
+        return found[0] if found else "between its products"
+
+    def widened(self, cases: Sequence[Case], required_db: float) -> HalfGraph:
+        """The same, with as many more of its parts in fp32 as it takes to be right: those first that lose most.
+
+        Where all of them are not enough it comes back with all of them: then it is the weights themselves that lose.
+        """
+        if self.worst_db(cases) >= required_db:
+            return self
+        losing = self._parts_by_loss(cases[0].inputs)
+        for share in (16, 4, 2):
+            graph = replace(self, wide=self.wide | {*losing[: -(-len(losing) // share)]})
+            if graph.worst_db(cases) >= required_db:
+                return graph
+        return replace(self, wide=self.wide | {*losing})
+
+    def worst_db(self, cases: Sequence[Case]) -> float:
+        """As :func:`exporters.parity.measure`; minus infinity where fp16 overflows."""
+        run = self.runner()
+        worst = float("inf")
+        for case in cases:
+            for reference, got in zip(case.outputs, run(case.inputs), strict=True):
+                worst = min(worst, snr_db(reference, got) if np.isfinite(got).all() else float("-inf"))
+        return worst
+
+    def _parts_by_loss(self, given: Arrays) -> list[str]:
+        """Parts that compute in fp16, those first whose result is furthest from what it is in fp32 all through."""
+        results: list[dict[str, list[Tensor]]] = []
+        for compute in (torch.float32, torch.float16):
+            made: dict[str, list[Tensor]] = defaultdict(list)
+            module = self._module(compute)
+            for part in _products(self.spec):
+                module.get_submodule(part).register_forward_hook(_keeping(made[part]))
+            _run(module, self.spec, given)
+            results.append(made)
+        exact, rounded = results
+        losses = {part: _loss(exact[part], rounded[part]) for part in rounded if part not in self.wide}
+        return sorted(losses, key=losses.__getitem__, reverse=True)
+
+    def _module(self, compute: torch.dtype) -> Any:
+        exact = {key for key in _products(self.spec).values() if self.profile.scheme(*key).name == "fp32"}
+        return stream(self.spec, Streaming(compute=compute, wide=self.wide, exact=exact))
+
+
+def _noting_overflow(part: str, found: list[str]) -> Callable[[Any, Any, Tensor], None]:
+    def note(module: Any, given: Any, made: Tensor) -> None:
+        if not made.isfinite().all():
+            found.append(part)
+
+    return note
+
+
+def _keeping(kept: list[Tensor]) -> Callable[[Any, Any, Tensor], None]:
+    def keep(module: Any, given: Any, made: Tensor) -> None:
+        kept.append(made.detach().to(torch.float32))
+
+    return keep
+
+
+def _loss(exact: list[Tensor], rounded: list[Tensor]) -> float:
+    """Relative error, squared; what is not finite any more comes first."""
+    signal = sum(float(tensor.square().sum()) for tensor in exact)
+    noise = sum(float((a - b).square().sum()) for a, b in zip(exact, rounded, strict=True))
+    return noise / signal if signal and np.isfinite(noise) else np.inf
+
+
+def _run(module: Any, spec: GraphSpec, given: Arrays) -> Arrays:
+    with torch.no_grad():
+        made = module(*(torch.from_numpy(given[port.name]) for port in spec.inputs))
+    tensors = made if isinstance(made, tuple) else (made,)
+    return {port.name: tensor.numpy() for port, tensor in zip(spec.outputs, tensors, strict=True)}

@@ -1,0 +1,165 @@
+"""How large a student's values grow, measured by drawing; what comes near fp16's limit computes in fp32, in every format.
+
+A VAE's residual stream, T5's, or a student's own habits reach beyond 65504, and which of them do is a fact about the weights. A
+:class:`Rehearsal` draws one picture of a prompt, at the first step and at the last, graph by graph; whoever makes a graph brings
+what runs it and looks at the values that pass by: :mod:`exporters.half` the parts of the traced module (ONNX),
+:mod:`exporters.coreml.rehearsal` the operations of a drafted program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from exporters.graphs import VAE_SCALE, GraphOptions
+from exporters.prompts import PROMPTS, token_ids
+from exporters.sampling import Sampling
+from exporters.student import Student
+from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
+
+LIMIT = 65504 / 4
+"""A quarter of fp16's range: other prompts and seeds reach further than those that are measured."""
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+"""Runs the graph at hand: from what is known, by name, to what the graph makes, by name."""
+
+
+@dataclass
+class Rehearsal:
+    """One picture, drawn graph by graph, by the graphs of the layout ``native``.
+
+    Attributes:
+        ids: token ids of a prompt, by input.
+        sigmas: of the steps, and the last 0.
+        latent_shape: ``[1, channels, height / 8, width / 8]``.
+        known: what the graphs so far have made, by name.
+    """
+
+    ids: Arrays
+    sigmas: tuple[float, ...]
+    latent_shape: tuple[int, ...]
+    known: Arrays = field(default_factory=dict)
+
+    def play(self, graph: str, run: Run) -> None:
+        """Let the graph make what it makes of what is known, which becomes known to the graphs after it."""
+        if graph == "text_encoder":
+            self.known |= run(self.ids)
+        elif graph == "conditioner":
+            self.known |= run(self.known)
+        elif graph == "denoiser":
+            self.known["latent_sample"] = self._denoised(run)
+        else:
+            run(self.known)
+
+    def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
+        return run({**self.known, "hidden_states": latents, "modulation": self.known["modulations"][step]})["out_sample"]
+
+    def _denoised(self, run: Run) -> np.ndarray:
+        """The first step from noise; then the last, from what the first foretells, at the last step's noise."""
+        noise = np.random.default_rng(0).standard_normal(self.latent_shape, np.float32)
+        latents = estimate = noise
+        for step in dict.fromkeys((0, len(self.sigmas) - 2)):
+            sigma = np.float32(self.sigmas[step])
+            latents = noise if step == 0 else ((1 - sigma) * estimate + sigma * noise).astype(np.float32)
+            estimate = (latents - sigma * self._velocity(run, latents, step)).astype(np.float32)
+        return estimate
+
+
+@dataclass
+class SeparateRehearsal(Rehearsal):
+    """The same, where each text encoder and the whole transformer are graphs of their own.
+
+    Attributes:
+        timesteps: what the transformer is told at each step.
+        joint_dim: channels of the transformer's text states.
+        null_tokens: zero tokens that stand in T5's place.
+        scaling: the VAE's scaling and shift: ``z = latents / scaling + shift``.
+        shift: the VAE's shift.
+    """
+
+    timesteps: tuple[float, ...] = ()
+    joint_dim: int = 0
+    null_tokens: int = 0
+    scaling: float = 1.0
+    shift: float = 0.0
+
+    def _decoder_input(self) -> np.ndarray:
+        return (self.known["latents"] / np.float32(self.scaling) + np.float32(self.shift)).astype(np.float32)
+
+
+@dataclass
+class SwiftRehearsal(SeparateRehearsal):
+    """By the graphs of the layout ``swift`` (:mod:`exporters.swift`)."""
+
+    def play(self, graph: str, run: Run) -> None:
+        """As :meth:`Rehearsal.play`."""
+        if graph in ENCODER_IDS:
+            ids = self.ids[ENCODER_IDS[graph]].astype(np.float32)
+            made = run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            self.known |= {f"{graph}.{name}": array for name, array in made.items()}
+        elif graph == "transformer":
+            self.known["latents"] = self._denoised(run)
+        else:
+            run({"z": self._decoder_input()})
+
+    def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
+        known = self.known
+        clips = [known[f"{name}.hidden_embeds"] for name in ("text_encoder", "text_encoder_2")]
+        pooled = [known[f"{name}.pooled_outputs"] for name in ("text_encoder", "text_encoder_2")]
+        text = text_states(clips, known.get("text_encoder_3.encoder_hidden_states"), self.joint_dim)
+        given = transformer_inputs(latents, self.timesteps[step], text, np.concatenate(pooled, axis=-1))
+        return run(given)["denoiser_output"][:1]
+
+
+@dataclass
+class OptimumRehearsal(SeparateRehearsal):
+    """By the graphs of the layout ``optimum``."""
+
+    def play(self, graph: str, run: Run) -> None:
+        """As :meth:`Rehearsal.play`."""
+        if graph in ENCODER_IDS:
+            made = list(run({"input_ids": self.ids[ENCODER_IDS[graph]]}).values())
+            self.known[f"{graph}.pooled"], self.known[f"{graph}.states"] = made[0], made[-2 if len(made) > 1 else 0]
+        elif graph == "transformer":
+            self.known["latents"] = self._denoised(run)
+        elif graph == "vae_decoder":
+            self.known["picture"] = run({"latent_sample": self._decoder_input()})["sample"]
+        else:
+            run({"sample": self.known["picture"].clip(-1, 1)})
+
+    def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
+        known = self.known
+        clip = np.concatenate([known[f"{name}.states"] for name in ("text_encoder", "text_encoder_2")], axis=-1)
+        clip = np.pad(clip, ((0, 0), (0, 0), (0, self.joint_dim - clip.shape[-1])))
+        t5 = known.get("text_encoder_3.states", np.zeros((1, self.null_tokens, self.joint_dim), np.float32))
+        given = {
+            "hidden_states": latents,
+            "encoder_hidden_states": np.concatenate([clip, t5], axis=1),
+            "pooled_projections": np.concatenate(
+                [known[f"{name}.pooled"] for name in ("text_encoder", "text_encoder_2")], axis=-1
+            ),
+            "timestep": np.asarray([self.timesteps[step]], np.float32),
+        }
+        return run(given)["out_sample"]
+
+
+def rehearsal_of(student: Student, options: GraphOptions, sampling: Sampling) -> Rehearsal:
+    """A picture of one of the project's prompts, to be drawn while graphs are made."""
+    config, vae = student.configs["transformer"], student.configs["vae"]
+    components = [name for name in ENCODER_IDS if name != "text_encoder_3" or options.keep_t5]
+    ids = {ENCODER_IDS[name]: token_ids(student, name, options, PROMPTS[0]) for name in components}
+    latent = (1, config["in_channels"], options.height // VAE_SCALE, options.width // VAE_SCALE)
+    if options.layout == "native":
+        return Rehearsal(ids, sampling.sigmas, latent)
+    kind: type[SeparateRehearsal] = SwiftRehearsal if options.layout == "swift" else OptimumRehearsal
+    more: Mapping[str, Any] = {
+        "timesteps": sampling.timesteps,
+        "joint_dim": config["joint_attention_dim"],
+        "null_tokens": options.max_sequence_length,
+        "scaling": vae["scaling_factor"],
+        "shift": vae["shift_factor"] or 0.0,
+    }
+    return kind(ids, sampling.sigmas, latent, **more)
