@@ -433,11 +433,13 @@ def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) 
     if note := _parity_note(made.request.parity, graph):
         note = f"not measured in the build ({note}); run flash-deploy verify --student"
         return msgspec.structs.replace(record, parity_note=note)
-    run, cases = graph_runner(made.request.format, partial, record), reference_cases(graph, made.student, made.options)
-    db = graph_db(made.request.format, made.compute, made.profile, graph, record, run, cases)
+    db, count = record.parity_db, record.parity_cases
+    if db is None:
+        run, cases = graph_runner(made.request.format, partial, record), reference_cases(graph, made.student, made.options)
+        db, count = graph_db(made.request.format, made.compute, made.profile, graph, record, run, cases), len(cases)
     if db < (required := REQUIRED_DB[made.request.format].get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
-    return msgspec.structs.replace(record, parity_db=min(db, 999.0), parity_cases=len(cases))
+    return msgspec.structs.replace(record, parity_db=min(db, 999.0), parity_cases=count)
 
 
 def _parity_note(wanted: str, graph: GraphSpec) -> str:

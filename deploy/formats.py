@@ -221,7 +221,8 @@ class CoreMLFormat:
     def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
         from exporters.coreml.export import write_graph
 
-        made = write_graph(graph, draft, self._options(graph), self.rehearsal, folder, progress)
+        check = _ParityCheck(self.recipe, graph) if self.recipe.required_db is not None and self.recipe.measures(graph) else None
+        made = write_graph(graph, draft, self._options(graph), self.rehearsal, folder, progress, check)
         stages = tuple(
             StageRecord(
                 path=stage.path,
@@ -242,6 +243,8 @@ class CoreMLFormat:
             outputs=tuple(ports[port.name] for port in graph.outputs),
             stages=stages,
             fp32_operators=made.wide,
+            parity_db=None if check is None else check.db,
+            parity_cases=0 if check is None else len(check.cases),
         )
         paths = sorted(file for stage in stages for file in (folder / stage.path).rglob("*") if file.is_file())
         files = tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
@@ -259,6 +262,41 @@ class CoreMLFormat:
         recipe = self.recipe
         stages = recipe.stages if graph.name == "denoiser" else 1  # the Swift client has one transformer
         return ProgramOptions(recipe.profile, recipe.compute, recipe.target, recipe.calibration, stages, recipe.attention)
+
+
+class _ParityCheck:
+    """Whether a graph's packages reach what the bundle promises.
+
+    Attributes:
+        db: what those that were looked at last reach.
+    """
+
+    def __init__(self, recipe: Recipe, graph: GraphSpec) -> None:
+        self._recipe, self._graph = recipe, graph
+        self.db: float | None = None
+
+    @functools.cached_property
+    def cases(self) -> list[Case]:
+        from exporters.parity import reference_cases
+
+        return reference_cases(self._graph, self._recipe.student, self._recipe.options)
+
+    @property
+    def inputs(self) -> Any:
+        return self.cases[0].inputs
+
+    def passes(self, packages: Sequence[Path]) -> bool:
+        from exporters.coreml.chain import chain
+        from exporters.errors import ExportError
+        from exporters.parity import measure
+
+        assert self._recipe.required_db is not None
+        try:
+            db = measure(self.cases, chain(packages, [port.name for port in self._graph.outputs]), self._graph)
+        except ExportError:  # a result that is not finite
+            db = float("-inf")
+        self.db = min(db, 999.0)
+        return db >= self._recipe.required_db
 
 
 def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:

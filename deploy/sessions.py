@@ -193,14 +193,21 @@ def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
 
     Core ML bundles: Core ML on macOS, the evaluator elsewhere.
 
-    OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, for bundles without ``w8a8``, whose operators have no
-    fast path there, and for students that are large enough for compiling to pay; else onnxruntime.
+    OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, for bundles with integer weights but without
+    ``w8a8``, whose operators have no fast path there, and for students that are large enough for compiling to pay; else
+    onnxruntime, which is as fast in floating point and nearer to the student (python -m benchmarks.denoiser_step).
     """
     if bundle.manifest.model_format == "coreml":
         return "coreml" if platform.system() == "Darwin" else "evaluator"
     tier = all_tiers().get(bundle.manifest.tier)
     stored = {rule.scheme for rule in bundle.manifest.profile}
-    if tier is None or tier.runtimes[0] != "openvino" or provider != "cpu" or "w8a8" in stored:
+    if (
+        tier is None
+        or tier.runtimes[0] != "openvino"
+        or provider != "cpu"
+        or "w8a8" in stored
+        or bundle.manifest.precision != "mixed"
+    ):
         return "onnxruntime"
     if sum(graph.weight_bytes for graph in bundle.manifest.graphs) < WORTH_COMPILING_BYTES:
         return "onnxruntime"

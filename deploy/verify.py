@@ -93,7 +93,7 @@ def profile_of(manifest: Manifest) -> Profile:
 def _verify_numerics(
     bundle: Bundle, path: Path, variant: str | None, pictures: bool, report: Report, tell: Callable[[str], None]
 ) -> None:
-    from deploy.formats import REQUIRED_DB, graph_db, graph_runner
+    from deploy.formats import REQUIRED_DB, graph_db
     from exporters.errors import ExportError
     from exporters.graphs import plan_graphs
     from exporters.parity import reference_cases
@@ -109,13 +109,13 @@ def _verify_numerics(
             Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
-    profile = profile_of(manifest)
+    profile, sessions = profile_of(manifest), Pipeline(bundle)
     required = REQUIRED_DB[manifest.model_format].get(manifest.precision, float("-inf"))
     for graph in plan_graphs(student, options):
         tell(f"measuring {graph.name}")
         try:
             record, cases = manifest.graph(graph.name), reference_cases(graph, student, options)
-            run = graph_runner(manifest.model_format, bundle.folder, record)
+            run = sessions.load(graph.name)  # the kernels that `generate` runs
             db = graph_db(manifest.model_format, manifest.compute, profile, graph, record, run, cases)
         except ExportError as error:
             report.complaints += error.complaints

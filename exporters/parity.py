@@ -163,13 +163,15 @@ def _picture(options: GraphOptions) -> np.ndarray:
 
 def _pictured(models: Mapping[str, Any], options: GraphOptions) -> np.ndarray:
     """What the VAE's encoder makes of a picture, as a decoder takes it: ``[1, channels, height / 8, width / 8]``."""
-    return np.array(models["vae"].encode(torch.from_numpy(_picture(options))).latent_dist.mode(), np.float32)
+    latents: np.ndarray = models["vae"].encode(torch.from_numpy(_picture(options))).latent_dist.mode().numpy()
+    return latents
 
 
 def _as_sampled(models: Mapping[str, Any], latents: np.ndarray) -> np.ndarray:
     """Latents as a sampler leaves them."""
     config = models["vae"].config
-    return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).astype(np.float32)
+    sampled: np.ndarray = (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+    return sampled.astype(np.float32)
 
 
 def _native_text(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:

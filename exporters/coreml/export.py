@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from exporters.coreml.package import write_package
-from exporters.coreml.program import ProgramOptions, ProgramPort, to_programs
-from exporters.coreml.rehearsal import wide_nodes
+from exporters.coreml.program import ProgramOptions, ProgramPort, StageProgram, to_programs
+from exporters.coreml.rehearsal import nodes_by_loss, wide_nodes
 from exporters.graphs import GraphSpec
 from exporters.onnx.passes import simplify
 from exporters.onnx.quantize import Kept
@@ -56,6 +59,17 @@ class WrittenStage:
     path: str
     inputs: tuple[ProgramPort, ...]
     outputs: tuple[ProgramPort, ...]
+
+
+class Check(Protocol):
+    """What written packages must pass."""
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Something that the graph is measured on."""
+
+    def passes(self, packages: Sequence[Path]) -> bool:
+        """Whether they compute what they must."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ def write_graph(
     rehearsal: Rehearsal | None,
     folder: Path,
     progress: Callable[[int], None] | None = None,
+    check: Check | None = None,
 ) -> WrittenGraph:
     """Write a graph's packages.
 
@@ -115,19 +130,24 @@ def write_graph(
         rehearsal: measures what cannot compute in fp16; none for fp32 programs.
         folder: the bundle's folder.
         progress: called with the number of bytes just written.
+        check: whether what was written is right; where it is not, more of it computes in fp32, what loses most first.
 
     Raises:
         SchemeError: weights that cannot be stored.
         ExportError: an operator has no form, or the graph cannot be cut.
     """
     wide = set() if rehearsal is None else wide_nodes(rehearsal, spec.name, model, options)
-    programs = to_programs(model, options, wide)
-    stages = []
-    ports = {port.name for port in (*spec.inputs, *spec.outputs)}
-    known = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
-    for made, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
-        write_package(made, folder / path, known, progress)
-        stages.append(WrittenStage(path, made.inputs, made.outputs))
+    programs, stages = _write_stages(spec, model, options, wide, folder, progress)
+    packages = [folder / stage.path for stage in stages]
+    if check is not None and options.precision == "fp16" and not check.passes(packages):
+        losing = [node for node in nodes_by_loss(programs, packages, check.inputs) if node not in wide]
+        for share in (16, 4, 2, 1):
+            for package in packages:
+                shutil.rmtree(package)
+            more = wide | {*losing[: -(-len(losing) // share)]}
+            programs, stages = _write_stages(spec, model, options, more, folder, None)
+            if check.passes(packages):
+                break
     return WrittenGraph(
         tuple(stages),
         sum(made.constants.parameters for made in programs),
@@ -135,3 +155,21 @@ def write_graph(
         tuple(kept for made in programs for kept in made.constants.kept),
         tuple(name for made in programs for name in made.wide),
     )
+
+
+def _write_stages(
+    spec: GraphSpec,
+    model: ir.Model,
+    options: ProgramOptions,
+    wide: Collection[ir.Node],
+    folder: Path,
+    progress: Callable[[int], None] | None,
+) -> tuple[list[StageProgram], list[WrittenStage]]:
+    programs = to_programs(model, options, wide)
+    stages = []
+    ports = {port.name for port in (*spec.inputs, *spec.outputs)}
+    known = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
+    for made, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
+        write_package(made, folder / path, known, progress)
+        stages.append(WrittenStage(path, made.inputs, made.outputs))
+    return programs, stages

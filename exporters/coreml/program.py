@@ -113,11 +113,23 @@ def to_programs(model: ir.Model, options: ProgramOptions, wide: Collection[ir.No
             complaint = Complaint(str(port.name), "has a dynamic size", "a fixed one", str(port.shape))
             raise ExportError("The graph cannot become a Core ML program.", [complaint], "build without --dynamic")
     nodes = list(model.graph)
-    wide = {*wide, *_digits(nodes)} if options.precision == "fp16" else set(nodes)
+    wide = {*wide, *_digits(nodes), *_ruled(nodes, options.profile)} if options.precision == "fp16" else set(nodes)
     stages = list(_stages(model, nodes, options.stages))
     names = _crossing_names(model, stages)
     ports = {value: _port(value, names[value]) for value in model.graph.inputs}
     return [_program(stage, options, wide, names, ports) for stage in stages]
+
+
+def _ruled(nodes: list[ir.Node], profile: Profile) -> set[ir.Node]:
+    """The nodes that read a matrix which a rule stores as fp32: they compute in it."""
+    weights = {node: [value.const_value for value in node.inputs if value is not None] for node in nodes}
+    return {
+        node
+        for node, tensors in weights.items()
+        for tensor in tensors
+        if isinstance(tensor, LazyWeight) and tensor.weight.name and len(tensor.weight.shape) > 1
+        if profile.scheme(tensor.weight.component, tensor.weight.name).name == "fp32"
+    }
 
 
 def _digits(nodes: list[ir.Node]) -> set[ir.Node]:

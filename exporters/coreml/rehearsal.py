@@ -5,6 +5,7 @@ The programs of a draft (matrices in fp16, everything else in fp32) are run by t
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporters.coreml.chain import run_chain
-from exporters.coreml.evaluate import Audit, Program, open_package
+from exporters.coreml.evaluate import Audit, Program, compare, open_package
 from exporters.coreml.package import write_package
 from exporters.coreml.program import ProgramOptions, StageProgram, to_programs
 from exporters.ranges import LIMIT, Arrays, Rehearsal
@@ -33,6 +34,25 @@ def wide_nodes(rehearsal: Rehearsal, graph: str, model: ir.Model, options: Progr
 def play_packages(rehearsal: Rehearsal, graph: str, packages: Sequence[Path]) -> None:
     """Let a finished graph make what the graphs after it need."""
     _play(rehearsal, graph, [open_package(package) for package in packages], None)
+
+
+def nodes_by_loss(programs: Sequence[StageProgram], packages: Sequence[Path], given: Arrays) -> list[ir.Node]:
+    """The nodes of written programs whose results are not those of fp32, those first that are furthest from them.
+
+    Args:
+        programs: the stages.
+        packages: where each was written.
+        given: what the first stage takes.
+    """
+    losses: dict[ir.Node, float] = {}
+    values = dict(given)
+    for made, package in zip(programs, packages, strict=True):
+        stage = open_package(package)
+        for finding in compare(stage, {port.name: values[port.name] for port in stage.inputs}, drop_db=-math.inf).findings:
+            if (node := made.origins.get(finding.name)) is not None:
+                losses[node] = min(losses.get(node, math.inf), finding.after_db)
+        values |= run_chain([stage], values, "fp32")
+    return sorted(losses, key=losses.__getitem__)
 
 
 def _play(rehearsal: Rehearsal, graph: str, stages: list[Program], audit: Audit | None) -> None:
