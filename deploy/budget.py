@@ -1,83 +1,193 @@
-"""Whether a bundle fits its tier, and what would."""
+"""Whether a bundle fits its tier, known before anything is traced; and which uniform scheme would."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from deploy.errors import Complaint, TierError
-from deploy.formats import ComputeUnits, FormatName, Target, unsupported
+from deploy.formats import COREML_LIVE_ACTIVATIONS, ComputeUnits, FormatName, Target, unsupported
 from deploy.memory import RUNTIME_BYTES
+from deploy.precision import computes_in
 from deploy.tiers import Tier, all_tiers, legal_schemes
+from exporters.graphs import GraphSpec
 from exporters.weights import Weight
 from quantization.calibration import Layer
-from quantization.schemes import parse_scheme
+from quantization.profile import Profile, Rule
+from quantization.schemes import Scheme, parse_scheme
 
 
-def check_budget(
-    name: str,
-    tier: Tier,
-    stored_bytes: int,
-    memory: Mapping[str, int],
-    weights: Iterable[Weight],
-    model_format: FormatName = "onnx",
-    compute_units: ComputeUnits | None = None,
-    target: Target | None = None,
-) -> None:
-    """Refuse a bundle that its tier has no room for.
+@dataclass(frozen=True)
+class Sizes:
+    """What a bundle takes.
 
-    Args:
+    Attributes:
+        stored_bytes: of all graphs on disk.
+        memory: of each graph when it is loaded and run, in bytes.
+    """
+
+    stored_bytes: int
+    memory: Mapping[str, int]
+
+    @property
+    def largest(self) -> str:
+        """The graph that takes most memory."""
+        return max(self.memory, key=self.memory.__getitem__)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of a generation, which loads one graph after another."""
+        return RUNTIME_BYTES + self.memory[self.largest]
+
+    def fits(self, tier: Tier) -> bool:
+        """Whether a tier has room for it."""
+        return self.stored_bytes <= tier.download_bytes and self.peak_bytes <= tier.memory_bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a bundle is for.
+
+    Attributes:
         name: the tier's name.
         tier: the tier.
-        stored_bytes: of all graphs on disk.
-        memory: of each graph when it is loaded, in bytes.
-        weights: the student's matrices that are part of the bundle.
         model_format: of the bundle.
         compute_units: of a Core ML bundle.
         target: the oldest system that shall run a Core ML bundle.
+    """
+
+    name: str
+    tier: Tier
+    model_format: FormatName = "onnx"
+    compute_units: ComputeUnits | None = None
+    target: Target | None = None
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """How its runtimes can store weights."""
+        return legal_schemes(self.tier, self.model_format, self.compute_units, self.target)
+
+    def unsupported(self, weight: Weight, scheme: Scheme) -> bool:
+        """Whether its format has no form for a weight in a scheme."""
+        return bool(unsupported(self.model_format, _layer(weight), weight.shape, scheme, self.tier, self.target))
+
+
+def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, place: Place) -> Sizes:
+    """What a bundle will take, from the student's tensors alone: within a percent of what its graphs turn out to be."""
+    stored, memory = 0, {}
+    for graph in graphs:
+        held = 0
+        for weight, scheme in _stored(graph, profile, place):
+            size = scheme.size_bytes(weight.shape)
+            stored += size
+            held += _held_bytes(weight, scheme, profile, place)
+        memory[graph.name] = held + _activation_bytes(graph, profile, place)
+    return Sizes(stored, memory)
+
+
+def _stored(graph: GraphSpec, profile: Profile, place: Place) -> Iterator[tuple[Weight, Scheme]]:
+    """Each of a graph's tensors, and how it will be stored: as its rule says, where the format has such a form."""
+    vectors = parse_scheme("fp16" if place.model_format == "coreml" else "fp32")
+    for weight in graph.student_weights.values():
+        scheme = vectors
+        if len(weight.shape) > 1:
+            scheme = profile.scheme(weight.component, weight.name)
+            if scheme.kind != "float" and place.unsupported(weight, scheme):
+                scheme = parse_scheme("fp16")
+        yield weight, scheme
+
+
+def _held_bytes(weight: Weight, scheme: Scheme, profile: Profile, place: Place) -> int:
+    compute = computes_in(profile, place.model_format, place.tier)
+    if place.model_format == "coreml":  # may be expanded to what they compute in when they are loaded
+        return parse_scheme(compute).size_bytes(weight.shape)
+    from exporters.onnx.memory import weight_bytes
+
+    return weight_bytes(_layer(weight), scheme, weight.shape, compute)
+
+
+def _activation_bytes(graph: GraphSpec, profile: Profile, place: Place) -> int:
+    if place.model_format == "coreml":
+        width = 2 if computes_in(profile, "coreml", place.tier) == "fp16" else 4
+        return width * COREML_LIVE_ACTIVATIONS * graph.largest_activation
+    from exporters.onnx.memory import live_bytes
+
+    return live_bytes(graph)
+
+
+def best_uniform(graphs: Sequence[GraphSpec], place: Place) -> tuple[str, Profile, Sizes] | None:
+    """The largest of a tier's schemes with which all weights that can take it fit its budgets; none where none does.
+
+    Returns:
+        Its name, the profile, and what the bundle takes with it.
+    """
+    found = []
+    for name in place.schemes:
+        profile = _uniform(graphs, parse_scheme(name), place)
+        sizes = estimated_sizes(graphs, profile, place)
+        if sizes.fits(place.tier):
+            found.append((name, profile, sizes))
+    return max(found, key=lambda item: item[2].stored_bytes, default=None)
+
+
+def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, place: Place) -> Profile:
+    """One scheme for every matrix that can take it; the others take 8 bits, where the tier has them, or fp16."""
+    rest = parse_scheme("int8" if "int8" in place.schemes and scheme.kind != "float" else "fp16")
+    reason = f"the tier's default does not fit its budgets, {scheme.name} for all does"
+    rules = [Rule("*", "*", scheme if scheme.kind == "float" else rest, reason)]
+    if scheme.kind == "float":
+        return Profile(tuple(rules))
+    matrices = {(w.component, w.name): w for graph in graphs for w in graph.student_weights.values() if len(w.shape) > 1}
+    unfit = {key for key, weight in matrices.items() if place.unsupported(weight, scheme)}
+    for component in dict.fromkeys(component for component, _ in matrices):
+        own = {key for key in matrices if key[0] == component}
+        if len(own & unfit) > len(own - unfit):  # a VAE: fewer rules the other way round
+            rules += [Rule(component, name, scheme, reason) for _, name in sorted(own - unfit)]
+        else:
+            rules.append(Rule(component, "*", scheme, reason))
+            rules += [Rule(component, name, rest, "has no such form") for _, name in sorted(own & unfit)]
+    return Profile(tuple(rules))
+
+
+def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec]) -> None:
+    """Refuse a bundle that its tier has no room for.
 
     Raises:
         TierError: with the numbers and what would fit: the best uniform profile, roomier tiers.
     """
-    complaints, remedies = [], []
-    if stored_bytes > tier.download_bytes:
-        complaints.append(_over("download", tier.download_bytes, stored_bytes))
-        fits = _best_uniform(tier, list(weights), model_format, compute_units, target)
-        remedies.append(f"a profile of {fits} fits the download" if fits else "no uniform profile of this tier fits")
-        remedies.append(f"`flash-deploy tune --tier {name} --max-bytes {tier.download_bytes}` finds a better one")
-    largest = max(memory, key=memory.__getitem__)
-    peak = RUNTIME_BYTES + memory[largest]
-    if peak > tier.memory_bytes:
-        complaints.append(_over(f"memory ({largest}, the largest graph)", tier.memory_bytes, peak))
-        compressed = " or smaller weights" if model_format == "onnx" else ""  # Core ML may expand them when it loads them
-        roomier = [other for other, it in all_tiers().items() if model_format in it.formats and it.memory_bytes >= peak]
+    tier, complaints, remedies = place.tier, [], []
+    if sizes.fits(tier):
+        return
+    best = best_uniform(graphs, place)
+    if best is not None:
+        remedies.append(f"a profile of {best[0]} for all fits ({best[2].stored_bytes / 1e9:.2f} GB)")
+        remedies.append(f"`flash-deploy tune --tier {place.name} --max-bytes {tier.download_bytes}` finds a better one")
+    else:
+        able = [name for name, other in all_tiers().items() if _could_hold(graphs, name, other, place.model_format)]
+        remedies.append(f"no uniform profile of this tier fits; tiers with one that does: {', '.join(able) or 'none'}")
+    if sizes.stored_bytes > tier.download_bytes:
+        complaints.append(_over("download", tier.download_bytes, sizes.stored_bytes))
+    if sizes.peak_bytes > tier.memory_bytes:
+        complaints.append(_over(f"memory ({sizes.largest}, the largest graph)", tier.memory_bytes, sizes.peak_bytes))
+        compressed = " or smaller weights" if place.model_format == "onnx" else ""  # Core ML may expand them when it loads them
+        roomier = [n for n, it in all_tiers().items() if place.model_format in it.formats and it.memory_bytes >= sizes.peak_bytes]
         remedies.append(
             f"a smaller picture{compressed} would take less memory; tiers with as much: {', '.join(roomier) or 'none'}"
         )
-    if complaints:
-        raise TierError(f"The bundle exceeds the budget of the tier {name}.", complaints, "; ".join(remedies))
+    raise TierError(f"The bundle exceeds the budget of the tier {place.name}.", complaints, "; ".join(remedies))
+
+
+def _could_hold(graphs: Sequence[GraphSpec], name: str, tier: Tier, model_format: FormatName) -> bool:
+    return model_format in tier.formats and best_uniform(graphs, Place(name, tier, model_format)) is not None
 
 
 def _over(what: str, budget: int, got: int) -> Complaint:
     return Complaint(what, "over the tier's budget", f"at most {budget / 1e9:.2f} GB", f"{got / 1e9:.2f} GB")
 
 
-def _best_uniform(
-    tier: Tier, weights: list[Weight], form: FormatName, compute_units: ComputeUnits | None, target: Target | None
-) -> str:
-    """The largest of the tier's schemes with which all weights fit its download, with its size; empty if none does."""
-    sizes, legal = {}, legal_schemes(tier, form, compute_units, target)
-    rest = parse_scheme("int8" if "int8" in legal else "fp16")
-    for name in legal:
-        scheme = parse_scheme(name)
-        fit = {w: not unsupported(form, _layer(w), w.shape, scheme, tier, target) for w in weights}
-        sizes[name] = sum((scheme if fits else rest).size_bytes(weight.shape) for weight, fits in fit.items())
-    fitting = [name for name, size in sizes.items() if size <= tier.download_bytes]
-    best = max(fitting, key=sizes.__getitem__, default=None)
-    return "" if best is None else f"{best} for all ({sizes[best] / 1e9:.2f} GB)"
-
-
 def _layer(weight: Weight) -> Layer:
     """What kind of layer a matrix is of, as far as its name and shape tell."""
     if len(weight.shape) > 2:
         return "convolution"
-    return "embedding" if "embedding" in weight.name or weight.name == "shared.weight" else "linear"
+    tables = "embedding" in weight.name or weight.name in ("shared.weight", "encoder.embed_tokens.weight")
+    return "embedding" if tables or "relative_attention_bias" in weight.name else "linear"

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from deploy.budget import check_budget
+from deploy.budget import Place, Sizes, best_uniform, check_budget, estimated_sizes
 from deploy.bundle import (
     Bundle,
     BundleBusyError,
@@ -61,6 +61,7 @@ from deploy.manifest import (
     TextRecord,
     TokenizerRecord,
 )
+from deploy.precision import computes_in, promised_precision
 from deploy.request import BuildRequest
 from deploy.swift_files import check_client_tokenizers, write_swift_files
 from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
@@ -154,7 +155,7 @@ def plan(request: BuildRequest) -> Plan:
     steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
     profile = _choose_profile(request)
     calibration = None if request.calibration is None else Calibration(request.calibration)
-    precision = _precision(profile)
+    precision = promised_precision(profile)
     tokenizers = open_tokenizers(student, keep_t5)
     if request.layout == "swift":
         check_client_tokenizers(tokenizers)
@@ -178,8 +179,7 @@ def plan(request: BuildRequest) -> Plan:
         check_client_sampling(sampling)
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
-    # An fp32 bundle is for accuracy: nothing of it is computed in fp16, whatever the tier could do.
-    compute = "fp32" if precision == "fp32" else "fp16" if request.format == "coreml" else tier.compute
+    compute = computes_in(profile, request.format, tier)
     if compute == "fp16" and any(rule.scheme.dynamic_activations for rule in profile.rules):
         complaint = Complaint("profile", "w8a8 needs fp32 around its products", "a tier that computes in fp32", request.tier)
         raise InputError("The tier cannot run this profile.", [complaint], "use another scheme or another tier")
@@ -258,12 +258,35 @@ def compute_units(request: BuildRequest, tier: Tier) -> ComputeUnits | None:
     return request.compute_units or ("cpu-and-gpu" if request.layout == "swift" else tier.coreml.compute_units)
 
 
-def _precision(profile: Profile) -> Literal["fp32", "fp16", "mixed"]:
-    """What the bundle can promise: only a profile of one floating-point scheme promises that scheme's accuracy."""
-    names = {rule.scheme.name for rule in profile.rules}
-    if names == {"fp32"}:
-        return "fp32"
-    return "fp16" if names <= {"fp32", "fp16"} else "mixed"
+def _place(made: Plan) -> Place:
+    return Place(made.request.tier, made.tier, made.request.format, made.compute_units, made.target)
+
+
+def _fitted(made: Plan) -> Plan:
+    """The plan, with a smaller profile where the tier's own is the user's choice by default and does not fit the tier.
+
+    Sizes need no trace: what cannot fit is told at once.
+
+    Raises:
+        TierError: the profile that was asked for does not fit, or none does.
+    """
+    place = _place(made)
+    sizes = estimated_sizes(made.graphs, made.profile, place)
+    if sizes.fits(made.tier):
+        return made
+    best = best_uniform(made.graphs, place)
+    if best is None or made.request.profile is not None or made.request.precision is not None:
+        check_budget(sizes, place, made.graphs)
+    assert best is not None
+    name, profile, smaller = best
+    note = (
+        f"the default profile of {made.request.tier} takes {sizes.stored_bytes / 1e9:.2f} GB and {sizes.peak_bytes / 1e9:.2f} GB "
+        f"of memory, more than the tier has: {name} for all in its place ({smaller.stored_bytes / 1e9:.2f} GB and "
+        f"{smaller.peak_bytes / 1e9:.2f} GB of memory)"
+    )
+    compute = computes_in(profile, made.request.format, made.tier)
+    precision = promised_precision(profile)
+    return replace(made, profile=profile, precision=precision, compute=compute, notes=(*made.notes, note))
 
 
 def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
@@ -276,7 +299,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     reporter = reporter or Silent()
     request = replace(request, output=request.output.resolve())
     reporter.stage("opening the student")
-    made = plan(request)
+    made = _fitted(plan(request))
     for note in made.notes:
         reporter.note(note)
     partial = partial_folder(request.output)
@@ -408,9 +431,7 @@ def _check_budget(made: Plan, shape: ModelFormat, drafts: Mapping[str, Any], fin
         else:
             stored += shape.stored_bytes(graph, drafts[graph.name])
             memory[graph.name] = shape.memory_bytes(graph, drafts[graph.name])
-    components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
-    matrices = (weight for c in components for weight in made.student.weights[c].values() if len(weight.shape) > 1)
-    check_budget(made.request.tier, made.tier, stored, memory, matrices, made.request.format, made.compute_units, made.target)
+    check_budget(Sizes(stored, memory), _place(made), made.graphs)
 
 
 def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, reporter: Reporter) -> _Done:

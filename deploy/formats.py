@@ -35,6 +35,9 @@ Progress = Callable[[int], None]
 REQUIRED_DB: dict[FormatName, dict[str, float]] = {"onnx": {"fp32": 100.0, "fp16": 50.0}, "coreml": {"fp32": 90.0, "fp16": 45.0}}
 
 
+COREML_LIVE_ACTIVATIONS = 9  # results of the largest size that are alive at once, as measured for ONNX's VAE decoder
+
+
 @dataclass(frozen=True)
 class WrittenGraph:
     """A graph that was written: its record, its files, and the weights that keep their floating-point form."""
@@ -187,8 +190,6 @@ class OnnxFormat:
 class CoreMLFormat:
     """``.mlpackage`` folders: one for each graph, or several stages of the denoiser."""
 
-    LIVE_ACTIVATIONS = 9  # results of the largest size that are alive at once, as measured for ONNX's VAE decoder
-
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.rehearsal = _rehearsal(recipe) if recipe.compute == "fp16" else None
@@ -216,7 +217,7 @@ class CoreMLFormat:
         from exporters.onnx.writer import parameters
 
         width = 2 if self.recipe.compute == "fp16" else 4
-        return width * (parameters(draft) + self.LIVE_ACTIVATIONS * graph.largest_activation)
+        return width * (parameters(draft) + COREML_LIVE_ACTIVATIONS * graph.largest_activation)
 
     def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
         from exporters.coreml.export import write_graph

@@ -8,9 +8,13 @@ measured by ``python -m benchmarks.memory``, which also prints how far off they 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import onnx_ir as ir
 
 from exporters.graphs import GraphSpec
+from quantization.calibration import Layer
+from quantization.schemes import Scheme, parse_scheme
 
 UNPACKED_BLOCKS = 1.25  # of blocks of at most 4 bits, over their bytes on disk
 FOLDED = 1.1  # of what is folded, over its bytes in fp32
@@ -18,10 +22,35 @@ LIVE_ACTIVATIONS = {"vae_decoder": 9, "vae_encoder": 9}  # results of the larges
 LIVE_OTHERWISE = 5
 
 
+def live_bytes(spec: GraphSpec) -> int:
+    """Activations that are alive at once, at the graph's own size."""
+    return 4 * LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE) * spec.largest_activation
+
+
+def weight_bytes(layer: Layer, scheme: Scheme, shape: tuple[int, ...], compute: Literal["fp32", "fp16"]) -> int:
+    """What a weight will take in memory, known before its graph is traced: the same factors as :func:`memory_bytes`.
+
+    Args:
+        layer: what reads it.
+        scheme: how it is stored.
+        shape: ``[out, in, ...]``.
+        compute: what its product computes in.
+    """
+    stored, wide = scheme.size_bytes(shape), parse_scheme(compute).size_bytes(shape)
+    if scheme.name == "fp16" and compute == "fp32":
+        return int(FOLDED * wide)
+    if layer == "embedding":
+        return 0
+    if scheme.kind == "float":
+        return stored
+    if scheme.block is None and layer == "linear" and not scheme.dynamic_activations:
+        return int(FOLDED * wide)
+    return int(UNPACKED_BLOCKS * stored) if scheme.block is not None and scheme.bits <= 4 else stored
+
+
 def memory_bytes(model: ir.Model, spec: GraphSpec) -> int:
     """Weights as they are held, and activations at the graph's own size, in bytes."""
-    live = LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE)
-    return sum(map(_held_bytes, model.graph.initializers.values())) + 4 * live * spec.largest_activation
+    return sum(map(_held_bytes, model.graph.initializers.values())) + live_bytes(spec)
 
 
 def _held_bytes(value: ir.Value) -> int:
