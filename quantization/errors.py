@@ -17,6 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_COMPLAINTS = 20  # told at once: what is wrong with hundreds of tensors is wrong with all of them in one way
+LONGEST_FACT = 300
+LONGEST_HEADLINE = 1000
+
 
 def printable(text: str) -> str:
     r"""Text without control characters: what a foreign file says must not drive a terminal.
@@ -27,6 +31,32 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def shortened(text: str, longest: int = LONGEST_FACT) -> str:
+    """Printable text of at most ``longest`` characters, cut in its middle: the end of a path says as much as its start.
+
+    >>> shortened("a" * 50 + "b" * 50, 11)
+    'aaaaaa...bb'
+    """
+    if len(text) > 2 * longest:  # first roughly: a value of megabytes would take long to make printable
+        text = f"{text[:longest]}...{text[-longest:]}"
+    text = printable(text)
+    if len(text) <= longest:
+        return text
+    end = (longest - 3) * 2 // 6
+    return f"{text[: longest - 3 - end]}...{text[-end:]}"
+
+
+def listed(complaints: Sequence[Complaint]) -> list[str]:
+    """A line for each complaint, but for many the first of them and how many more there are.
+
+    >>> listed([Complaint("a", "wrong")] * 22)[-2:]
+    ['  - a: wrong', '  ... and 2 more']
+    """
+    lines = [f"  - {complaint}" for complaint in complaints[:MOST_COMPLAINTS]]
+    more = len(complaints) - MOST_COMPLAINTS
+    return lines if more <= 0 else [*lines, f"  ... and {more} more"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +73,9 @@ class Complaint:
     got: str | None = None
 
     def __str__(self) -> str:
-        facts = [f"{label} {fact}" for label, fact in (("expected", self.expected), ("got", self.got)) if fact]
-        return printable(f"{self.where}: {self.what}" + (f" ({', '.join(facts)})" if facts else ""))
+        said = (("expected", self.expected), ("got", self.got))
+        facts = [f"{label} {shortened(fact)}" for label, fact in said if fact]
+        return f"{shortened(self.where)}: {shortened(self.what)}" + (f" ({', '.join(facts)})" if facts else "")
 
 
 class InputError(Exception):
@@ -63,10 +94,10 @@ class InputError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines = [self.headline, *(f"  - {complaint}" for complaint in self.complaints)]
+        lines = [shortened(self.headline, LONGEST_HEADLINE), *listed(self.complaints)]
         if self.remedy:
-            lines.append(f"What to do: {self.remedy}")
-        return printable("\n".join(lines))
+            lines.append(f"What to do: {shortened(self.remedy, LONGEST_HEADLINE)}")
+        return "\n".join(lines)
 
 
 class SchemeError(InputError):
