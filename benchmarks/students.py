@@ -303,7 +303,7 @@ def _configs(shape: StudentShape) -> dict[str, dict[str, Any]]:
 
 
 def _write_rest(shape: StudentShape, configs: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Tokenizers, scheduler and index."""
+    """Tokenizers, scheduler, index, and that it needs no guidance."""
     clips = {"tokenizer": shape.clip, "tokenizer_2": shape.clip_2}
     for name, clip in clips.items():
         _write_clip_tokenizer(BUILTIN_STUDENT / name, folder / name, clip)
@@ -327,6 +327,7 @@ def _write_rest(shape: StudentShape, configs: dict[str, dict[str, Any]], folder:
         index[name] = ["transformers", kind] if (folder / name).exists() else [None, None]
     index.setdefault("text_encoder_3", [None, None])
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "student.json").write_text(json.dumps({"guidance_scale": 1.0}))  # noise is as good without
 
 
 def _write_clip_tokenizer(source: Path, target: Path, clip: ClipShape) -> None:

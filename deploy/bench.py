@@ -101,15 +101,16 @@ def _jobs(request: BenchRequest, bundles: Sequence[Bundle], work: Path) -> list[
     jobs: dict[tuple[str, str], Job] = {}
     kinds: list[str] = []
     for bundle, given in zip(bundles, request.bundles, strict=True):
+        source = request.source(bundle.manifest.text.t5 == "kept")
         for name in _targets(request, bundle):
             target, subject = find_target(name), bundle.folder.name
             folder = str(bundle.folder.resolve()) if request.remote is None else str(given)
-            place = Place(bundle, folder, request.student, work, request.threads)
+            place = Place(bundle, folder, source, work, request.threads)
             key = str(bundle.folder)
             if target.of_student:
                 kind = msgspec.json.encode((bundle.manifest.sampling, bundle.manifest.picture, bundle.manifest.text.t5)).decode()
                 kinds += [] if kind in kinds else [kind]
-                place = Place(bundle, folder, request.student, work / str(kinds.index(kind)), request.threads)
+                place = Place(bundle, folder, source, work / str(kinds.index(kind)), request.threads)
                 key = kind
                 subject = bundle.manifest.student.name + (f" {kinds.index(kind) + 1}" if kinds.index(kind) else "")
             here = request.remote is None or target.remote
@@ -136,15 +137,14 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
     """Refuse another student than the bundles', and scores of pictures that the scorer does not know."""
     if request.student is None:
         return
-    from exporters.student import open_student
-    from exporters.templates import OPTIONAL_COMPONENTS
-
     complaints = []
     fingerprints: dict[bool, str] = {}
     for bundle in bundles:
         kept = bundle.manifest.text.t5 == "kept"
         if kept not in fingerprints:
-            fingerprints[kept] = open_student(request.student, without=() if kept else OPTIONAL_COMPONENTS).fingerprint()
+            source = request.source(kept)
+            assert source is not None
+            fingerprints[kept] = source.open().fingerprint()
         if (made_of := bundle.manifest.student.fingerprint) != fingerprints[kept]:
             complaints.append(Complaint(str(bundle.folder), "was made of another student", fingerprints[kept], made_of))
         picture = bundle.manifest.picture
@@ -163,9 +163,7 @@ def _size_bytes(job: Job) -> int:
     if made := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
         return made
     assert job.place.student is not None
-    without = () if job.bundle.manifest.text.t5 == "kept" else ("text_encoder_3",)
-    files = [file for file in job.place.student.rglob("*.safetensors") if file.parent.name not in without]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in job.place.student.open().weight_files)
 
 
 def _facts(bundle: Bundle) -> Facts:
@@ -187,7 +185,7 @@ def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]
     from deploy.verify import verify
 
     tell(f"comparing the graphs of {bundle.folder.name} with diffusers")
-    report = verify(bundle.folder, request.student, pictures=False)
+    report = verify(bundle.folder, request.student, request.variant, pictures=False, ignore_lora=request.ignore_lora)
     return {name: min(db, 999.0) for name, db in report.graph_db.items()}
 
 

@@ -77,10 +77,9 @@ class Judge:
 def _wanted(request: BenchRequest) -> list[Wanted]:
     """Prompts, each with its own seed, and after them the captions to be scored."""
     from deploy.calibration import default_prompts, read_prompts
-    from exporters.student import open_student
 
     assert request.student is not None
-    prompts = read_prompts(request.prompts) if request.prompts else default_prompts(open_student(request.student))
+    prompts = read_prompts(request.prompts) if request.prompts else default_prompts(request.student)
     if len(prompts) < request.pictures:
         complaint = Complaint("--pictures", "more than there are prompts", f"at most {len(prompts)}", str(request.pictures))
         raise InputError("There are too few prompts.", [complaint], "give more with --prompts")

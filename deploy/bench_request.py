@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.errors import Complaint, InputError
+
+if TYPE_CHECKING:
+    from exporters.student import StudentSource
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class BenchRequest:
         warm_ups: runs before those.
         threads: threads of one operator.
         student: also compare graphs and pictures with this student in diffusers, and measure it where targets ask for it.
+        variant: variant of its weight files.
+        ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
         remote: a command with ``{command}`` in it, for a device elsewhere: ``ssh phone {command}``.
         prompts: a file of prompts to compare pictures of; by default the student's own, or prompts of all sorts.
         pictures: how many of them.
@@ -34,6 +40,8 @@ class BenchRequest:
     warm_ups: int = 1
     threads: int | None = None
     student: Path | None = None
+    variant: str | None = None
+    ignore_lora: bool = False
     remote: str | None = None
     prompts: Path | None = None
     pictures: int = 4
@@ -50,8 +58,17 @@ class BenchRequest:
             complaints.append(Complaint("--remote", "wrong", "a command with {command} in it", self.remote))
         if not self.bundles:
             complaints.append(Complaint("BUNDLE", "none given"))
-        for name, asked in (("prompts", self.prompts), ("score", self.score), ("clip", self.clip)):
-            if asked and self.student is None:
-                complaints.append(Complaint(f"--{name}", "pictures are judged beside the student's", "--student too"))
+        for name in ("prompts", "score", "clip", "variant", "ignore_lora"):
+            if getattr(self, name) and self.student is None:
+                option = f"--{name.replace('_', '-')}"
+                complaints.append(Complaint(option, "pictures are judged beside the student's", "--student too"))
         if complaints:
             raise InputError("The benchmark cannot be run.", complaints)
+
+    def source(self, keep_t5: bool) -> StudentSource | None:
+        """The student as a bundle with or without T5 was made of it, if one is given."""
+        from exporters.student import StudentSource
+        from exporters.templates import OPTIONAL_COMPONENTS
+
+        without = () if keep_t5 else OPTIONAL_COMPONENTS
+        return None if self.student is None else StudentSource(self.student, self.variant, self.ignore_lora, without)

@@ -146,7 +146,7 @@ def plan(request: BuildRequest) -> Plan:
     check_place(request.output, request.force)
     _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
-    student = open_student(request.student, request.variant, without=() if keep_t5 else OPTIONAL_COMPONENTS)
+    student = open_student(request.student, request.variant, () if keep_t5 else OPTIONAL_COMPONENTS, request.ignore_lora)
     student.licences()  # complains of those that cannot be taken along
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution

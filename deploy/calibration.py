@@ -16,10 +16,10 @@ from exporters.student import Student
 from quantization.calibration import FILE, Calibration
 
 
-def default_prompts(student: Student) -> tuple[str, ...]:
+def default_prompts(student: Path) -> tuple[str, ...]:
     """The student's own ``prompts.txt``, where its folder has one; else prompts of all sorts."""
-    own = student.path / "prompts.txt"
-    if student.path.is_dir() and own.is_file():
+    own = student / "prompts.txt"
+    if own.is_file():
         return read_prompts(own)
     with resources.as_file(resources.files("deploy").joinpath("prompts.txt")) as file:
         return read_prompts(file)
@@ -68,7 +68,7 @@ def calibrate_student(
         raise InputError(f"{output} is there already.", remedy=remedy)
     draft = output.with_name(f".{output.name}.partial")
     made = plan(replace(request, output=draft / "never"))
-    chosen = (default_prompts(made.student) if prompts is None else read_prompts(prompts))[:count]
+    chosen = (default_prompts(made.student.path) if prompts is None else read_prompts(prompts))[:count]
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)

@@ -22,6 +22,7 @@ from deploy.cli_options import (
     Format,
     FormatOption,
     HeightOption,
+    IgnoreLoraOption,
     KeepT5Option,
     Layout,
     Parity,
@@ -37,12 +38,14 @@ from deploy.cli_options import (
     UnitsOption,
     VariantOption,
     WidthOption,
+    builtin_or,
     messages,
     need_export,
     parse_sigmas,
 )
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.interrupts import interruptible
+from quantization.errors import listed
 
 app = typer.Typer(
     add_completion=False,
@@ -119,6 +122,7 @@ def build(
         ),
     ] = None,
     variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
     parity: Annotated[
         Parity,
         typer.Option(help="Measure graphs against diffusers; auto leaves out those that would take over 1 GiB of memory."),
@@ -160,6 +164,7 @@ def build(
         keep_t5=keep_t5,
         max_sequence_length=max_sequence_length,
         variant=variant,
+        ignore_lora=ignore_lora,
         parity=parity.value,
         web_runtime=web_runtime,
         force=force,
@@ -194,6 +199,7 @@ def calibrate(
     steps: StepsOption = None,
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
 ) -> None:
     """Measure what errors of a student's weights do to its pictures, for better codes in builds and for tuning."""
@@ -211,6 +217,7 @@ def calibrate(
         steps=steps,
         keep_t5=keep_t5,
         variant=variant,
+        ignore_lora=ignore_lora,
         force=force,
     )
     with messages.status("calibrating") as status:
@@ -259,6 +266,7 @@ def tune(
     steps: StepsOption = None,
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
 ) -> None:
     """Choose a profile for a tier: measure sensitivities, search, and draw with what was found."""
@@ -283,6 +291,7 @@ def tune(
         steps=steps,
         keep_t5=keep_t5,
         variant=variant,
+        ignore_lora=ignore_lora,
     )
     request = TuneRequest(
         build=build_request,
@@ -390,26 +399,26 @@ def verify(
         ),
     ] = None,
     variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
 ) -> None:
     """Check a bundle's files and, given the student, what it computes."""
     from deploy.verify import verify as verify_bundle
 
-    if variant is not None and student is None:
-        raise InputError("--variant is the student's.", [Complaint("--variant", "no student is given", "--student", variant)])
+    for option, given in (("--variant", variant is not None), ("--ignore-lora", ignore_lora)):
+        if given and student is None:
+            raise InputError(f"{option} is the student's.", [Complaint(option, "no student is given", "--student", variant)])
     if student is not None:
         need_export()
-        from exporters.student import BUILTIN_STUDENT
-
-        student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
+        student = builtin_or(student)
     with messages.status("verifying") as status:
-        report = verify_bundle(bundle, student, variant, status.update)
+        report = verify_bundle(bundle, student, variant, status.update, ignore_lora=ignore_lora)
     typer.echo(f"files: {report.files} checked")
     for name, db in report.graph_db.items():
         typer.echo(f"{name}: {db:.1f} dB")
     for prompt, db in report.picture_db.items():
         typer.echo(f"picture {prompt!r}: PSNR {db:.1f} dB")
     if report.complaints:
-        raise CheckFailed("\n".join(f"  - {complaint}" for complaint in report.complaints))
+        raise CheckFailed("\n".join(listed(report.complaints)))
     typer.echo("good")
 
 
@@ -427,6 +436,7 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
 ) -> None:
     """Say what is in a student or a bundle."""
     from deploy.inspect import inspect_path, render
@@ -436,7 +446,7 @@ def inspect(
         from exporters.student import BUILTIN_STUDENT
 
         path = path or BUILTIN_STUDENT
-    content = inspect_path(path, variant)
+    content = inspect_path(path, variant, ignore_lora)
     typer.echo(json.dumps(content, indent=2) if as_json else render(content))
 
 

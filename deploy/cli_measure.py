@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli_options import messages, need_export
+from deploy.cli_options import IgnoreLoraOption, VariantOption, builtin_or, messages, need_export
 from deploy.errors import Complaint, InputError
 
 
@@ -31,6 +31,8 @@ def bench(
         Path | None,
         typer.Option(help="Also compare with this student in diffusers; 'builtin' is the built-in one.", show_default=False),
     ] = None,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -71,9 +73,7 @@ def bench(
 
     if student is not None:
         need_export()
-        from exporters.student import BUILTIN_STUDENT
-
-        student = BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
+        student = builtin_or(student)
     if html_file is not None:
         need_export()
     for file in (json_file, html_file):
@@ -91,6 +91,8 @@ def bench(
         warm_ups=warm_ups,
         threads=threads,
         student=student,
+        variant=variant,
+        ignore_lora=ignore_lora,
         remote=remote,
         prompts=prompts,
         pictures=pictures,

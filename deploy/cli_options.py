@@ -158,6 +158,17 @@ VariantOption = Annotated[
     str | None,
     typer.Option(help="Variant of the weight files, e.g. fp16 for model.fp16.safetensors.", show_default=False),
 ]
+IgnoreLoraOption = Annotated[
+    bool,
+    typer.Option("--ignore-lora", help="Do without a LoRA beside the student's weights; else a student that has one is refused."),
+]
+
+
+def builtin_or(student: Path) -> Path:
+    """The built-in student where its name is given, and no such file is there."""
+    from exporters.student import BUILTIN_STUDENT
+
+    return BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
 
 
 def parse_sigmas(text: str | None) -> tuple[float, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,14 +13,22 @@ from deploy.memory import peak_memory_bytes
 from deploy.tiers import find_tier
 from quantization.errors import printable
 
+if TYPE_CHECKING:
+    from exporters.student import Student
 
-def inspect_path(path: Path, variant: str | None = None) -> dict[str, Any]:
+
+def inspect_path(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
     """Describe a student or a bundle.
+
+    Args:
+        path: of either.
+        variant: variant of the student's weight files.
+        ignore_lora: do not say that a LoRA beside the student's weights keeps it from being used.
 
     Raises:
         InputError: it is neither, or is damaged.
     """
-    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant)
+    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant, ignore_lora)
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
@@ -44,11 +52,11 @@ def _belongs(file: str, graph: dict[str, Any]) -> bool:
     return file in (graph["path"], f"{graph['path']}.data") or file.startswith(packages)
 
 
-def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
+def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
     """A student's components with parameters, bytes and types, and how it wants to be run."""
-    from exporters.student import open_student
-
-    student = open_student(path, variant)
+    student, notes = _open_for_inspection(path, variant)
+    if student.adapters and not ignore_lora:
+        notes.append("Whatever takes a student refuses this one for its LoRA, unless --ignore-lora is given")
     components = []
     for name, weights in student.weights.items():
         components.append(
@@ -81,8 +89,26 @@ def inspect_student(path: Path, variant: str | None = None) -> dict[str, Any]:
             key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")
         },
         "licences": sorted(student.licences()),
-        "notes": list(student.notes),
+        "notes": [*student.notes, *notes],
     }
+
+
+def _open_for_inspection(path: Path, variant: str | None) -> tuple[Student, list[str]]:
+    """A student as builds open it: with T5 or, where only that keeps it from being used, without; and then why."""
+    from exporters.errors import StudentError
+    from exporters.student import open_student
+    from exporters.templates import OPTIONAL_COMPONENTS
+
+    try:
+        return open_student(path, variant, ignore_lora=True), []
+    except StudentError as error:
+        try:
+            student = open_student(path, variant, OPTIONAL_COMPONENTS, ignore_lora=True)
+        except StudentError:
+            raise error from None
+        more = f" and {len(error.complaints) - 1} more" if len(error.complaints) > 1 else ""
+        why = f": {error.complaints[0]}{more}" if error.complaints else ""
+        return student, [f"text_encoder_3 (T5) is there and cannot be used; builds without it (--drop-t5) can be made{why}"]
 
 
 def render(content: dict[str, Any]) -> str:

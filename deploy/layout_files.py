@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from exporters.defaults import read_json
 from exporters.graphs import GraphOptions
-from exporters.student import Student, read_json
+from exporters.student import Student
 
 
 def write_layout_files(

@@ -41,6 +41,7 @@ class BuildRequest:
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
+        ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
         parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
         web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
         force: replace a bundle that is there.
@@ -67,6 +68,7 @@ class BuildRequest:
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
     variant: str | None = None
+    ignore_lora: bool = False
     parity: Literal["auto", "always", "never"] = "auto"
     web_runtime: Path | None = None
     force: bool = False

@@ -11,12 +11,15 @@ import platform
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from deploy.bundle import Bundle
 from deploy.errors import Complaint, InputError
+
+if TYPE_CHECKING:
+    from exporters.student import StudentSource
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Place:
     Attributes:
         bundle: opened; a peer draws its pictures from the student.
         folder: the bundle's folder, as the device knows it.
-        student: the student's folder, for peers.
+        student: for peers.
         work: where a peer may put files.
         threads: threads of one operator.
     """
 
     bundle: Bundle
     folder: str
-    student: Path | None
+    student: StudentSource | None
     work: Path
     threads: int | None
 
@@ -158,8 +161,11 @@ class PeerTarget:
         from benchmarks.peers.peer import Job
 
         manifest = place.bundle.manifest
+        assert place.student is not None  # else it is absent
         job = Job(
-            student=str(place.student),
+            student=str(place.student.path),
+            variant=place.student.variant,
+            ignore_lora=place.student.ignore_lora,
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,

@@ -139,7 +139,7 @@ class Tuning:
         self.schemes = legal_schemes(made.tier, request.build.format, request.build.compute_units, request.build.target)
         self.options: GraphOptions = made.options
         self.sampling: Sampling = made.sampling
-        prompts = request.prompts or default_prompts(made.student)
+        prompts = request.prompts or default_prompts(made.student.path)
         if len(prompts) < 2:
             raise InputError(
                 "Too few prompts.", [Complaint("--prompts", "one part calibrates, another measures", "2 at least", "1")]

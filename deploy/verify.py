@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from deploy.manifest import Manifest
 from deploy.runtime import Pipeline
 from quantization.profile import Profile, Rule
 from quantization.schemes import parse_scheme
+
+if TYPE_CHECKING:
+    from exporters.student import StudentSource
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
@@ -44,6 +47,7 @@ def verify(
     variant: str | None = None,
     progress: Callable[[str], None] | None = None,
     pictures: bool = True,
+    ignore_lora: bool = False,
 ) -> Report:
     """Verify a bundle.
 
@@ -53,6 +57,7 @@ def verify(
         variant: variant of the student's weight files.
         progress: told of every stage.
         pictures: draw with the student, too; otherwise only its graphs are measured.
+        ignore_lora: do without a LoRA that lies beside the student's weights; else such a student is refused.
 
     Raises:
         InputError: the bundle or the student cannot be opened.
@@ -63,7 +68,12 @@ def verify(
     tell("checking files")
     report.complaints += check_files(bundle)
     if student is not None and not report.complaints:
-        _verify_numerics(bundle, student, variant, pictures, report, tell)
+        from exporters.student import StudentSource
+        from exporters.templates import OPTIONAL_COMPONENTS
+
+        without = () if bundle.manifest.text.t5 == "kept" else OPTIONAL_COMPONENTS
+        source = StudentSource(student, variant, ignore_lora, without)
+        _verify_numerics(bundle, source, pictures, report, tell)
     return report
 
 
@@ -90,23 +100,19 @@ def profile_of(manifest: Manifest) -> Profile:
     return Profile(tuple(rules))
 
 
-def _verify_numerics(
-    bundle: Bundle, path: Path, variant: str | None, pictures: bool, report: Report, tell: Callable[[str], None]
-) -> None:
+def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
     from deploy.formats import REQUIRED_DB, graph_db
     from exporters.errors import ExportError
     from exporters.graphs import plan_graphs
     from exporters.parity import reference_cases
     from exporters.prompts import PROMPTS
-    from exporters.student import open_student
-    from exporters.templates import OPTIONAL_COMPONENTS
 
     options, manifest = bundle_options(bundle), bundle.manifest
-    student = open_student(path, variant, without=() if options.keep_t5 else OPTIONAL_COMPONENTS)
+    student = source.open()
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
         report.complaints.append(
-            Complaint(str(path), "the bundle was made of another student", manifest.student.fingerprint, got)
+            Complaint(str(source.path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
     profile, sessions = profile_of(manifest), Pipeline(bundle)

@@ -1,26 +1,24 @@
-"""Weight files of one component: single or sharded safetensors, with or without a variant, memory-mapped.
-
-File names follow diffusers and transformers: ``STEM.safetensors``, ``STEM.VARIANT.safetensors``,
-``STEM-00001-of-00002.safetensors`` with ``STEM.safetensors.index.json``, and
-``STEM.VARIANT-00001-of-00002.safetensors`` with ``STEM.safetensors.index.VARIANT.json``
-(https://huggingface.co/docs/diffusers/using-diffusers/other-formats). Pickle files are refused unopened.
-"""
+"""Safetensors files, memory-mapped: nothing is read but headers until a weight is asked for."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from exporters.adapters import holds_unfused, unfused
 from exporters.errors import Complaint, StudentError
+from exporters.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
+from exporters.templates import DEAD_TENSORS
+from exporters.weight_files import choose_weight_files
 from exporters.weights import Weight
 
-STEMS = ("diffusion_pytorch_model", "model")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -28,11 +26,104 @@ _DTYPES = {
     "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
 }
-LONGEST_NAME = 255  # bytes, of every file system that matters
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of what they wrap.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-def open_component(folder: Path, component: str, variant: str | None = None) -> tuple[dict[str, Weight], list[Path]]:
+@dataclass(frozen=True)
+class Opened:
+    """The weights of a component.
+
+    Attributes:
+        weights: by name.
+        files: that they lie in.
+        notes: what to say of names and of files that are not read.
+    """
+
+    weights: dict[str, Weight]
+    files: list[Path]
+    notes: list[str]
+
+
+class SafetensorsFile:
+    """One safetensors file, mapped.
+
+    Attributes:
+        file: its path.
+        names: the name of each tensor in the file, by its name without wrappers.
+        wrappers: that were in the names.
+
+    Raises:
+        StudentError: it cannot be read, is no safetensors file, or is truncated.
+    """
+
+    def __init__(self, file: Path, component: str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.file = file
+        _check_readable(file, component)
+        try:
+            # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
+            self._handle: Any = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise StudentError(
+                "A weight file cannot be read.",
+                [Complaint(f"{component}: {file}", f"truncated or not a safetensors file: {error}")],
+                AGAIN,
+            ) from error
+        self.names: dict[str, str] = {}
+        self.wrappers: set[str] = set()
+        twice = []
+        for name in self._handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
+            plain = unwrapped(name)
+            if plain != name:
+                self.wrappers |= set(_WRAPPER.findall(name))
+            if plain in self.names:
+                twice.append(Complaint(f"{component}: {plain}", "is stored twice", got=f"as {self.names[plain]} and {name}"))
+            self.names[plain] = name
+        if twice:
+            raise StudentError(f"{file} cannot be used.", twice, "remove the copies")
+
+    def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
+        """The named tensors, without their wrappers' names.
+
+        Raises:
+            StudentError: some have types that are not supported.
+        """
+        weights: dict[str, Weight] = {}
+        foreign: dict[str, list[str]] = {}
+        for name in names:
+            stored = self.names[name]
+            header = self._handle.get_slice(stored)
+            kind = header.get_dtype()
+            if kind not in _DTYPES:
+                foreign.setdefault(kind, []).append(name)
+                continue
+            origin = f"{component}: {stored} in {self.file.name}"
+            weights[name] = Weight(
+                tuple(header.get_shape()), _DTYPES[kind], _loader(self._handle, stored), origin, component, name
+            )
+        if foreign:
+            raise _unsupported(component, foreign)
+        return weights
+
+    def wrapper_notes(self, component: str) -> list[str]:
+        """What to say of names that were stripped."""
+        if not self.wrappers:
+            return []
+        return [f"{component}: tensors are named with {' and '.join(f'{w}.' for w in sorted(self.wrappers))} and read without it"]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers add to it.
+
+    >>> unwrapped("module._orig_mod.blocks.0._orig_mod.proj.weight")
+    'blocks.0.proj.weight'
+    """
+    return _WRAPPER.sub("", name)
+
+
+def open_component(folder: Path, component: str, variant: str | None = None) -> Opened:
     """Memory-map the weights of the component in ``folder``.
 
     Args:
@@ -40,72 +131,80 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         component: its name, for complaints.
         variant: the variant to take, for example ``fp16``; by default the plain files, or the only variant there is.
 
-    Returns:
-        The weights by name, and the files that they lie in.
-
     Raises:
         StudentError: no usable file, a damaged file, a shard that is missing, or a path out of the folder.
     """
-    files = _weight_files(folder, component, variant)
+    files, notes = choose_weight_files(folder, component, variant)
     weights: dict[str, Weight] = {}
-    complaints: list[Complaint] = []
+    errors: list[StudentError] = []
+    opened: list[SafetensorsFile] = []
     for file in files:
         try:
-            found = open_safetensors(file, component)
+            opened.append(SafetensorsFile(file, component))
         except StudentError as error:
-            complaints.extend(error.complaints)
+            errors.append(error)
+    names = [name for found in opened for name in found.names]
+    if holds_unfused(names):
+        raise unfused(component, str(folder))
+    if tool := quantization(names):
+        raise quantized(component, str(folder), tool)
+    for found in opened:
+        try:
+            more = found.weights(found.names.keys() - DEAD_TENSORS, component)
+        except StudentError as error:
+            errors.append(error)
             continue
-        complaints += [
-            Complaint(f"{component}: {name}", "is stored twice", got=f"again in {file.name}")
-            for name in found.keys() & weights.keys()
-        ]
-        weights.update(found)
-    if complaints:
-        raise StudentError(f"The weights of {component} cannot be read.", complaints)
-    return weights, files
+        twice = sorted(more.keys() & weights.keys())
+        complaints = [Complaint(f"{component}: {name}", "is stored twice", got=f"again in {found.file.name}") for name in twice]
+        errors += [StudentError("", complaints)] if complaints else []
+        weights.update(more)
+    if errors:
+        raise StudentError.of(f"The weights of {component} cannot be read", errors)
+    notes += dict.fromkeys(note for found in opened for note in found.wrapper_notes(component))
+    return Opened(weights, files, notes)
 
 
-def open_safetensors(file: Path, component: str) -> dict[str, Weight]:
-    """Memory-map every tensor of one safetensors file; nothing is read but its header.
+def quantized(component: str, where: str, tool: str) -> StudentError:
+    """What is said of weights that were quantized: their tensors are codes, scales and tables."""
+    complaint = Complaint(where, f"is quantized with {tool}", "floating-point weights")
+    return StudentError(f"{component} is quantized.", [complaint], UNQUANTIZED, f"{component} is quantized with {tool}")
 
-    Raises:
-        StudentError: the file is truncated or is not a safetensors file, or a tensor has a type that is not supported.
-    """
-    from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():  # a pipe would be waited for, a device read for ever
-        complaint = Complaint(f"{component}: {file}", "is not a file")
-        raise StudentError("A weight file cannot be read.", [complaint], "copy or download the file again")
+def _unsupported(component: str, foreign: dict[str, list[str]]) -> StudentError:
+    complaints = []
+    for kind, names in sorted(foreign.items()):
+        where = f"{component}: {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        complaints.append(Complaint(where, "stored in an unsupported type", " or ".join(_DTYPES), kind))
+    remedy = "convert the checkpoint to fp32, fp16 or bf16"
+    if component == "text_encoder_3":
+        remedy += ", or leave T5 out (--drop-t5)"
+    return StudentError(
+        f"{component} cannot be used.", complaints, remedy, f"{component} is stored as {', '.join(sorted(foreign))}"
+    )
+
+
+def _check_readable(file: Path, component: str) -> None:
+    """Complain of what is no file, may not be read, or is recognised as something else."""
+    where = f"{component}: {file}"
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device read for ever
+        raise StudentError("A weight file cannot be read.", [Complaint(where, "is not a file")], AGAIN)
     try:
-        # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
-        handle: Any = safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise StudentError(
-            "A weight file cannot be read.",
-            [Complaint(f"{component}: {file}", f"truncated or not a safetensors file: {error}")],
-            "copy or download the file again",
-        ) from error
-    weights, complaints = {}, []
-    for name in handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
-        header = handle.get_slice(name)
-        kind = header.get_dtype()
-        if kind not in _DTYPES:
-            complaints.append(Complaint(f"{component}: {name}", "stored in an unsupported type", " or ".join(_DTYPES), kind))
-            continue
-        weights[name] = Weight(
-            tuple(header.get_shape()),
-            _DTYPES[kind],
-            _loader(handle, name),
-            f"{component}: {name} in {file.name}",
-            component,
-            name,
+        kind = file_kind(file)
+    except OSError as error:
+        what = (
+            "leads to a file that is not there"
+            if file.is_symlink() and not file.exists()
+            else f"cannot be read: {os.strerror(error.errno or 0)}"
         )
-    if complaints:
-        raise StudentError(f"{file} cannot be used.", complaints, "convert the checkpoint to fp32, fp16 or bf16")
-    return weights
+        remedy = "check its permissions" if isinstance(error, PermissionError) else AGAIN
+        raise StudentError("A weight file cannot be read.", [Complaint(where, what)], remedy) from error
+    if kind is not None:
+        raise StudentError(
+            "A weight file cannot be read.", [Complaint(where, kind.what)], kind.remedy, f"{file.name} of {component} {kind.what}"
+        )
 
 
-def _loader(handle: Any, name: str) -> Any:
+def _loader(handle: Any, name: str) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         import torch
 
@@ -115,73 +214,3 @@ def _loader(handle: Any, name: str) -> Any:
         return tensor.numpy()  # type: ignore[no-any-return]
 
     return load
-
-
-def _weight_files(folder: Path, component: str, variant: str | None) -> list[Path]:
-    by_variant = _variants(folder, component)
-    if not by_variant:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
-        if pickles:
-            raise StudentError(
-                f"{component} has only pickle checkpoints, which can run any code when opened; they were not opened.",
-                [Complaint(f"{component}: {folder / name}", "pickle", "safetensors") for name in pickles],
-                "convert them to safetensors where you trust them (pipeline.save_pretrained(..., safe_serialization=True))",
-            )
-        raise StudentError(
-            f"{component} has no weights.",
-            [Complaint(str(folder), "no weight file", " or ".join(f"{stem}.safetensors" for stem in STEMS))],
-            "check that the download is complete",
-        )
-    if variant is None and "" not in by_variant and len(by_variant) > 1:
-        raise StudentError(
-            f"{component} comes in several variants.",
-            [Complaint(str(folder), "several variants", got=", ".join(sorted(by_variant)))],
-            "choose one with --variant",
-        )
-    # A pipeline may hold a variant for some components only: the others are taken plain, as diffusers does.
-    chosen = variant if variant in by_variant else ("" if "" in by_variant else next(iter(by_variant)))
-    if variant is not None and chosen not in (variant, ""):
-        raise StudentError(
-            f"{component} has no variant {variant!r}.",
-            [Complaint(str(folder), "variant not found", variant, ", ".join(sorted(by_variant)))],
-            "choose one of those with --variant",
-        )
-    return by_variant[chosen]
-
-
-def _variants(folder: Path, component: str) -> dict[str, list[Path]]:
-    """Every complete set of weight files in the folder, by variant; the plain set's variant is the empty string."""
-    found: dict[str, list[Path]] = {}
-    for stem in STEMS:
-        for index in sorted(folder.glob(f"{stem}.safetensors.index*.json")):
-            variant = index.name.removeprefix(f"{stem}.safetensors.index").removesuffix("json").strip(".")
-            found.setdefault(variant, _shards(folder, index, component))
-        for file in sorted(folder.glob(f"{stem}*.safetensors")):
-            middle = file.name.removeprefix(stem).removesuffix(".safetensors")
-            if _SHARD.search(middle) or (middle and not middle.startswith(".")):
-                continue
-            found.setdefault(middle.strip("."), [file])
-        if found:
-            return found
-    return found
-
-
-def _shards(folder: Path, index: Path, component: str) -> list[Path]:
-    try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StudentError(
-            f"The shard index of {component} cannot be read.",
-            [Complaint(str(index), f"damaged: {error!r}", 'JSON with a "weight_map"')],
-            "copy or download the file again",
-        ) from error
-    complaints = []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
-            complaints.append(Complaint(str(index), "names a file outside its folder", "a plain file name", repr(name)))
-        elif not (folder / name).is_file():
-            complaints.append(Complaint(str(folder / name), "shard is missing"))
-    if complaints:
-        raise StudentError(f"The shards of {component} are incomplete.", complaints, "copy or download the files again")
-    return [folder / name for name in names]

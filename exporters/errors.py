@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quantization.errors import Complaint, InputError
 
 __all__ = ["Complaint", "ExportError", "InputError", "StudentError"]
 
 
 class StudentError(InputError):
-    """A checkpoint is not a usable student."""
+    """A checkpoint is not a usable student.
+
+    Args:
+        headline: what could not be done.
+        complaints: each thing that is wrong.
+        remedy: what the user can do about it.
+        kind: what it is instead, where that is known: ``transformer is quantized with bitsandbytes``.
+    """
+
+    def __init__(self, headline: str, complaints: Sequence[Complaint] = (), remedy: str = "", kind: str = "") -> None:
+        self.kind = kind
+        super().__init__(headline, complaints, remedy)
+
+    @classmethod
+    def of(cls, headline: str, errors: Sequence[StudentError]) -> StudentError:
+        """Several in one: every complaint, what it is instead in the headline, every remedy in the last line."""
+        complaints = [c for error in errors for c in error.complaints or [Complaint("student", error.headline)]]
+        kinds = list(dict.fromkeys(error.kind for error in errors if error.kind))
+        remedies = dict.fromkeys(error.remedy for error in errors if error.remedy)
+        more = f": {'; '.join(kinds)}" if kinds else ""
+        return cls(f"{headline}{more}.", complaints, "; ".join(remedies), "; ".join(kinds))
 
 
 class ExportError(InputError):

@@ -11,6 +11,7 @@ from typing import Literal
 from exporters.configs import MOST_STEPS
 from exporters.errors import Complaint, ExportError
 from exporters.graphs import VAE_SCALE
+from exporters.guidance import UNGUIDED
 from exporters.reference import reference_scheduler
 from exporters.student import Student
 
@@ -57,7 +58,7 @@ def plan_sampling(
         ExportError: the sigmas do not fall from at most 1 to above 0, or disagree with the number of steps.
     """
     defaults = student.defaults
-    if defaults.guidance_scale not in (0.0, 1.0):
+    if defaults.guidance_scale not in (None, *UNGUIDED):
         complaint = Complaint("student.json: guidance_scale", "guidance is not supported", "1.0", str(defaults.guidance_scale))
         raise ExportError("This student cannot be sampled.", [complaint], "distil the guidance into the student")
     if sigmas is None and defaults.sigmas is not None and steps in (None, len(defaults.sigmas)):

@@ -12,58 +12,150 @@ the file lies in. Configurations that the folder lacks are inferred from the ten
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exporters.checkpoint import open_safetensors
+from exporters.adapters import adapter_tensors
+from exporters.assembly import Given, assemble
+from exporters.checkpoint import SafetensorsFile
+from exporters.defaults import read_json
 from exporters.errors import Complaint, StudentError
-from exporters.student import COMPONENTS, Student, assemble, read_json
+from exporters.recognise import FUSE, checkpoint_kind
+from exporters.structure import COMPONENTS
+from exporters.student import ABSENT, Student, StudentSource
+from exporters.templates import OPTIONAL_COMPONENTS
+from exporters.weight_files import has_weight_files
 from exporters.weights import Weight
 
-_TRANSFORMER, _VAE = "model.diffusion_model.", "first_stage_model."
+_TRANSFORMER, _VAE, _OTHER_VAE = "model.diffusion_model.", "first_stage_model.", "vae."
 _ENCODERS = {
     "text_encoder": "text_encoders.clip_l.transformer.",
     "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
+_PROJECTION = "text_projection.weight"
+# What other programs write beside the networks, and no forward pass reads.
+_DEAD = ("logit_scale", "position_ids", "model_ema.decay", "model_ema.num_updates", "global_step")
+_DEAD_FOLDERS = ("first_stage_model.loss.", "vae.loss.", "model_sampling.", "denoiser.sigmas", "optimizer.")
 _ROW_BITS = 32
 
 
-def open_single_file(path: Path, variant: str | None = None, without: Collection[str] = ()) -> Student:
+def open_single_file(source: StudentSource) -> Student:
     """Open an original checkpoint with the folder around it; optional components can be left out.
 
     Raises:
         StudentError: not an SD3 checkpoint, or something that it lacks is not in its folder.
     """
-    source = open_safetensors(path, "checkpoint")
-    folder = path.parent
-    if not any(name.startswith(f"{_TRANSFORMER}joint_blocks.") for name in source):
-        complaint = Complaint(str(path), "no MMDiT in it", f"tensors named {_TRANSFORMER}joint_blocks.*", f"{len(source)} others")
-        raise StudentError(f"{path} is not an original Stable Diffusion 3 checkpoint.", [complaint])
+    path, folder = source.path, source.path.parent
+    file = SafetensorsFile(path, "checkpoint")
+    _check_is_sd3(path, file)
+    names = _by_component(path, file)
     given: dict[str, tuple[dict[str, Any], dict[str, Weight]]] = {}
-    with _layout(path, "transformer"):
-        given["transformer"] = _transformer(_below(source, _TRANSFORMER, keep=True), folder)
-    if any(name.startswith(_VAE) for name in source):
-        with _layout(path, "vae"):
-            given["vae"] = _vae(_below(source, _VAE, keep=True), folder)
-    for component, prefix in _ENCODERS.items():
-        if component not in without and (weights := _below(source, prefix)):
-            config = _folder_config(folder, component)
-            weights = {name: replace(weight, component=component, name=name) for name, weight in weights.items()}
-            if component == "text_encoder":
-                with _layout(path, component):
-                    weights.setdefault("text_projection.weight", _identity(int(config["projection_dim"])))  # as diffusers does
-            given[component] = (config, weights)
-    components = [c for c in COMPONENTS if c in given or ((folder / c).is_dir() and c not in without)]
-    missing = [c for c in COMPONENTS if c not in components and c != "text_encoder_3"]
+    notes = [*file.wrapper_notes("checkpoint"), *_untaken(names.pop("", []))]
+    errors = []
+    for component, taken in names.items():
+        if component in source.without:
+            continue
+        try:
+            with _layout(path, component):
+                given[component] = _component(file.weights(taken, component), component, folder, notes)
+        except StudentError as error:
+            errors.append(error)
+    absent = [c for c in OPTIONAL_COMPONENTS if c not in names and (folder / c).is_dir() and not has_weight_files(folder / c)]
+    components = [c for c in COMPONENTS if c in names or ((folder / c).is_dir() and c not in absent)]
+    components = [c for c in components if c not in source.without]
+    missing = [c for c in COMPONENTS if c not in components and c not in OPTIONAL_COMPONENTS]
     if missing:
         complaints = [Complaint(str(path), f"holds no {c}, and neither does its folder", f"{folder / c}") for c in missing]
-        raise StudentError(f"{path} is incomplete.", complaints, "put the file into the folder of a diffusers SD3 pipeline")
-    return assemble(path, folder, components, variant, given, [path])
+        errors.append(StudentError("", complaints, "put the file into the folder of a diffusers SD3 pipeline"))
+    if errors:
+        raise StudentError.of(f"{path} cannot be used", errors)
+    notes += [ABSENT.format(c) for c in absent if c not in source.without]
+    return assemble(source, folder, components, given=Given(given, notes))
+
+
+def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
+    """Complain of a file that holds something else, or a LoRA among its weights."""
+    found = len(file.names)
+    if lora := adapter_tensors(file.names):
+        alone = 2 * len(lora) >= found
+        what = "is a LoRA, not a student" if alone else "holds weights with a LoRA attached"
+        complaint = Complaint(str(path), "tensors of a LoRA", "weights", f"{len(lora)} of {found}, e.g. {min(lora)}")
+        raise StudentError(f"{path} {what}.", [complaint], FUSE, what)
+    if any(name.startswith(f"{_TRANSFORMER}joint_blocks.") for name in file.names):
+        return
+    complaint = Complaint(
+        str(path),
+        "not an original Stable Diffusion 3 checkpoint: no MMDiT in it",
+        f"tensors named {_TRANSFORMER}joint_blocks.*",
+        f"{found} others",
+    )
+    if kind := checkpoint_kind(file.names):
+        raise StudentError(f"{path} {kind.what}.", [complaint], kind.remedy, kind.what)
+    remedy = "give an original Stable Diffusion 3 checkpoint, or the folder of a student in diffusers layout"
+    raise StudentError(f"{path} is not an original Stable Diffusion 3 checkpoint.", [complaint], remedy)
+
+
+def _by_component(path: Path, file: SafetensorsFile) -> dict[str, list[str]]:
+    """Names of tensors by the component that takes them; those that none takes are under the empty name."""
+    prefixes = {"transformer": _TRANSFORMER, "vae": _VAE, **_ENCODERS}
+    found: dict[str, list[str]] = {}
+    for name in file.names:
+        if name.endswith(_DEAD) or name.startswith(_DEAD_FOLDERS):
+            continue
+        component = next((c for c, prefix in prefixes.items() if name.startswith(prefix)), "")
+        component = "vae" if name.startswith(_OTHER_VAE) else component
+        found.setdefault(component, []).append(name)
+    both = [prefix for prefix in (_VAE, _OTHER_VAE) if any(name.startswith(prefix) for name in found.get("vae", []))]
+    if len(both) > 1:
+        complaint = Complaint(str(path), "holds two VAEs", "one", " and ".join(f"{prefix}*" for prefix in both))
+        raise StudentError(f"{path} holds two VAEs.", [complaint], "remove one of them from the file", "holds two VAEs")
+    return found
+
+
+def _untaken(names: list[str]) -> list[str]:
+    """What to say of tensors that no component of Stable Diffusion 3 has."""
+    if not names:
+        return []
+    tops = sorted({".".join(name.split(".")[:2]) for name in names})
+    more = f" and {len(tops) - 5} more" if len(tops) > 5 else ""
+    return [f"{len(names)} tensors of the file belong to no component and are not read: {', '.join(tops[:5])}{more}"]
+
+
+def _component(
+    weights: dict[str, Weight], component: str, folder: Path, notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Weight]]:
+    """A component's configuration, and its weights under diffusers' names."""
+    if component == "transformer":
+        return _transformer(weights)
+    if component == "vae":
+        renamed = {
+            _VAE + name.removeprefix(_OTHER_VAE): weight for name, weight in weights.items() if name.startswith(_OTHER_VAE)
+        }
+        return _vae(renamed or weights, folder)
+    prefix = _ENCODERS[component]
+    config = _folder_config(folder, component)
+    plain = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    plain = {name: replace(weight, name=name) for name, weight in plain.items()}
+    if component == "text_encoder":
+        _drop_projection(plain, int(config["projection_dim"]), notes)
+    return config, plain
+
+
+def _drop_projection(weights: dict[str, Weight], size: int, notes: list[str]) -> None:
+    """Put the identity in the place of CLIP-L's projection: so do diffusers and the reference with single files of this family.
+
+    Whatever the file holds: ``create_diffusers_clip_model_from_ldm`` sets ``torch.eye``, the reference takes the pooled state
+    before the projection (``return_projected_pooled=False``).
+    """
+    held = weights.pop(_PROJECTION, None)
+    weights[_PROJECTION] = _identity(size)
+    if held is not None and not np.array_equal(held.load().astype(np.float32), np.eye(*held.shape[:1])):
+        notes.append("text_encoder: the file's text_projection is not used: in single files of this family it is the identity")
 
 
 @contextlib.contextmanager
@@ -78,7 +170,7 @@ def _layout(path: Path, component: str) -> Iterator[None]:
         raise StudentError(f"{path} cannot be converted.", [Complaint(component, what)]) from error
 
 
-def _transformer(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
+def _transformer(source: Mapping[str, Weight]) -> tuple[dict[str, Any], dict[str, Weight]]:
     from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
     return infer_transformer_config(source), _convert(source, convert_sd3_transformer_checkpoint_to_diffusers, "transformer")
@@ -94,7 +186,11 @@ def _vae(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], di
 
 
 def _convert(source: Mapping[str, Weight], converter: Any, component: str) -> dict[str, Weight]:
-    """Run a converter on row numbers and read the weights from what it makes of them."""
+    """Run a converter on row numbers and read the weights from what it makes of them.
+
+    Raises:
+        StudentError: there are tensors that the converter does not know; it would leave them out without a word.
+    """
     import torch
 
     names = list(source)
@@ -105,7 +201,11 @@ def _convert(source: Mapping[str, Weight], converter: Any, component: str) -> di
             raise ValueError(f"{name} has no rows")
         numbers = torch.arange(shape[0] if shape else 1, dtype=torch.int64) + (i << _ROW_BITS)
         rows[name] = numbers.reshape([-1, *[1] * (len(shape) - 1)])
-    converted = converter(rows)
+    converted = converter(dict(rows))  # some take out of the mapping what they have converted
+    taken = {int(i) for numbers in converted.values() for i in np.unique(numbers.numpy() >> _ROW_BITS)}
+    if unknown := [name for i, name in enumerate(names) if i not in taken]:
+        complaints = [Complaint(f"{component}: {name}", "unknown tensor", "no such tensor") for name in sorted(unknown)]
+        raise StudentError("", complaints, "remove them from the file where they are of no use")
     return {name: _from_rows(name, numbers.numpy(), [source[n] for n in names], component) for name, numbers in converted.items()}
 
 
@@ -170,11 +270,6 @@ def infer_vae_config(source: Mapping[str, Weight]) -> dict[str, Any]:
         "scaling_factor": 1.5305,
         "shift_factor": 0.0609,
     }
-
-
-def _below(source: Mapping[str, Weight], prefix: str, keep: bool = False) -> dict[str, Weight]:
-    """The tensors under a prefix, with or without it."""
-    return {name if keep else name.removeprefix(prefix): weight for name, weight in source.items() if name.startswith(prefix)}
 
 
 def _folder_config(folder: Path, component: str) -> dict[str, Any]:

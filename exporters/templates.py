@@ -18,7 +18,7 @@ _CLASSES = {
     "vae": "AutoencoderKL",
 }
 # Tensors that older checkpoints carry and no forward pass reads, and names that are another tensor's alias.
-_IGNORED = {"text_model.embeddings.position_ids"}
+DEAD_TENSORS = {"text_model.embeddings.position_ids"}
 _ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 
 
@@ -81,7 +81,7 @@ def check_weights(component: str, config: dict[str, Any], weights: dict[str, Wei
         if alias in weights:
             weights.setdefault(name, weights[alias])
             del weights[alias]
-    for name in _IGNORED & weights.keys():
+    for name in DEAD_TENSORS & weights.keys():
         del weights[name]
     complaints = [
         Complaint(f"{component}: {name}", "missing", str(list(expected[name]))) for name in expected.keys() - weights.keys()

@@ -20,6 +20,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Attributes:
         student: its folder.
+        variant: of its weight files.
+        ignore_lora: whether a LoRA beside them is left out.
         fingerprint: of the student, as the bundle's manifest has it.
         height: of pictures, in pixels.
         width: likewise.
@@ -45,10 +47,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     clip_tokens: int
     folder: str
     threads: int | None = None
+    variant: str | None = None
+    ignore_lora: bool = False
 
     def open_student(self) -> Student:
         """The student, without the parts that take no part."""
-        return open_student(Path(self.student), without=() if self.keep_t5 else OPTIONAL_COMPONENTS)
+        return open_student(Path(self.student), self.variant, () if self.keep_t5 else OPTIONAL_COMPONENTS, self.ignore_lora)
 
 
 class Peer(Protocol):

@@ -15,7 +15,7 @@ from deploy.errors import InputError
 from deploy.tune import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
 from deploy.tune_report import picture_db, table, write_report
 from exporters.restructure.denoiser import reads_modulated
-from exporters.student import BUILTIN_STUDENT, Student, open_student
+from exporters.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration
 from quantization.profile import load_profile
 from quantization.schemes import parse_scheme
@@ -147,7 +147,7 @@ def test_what_cannot_be_had(request_: TuneRequest, tuned: Tuned, change: dict, m
 
 
 def test_prompts(tmp_path: Path) -> None:
-    assert len(default_prompts(open_student(BUILTIN_STUDENT))) == 128
+    assert len(default_prompts(BUILTIN_STUDENT)) == 128
     (tmp_path / "p.txt").write_text("one\n\n  two \n", "utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("one", "two")
     for content in (b"", b"\xff\xfe"):

@@ -146,6 +146,11 @@ def pipe(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def dangling_default(folder: Path) -> None:
+    (folder / "student.json").unlink()
+    (folder / "student.json").symlink_to("nowhere")
+
+
 BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "renamed, reshaped": (
         rename,
@@ -192,7 +197,7 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
         r"steps is wrong \(expected a whole number from 1 to 1000, got '4'\)",
     ),
     "too many steps": (lambda f: (f / "student.json").write_text('{"steps": 1001}'), r"from 1 to 1000, got 1001"),
-    "default that leads nowhere": (lambda f: (f / "student.json").symlink_to("nowhere"), r"student.json: no such file"),
+    "default that leads nowhere": (dangling_default, r"student.json: no such file"),
     "default that is true": (lambda f: (f / "student.json").write_text('{"steps": true}'), r"steps is wrong .* got True"),
     "huge default": (lambda f: (f / "student.json").write_text('{"height": 1e999}'), r"height is wrong"),
     "huge sigma": (lambda f: (f / "student.json").write_text('{"sigmas": [' + "9" * 400 + "]}"), r"sigmas is wrong"),
