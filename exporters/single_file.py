@@ -154,7 +154,7 @@ def _drop_projection(weights: dict[str, Weight], size: int, notes: list[str]) ->
     """
     held = weights.pop(_PROJECTION, None)
     weights[_PROJECTION] = _identity(size)
-    if held is not None and not np.array_equal(held.load().astype(np.float32), np.eye(*held.shape[:1])):
+    if held is not None and not np.array_equal(held.load().astype(np.float32), np.eye(held.shape[0])):
         notes.append("text_encoder: the file's text_projection is not used: in single files of this family it is the identity")
 
 

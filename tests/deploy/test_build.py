@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import deploy.budget
 import deploy.build
-from deploy.build import BuildRequest, Silent, build
+from deploy.build import BuildRequest, Silent, build, plan
 from deploy.bundle import Bundle, check_files, locked, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
 from deploy.runtime import Pipeline
@@ -50,6 +50,27 @@ def small(students: dict[str, Student], output: Path, **changes: object) -> Buil
         BuildRequest(output=output, student=students["tiny"].path, height=32, width=48, max_sequence_length=7, parity="never"),
         **changes,
     )
+
+
+def test_a_plan_takes_over_what_the_student_has_to_say(students: dict[str, Student], tiny_folder: Path, tmp_path: Path) -> None:
+    (tiny_folder / "student.json").unlink()
+    save_file({"x.lora_A.weight": np.ones((2, 2), np.float32)}, tiny_folder / "pytorch_lora_weights.safetensors")
+    request = small(students, tmp_path / "b", student=tiny_folder)
+    with pytest.raises(InputError, match=r"is a LoRA, which would be left out[\s\S]*--ignore-lora"):
+        plan(request)
+    left_out, guidance = plan(replace(request, ignore_lora=True)).notes
+    assert left_out.startswith("LoRA left out: pytorch_lora_weights.safetensors")
+    assert guidance.startswith("guidance is off")
+
+
+def test_a_tier_that_keeps_t5_keeps_what_there_is(students: dict[str, Student], tiny_folder: Path, tmp_path: Path) -> None:
+    (tiny_folder / "text_encoder_3" / "model.safetensors").unlink()
+    request = small(students, tmp_path / "b", student=tiny_folder, tier="desktop-gpu-24gb")
+    made = plan(request)
+    assert not made.options.keep_t5
+    assert "its weights are not there" in made.notes[0]
+    with pytest.raises(InputError, match="text_encoder_3: cannot be kept"):
+        plan(replace(request, keep_t5=True))
 
 
 def left_behind(folder: Path) -> list[str]:

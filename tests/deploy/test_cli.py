@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from deploy.bundle import Bundle
+from deploy.cli import app
 from deploy.cli_reference import START, cli_reference, with_reference
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,15 @@ def test_inspect(builtin_bundle: Bundle) -> None:
     assert "denoiser" in text
 
 
+def test_every_command_that_takes_a_student_takes_its_options() -> None:
+    commands = typer.main.get_command(app).commands
+    options = {name: {option for p in command.params for option in (p.name, *p.opts)} for name, command in commands.items()}
+    of_students = {name for name, found in options.items() if "--variant" in found}
+    assert of_students == {"build", "calibrate", "tune", "verify", "bench", "inspect"}
+    assert of_students == {name for name, found in options.items() if "--ignore-lora" in found}
+    assert of_students >= {name for name, found in options.items() if "student" in found}
+
+
 BAD_CALLS = {
     "no bundle": (["generate", "nowhere", "x"], "nowhere is not a bundle"),
     "unknown file type": (["generate", "{bundle}", "x", "-o", "x.gif"], "unknown kind of file"),
@@ -132,6 +143,9 @@ BAD_CALLS = {
     "wrong precision": (["build", "-o", "b", "--precision", "int8"], "'int8' is not one of 'fp32', 'fp16'"),
     "neither": (["inspect", "."], "is not a student"),
     "variant of nothing": (["verify", "{bundle}", "--variant", "fp16"], "--variant: no student is given"),
+    "LoRA of nothing": (["verify", "{bundle}", "--ignore-lora"], "--ignore-lora: no student is given"),
+    "benchmark of a variant of nothing": (["bench", "{bundle}", "--variant", "fp16"], "--variant: pictures are judged"),
+    "hub id": (["build", "org/sd3.5-turbo", "-o", "b"], "org/sd3.5-turbo is not here; it looks like a model hub's id"),
     "more dual layers than layers": (["make-student", "--dual-layers", "4", "-o", "s"], "--dual-layers: more than there are"),
 }
 

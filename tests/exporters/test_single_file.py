@@ -69,6 +69,118 @@ def test_clips_come_from_the_file(student: Student, tmp_path: Path) -> None:
     assert np.array_equal(opened.weights["text_encoder"]["text_projection.weight"].load(), np.eye(32))  # as diffusers sets it
 
 
+def clips_with_a_projection(student: Student) -> original.Arrays:
+    projection = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    return original.clips(student) | {"text_encoders.clip_l.transformer.text_projection.weight": projection}
+
+
+def test_the_projection_of_clip_l_is_the_identity_whatever_the_file_holds(student: Student, tmp_path: Path) -> None:
+    """CLIP-L's, not CLIP-G's; compared with what diffusers makes of the same file."""
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from safetensors.torch import load_file
+    from transformers import CLIPTextModelWithProjection
+
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    file = original.write(folder / "sd3.safetensors", original.transformer(student), clips_with_a_projection(student))
+    opened = open_student(file)
+    for component in ("text_encoder", "text_encoder_2"):
+        reference = create_diffusers_clip_model_from_ldm(
+            CLIPTextModelWithProjection, load_file(file), component, str(folder), local_files_only=True
+        )
+        expected = reference.state_dict()
+        assert opened.weights[component].keys() == expected.keys()
+        assert all(np.array_equal(w.load(), expected[name].numpy()) for name, w in opened.weights[component].items())
+    assert opened.notes == (
+        "text_encoder: the file's text_projection is not used: in single files of this family it is the identity",
+    )
+
+
+def test_an_identity_in_the_file_is_nothing_to_tell(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    tensors = clips_with_a_projection(student)
+    tensors["text_encoders.clip_l.transformer.text_projection.weight"] = np.eye(32, dtype=np.float32)
+    assert open_student(original.write(folder / "sd3.safetensors", original.transformer(student), tensors)).notes == ()
+
+
+def other_vae(student: Student) -> original.Arrays:
+    return {name.replace("first_stage_model.", "vae."): 2 * value for name, value in original.vae(student).items()}
+
+
+def test_a_vae_under_its_other_name_is_read(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    opened = open_student(original.write(folder / "sd3.safetensors", original.transformer(student), other_vae(student)))
+    assert opened.notes == ()
+    for name, weight in student.weights["vae"].items():
+        assert np.array_equal(opened.weights["vae"][name].load(), 2 * weight.load())
+
+
+def test_two_vaes_are_nobodys_choice(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    both = original.vae(student) | other_vae(student)
+    with pytest.raises(StudentError, match=r"holds two VAEs \(expected one, got first_stage_model\.\* and vae\.\*\)"):
+        open_student(original.write(folder / "sd3.safetensors", original.transformer(student), both))
+
+
+def test_tensors_that_no_component_takes_are_told(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    strange = {"conditioner.embedders.0.x": np.zeros(3), "conditioner.embedders.0.y": np.zeros(3)}
+    dead = {"text_encoders.clip_l.logit_scale": np.zeros(1), "first_stage_model.loss.logvar": np.zeros(1)}
+    file = original.write(folder / "sd3.safetensors", original.transformer(student), original.vae(student), strange, dead)
+    assert open_student(file).notes == ("2 tensors of the file belong to no component and are not read: conditioner.embedders",)
+
+
+def test_tensors_that_the_converters_would_drop_are_refused(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    tensors = original.transformer(student) | original.vae(student)
+    tensors["model.diffusion_model.joint_blocks.0.x_block.attn.gate.weight"] = np.zeros(3)
+    tensors["first_stage_model.decoder.mid.extra.weight"] = np.zeros(3)
+    with pytest.raises(StudentError) as caught:
+        open_student(original.write(folder / "sd3.safetensors", tensors))
+    assert {c.what for c in caught.value.complaints} == {"unknown tensor"}
+    assert len(caught.value.complaints) == 2
+
+
+def test_only_what_is_used_must_have_a_type_that_can_be_read(student: Student, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    file = original.write(folder / "sd3.safetensors", original.transformer(student), original.clips(student))
+    prefix = "text_encoders.t5xxl.transformer."
+    t5 = {
+        f"{prefix}{name}": torch.zeros(w.shape, dtype=torch.float8_e4m3fn)
+        for name, w in student.weights["text_encoder_3"].items()
+    }
+    save_file(load_file(file) | t5 | {f"{prefix}scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
+    opened = open_student(file, without=("text_encoder_3",))
+    assert not opened.has_t5
+    assert opened.notes == ()
+    with pytest.raises(StudentError, match=r"text_encoder_3 is stored as F8_E4M3[\s\S]*--drop-t5") as caught:
+        open_student(file)
+    assert len(caught.value.complaints) == 1
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_wrappers_in_a_single_file(wrapper: str, student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    inner = {
+        name.replace("model.diffusion_model.", f"model.diffusion_model.{wrapper}"): value
+        for name, value in original.transformer(student).items()
+    }
+    opened = open_student(original.write(folder / "sd3.safetensors", inner))
+    assert differences(student, opened) == []
+    assert opened.notes == (f"checkpoint: tensors are named with {wrapper} and read without it",)
+
+
+def test_a_lora_beside_a_single_file(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    file = original.write(folder / "sd3.safetensors", original.transformer(student))
+    save_file({"transformer.x.lora_A.weight": np.ones((2, 2), np.float32)}, folder / "pytorch_lora_weights.safetensors")
+    with pytest.raises(StudentError, match=r"pytorch_lora_weights.safetensors: is a LoRA"):
+        open_student(file)
+    assert open_student(file, ignore_lora=True).adapters == (folder / "pytorch_lora_weights.safetensors",)
+
+
 def test_file_without_the_rest_of_a_student(student: Student, tmp_path: Path) -> None:
     file = original.write(tmp_path / "sd3.safetensors", original.transformer(student))
     with pytest.raises(
