@@ -1,8 +1,8 @@
 """LoRAs and their kin beside a student's weights. They are not applied, and without them other pictures are drawn.
 
 They are known by the names of their tensors, whatever the file is called: PEFT's ``lora_A``, kohya's ``lora_down`` and
-``lora_unet_...``, diffusers' older ``to_q_lora.down``, DoRA's ``dora_scale``, LyCORIS' ``hada_w1_a`` and ``lokr_w1``. Pickle
-files are not opened: they are known by the names that such files have.
+``lora_unet_...``, diffusers' older ``to_q_lora.down``, DoRA's ``dora_scale``, LyCORIS' ``hada_w1_a`` and ``lokr_w1``. What
+cannot be read, or is a pickle that is not opened, is known by the names that such files have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from exporters.errors import Complaint, StudentError
 from exporters.recognise import FUSE, PICKLE_SUFFIXES
 
 _TENSOR = re.compile(r"(?:^|[._])(?:lora|dora|loha|locon|hada|lokr|oft|boft|ia3|vera|glora)(?:[._]|$)", re.IGNORECASE)
-_PICKLE = re.compile(r"(?:^|[^a-z])lora(?:[^a-z]|$)|^adapter_model\.", re.IGNORECASE)
+_NAME = re.compile(r"(?:^|[^a-z])lora(?:[^a-z]|$)|^adapter_model\.", re.IGNORECASE)
 _BASE = ".base_layer."
 
 
@@ -36,9 +36,12 @@ def holds_unfused(names: Collection[str]) -> bool:
 def is_adapter(file: Path) -> bool:
     """Whether a file is an adapter, and not weights (with or without one)."""
     if file.suffix in PICKLE_SUFFIXES:
-        return bool(_PICKLE.search(file.name)) and file.is_file()
-    names = tensor_names(file) if file.suffix == ".safetensors" else []
-    return not holds_unfused(names) and 2 * len(adapter_tensors(names)) >= len(names) > 0
+        return bool(_NAME.search(file.name)) and file.is_file()
+    if file.suffix != ".safetensors":
+        return False
+    if not (names := tensor_names(file)):  # damaged, or a pointer to what was not downloaded
+        return bool(_NAME.search(file.stem + "."))
+    return not holds_unfused(names) and 2 * len(adapter_tensors(names)) >= len(names)
 
 
 def tensor_names(file: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from exporters.adapters import holds_unfused, unfused
+from exporters.adapters import adapter_tensors, holds_unfused, unfused
 from exporters.errors import Complaint, StudentError
 from exporters.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
 from exporters.templates import DEAD_TENSORS
@@ -66,11 +66,9 @@ class SafetensorsFile:
             # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
             self._handle: Any = safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise StudentError(
-                "A weight file cannot be read.",
-                [Complaint(f"{component}: {file}", f"truncated or not a safetensors file: {error}")],
-                AGAIN,
-            ) from error
+            what = "cannot be read" if isinstance(error, OSError) else "truncated or not a safetensors file"
+            complaint = Complaint(f"{component}: {file}", f"{what}: {error}")
+            raise StudentError("A weight file cannot be read.", [complaint], AGAIN) from error
         self.names: dict[str, str] = {}
         self.wrappers: set[str] = set()
         twice = []
@@ -144,13 +142,13 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         except StudentError as error:
             errors.append(error)
     names = [name for found in opened for name in found.names]
-    if holds_unfused(names):
+    if holds_unfused(names) or adapter_tensors(names):
         raise unfused(component, str(folder))
     if tool := quantization(names):
         raise quantized(component, str(folder), tool)
     for found in opened:
         try:
-            more = found.weights(found.names.keys() - DEAD_TENSORS, component)
+            more = found.weights([name for name in found.names if name not in DEAD_TENSORS], component)
         except StudentError as error:
             errors.append(error)
             continue

@@ -29,7 +29,8 @@ class StudentError(InputError):
         complaints = [c for error in errors for c in error.complaints or [Complaint("student", error.headline)]]
         kinds = list(dict.fromkeys(error.kind for error in errors if error.kind))
         remedies = dict.fromkeys(error.remedy for error in errors if error.remedy)
-        more = f": {'; '.join(kinds)}" if kinds else ""
+        more = f": {'; '.join(kinds[:3])}" if kinds else ""
+        more += f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
         return cls(f"{headline}{more}.", complaints, "; ".join(remedies), "; ".join(kinds))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporters.adapters import is_adapter
 from exporters.errors import Complaint, StudentError
-from exporters.recognise import AGAIN, PICKLE_SUFFIXES, UNQUANTIZED
+from exporters.recognise import AGAIN, PICKLE_SUFFIXES, UNQUANTIZED, file_kind
 
 STEMS = ("diffusion_pytorch_model", "model")
 LONGEST_NAME = 255  # bytes, of every file system that matters
@@ -164,6 +164,8 @@ def _names(files: Sequence[Path]) -> str:
 
 def _shards(folder: Path, index: Path, component: str) -> list[Path]:
     try:
+        if (kind := file_kind(index)) is not None:
+            raise StudentError("", [Complaint(str(index), kind.what)], kind.remedy, f"{index.name} of {component} {kind.what}")
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

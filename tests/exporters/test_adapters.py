@@ -69,6 +69,12 @@ def test_what_is_not_opened_is_known_by_its_name(name: str, tiny_folder: Path) -
         open_student(tiny_folder)
 
 
+def test_a_lora_that_was_not_downloaded_is_known_by_its_name(tiny_folder: Path) -> None:
+    (tiny_folder / "pytorch_lora_weights.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(StudentError, match=r"pytorch_lora_weights.safetensors: is a LoRA"):
+        open_student(tiny_folder)
+
+
 def test_a_lora_of_what_is_left_out_does_not_matter(tiny_folder: Path) -> None:
     write(tiny_folder / "text_encoder_3" / "adapter_model.safetensors", list(DIFFUSERS))
     assert open_student(tiny_folder, without=("text_encoder_3",)).adapters == ()

@@ -43,6 +43,11 @@ PARTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "GGUF": (weights(b"GGUF\x03\0\0\0"), "of transformer is a GGUF file", "the checkpoint that it was made of"),
     "empty": (weights(b""), "of transformer is empty", "copy or download"),
     "pickle": (weights(b"PK\x03\x04"), "of transformer is a pickle checkpoint", "convert it to safetensors"),
+    "git-lfs index of shards": (
+        lambda f: (f / "vae" / WEIGHTS).rename(f / "vae" / f"{WEIGHTS}.index.json").write_bytes(POINTER),
+        "index.json of vae is a git-lfs pointer",
+        "git lfs pull",
+    ),
     "git-lfs tokenizer": (
         lambda f: (f / "tokenizer" / "tokenizer.json").write_bytes(POINTER),
         "tokenizer.json is a git-lfs pointer",
