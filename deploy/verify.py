@@ -111,6 +111,7 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
     student = source.open()
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
+        got += ", without text_encoder_3, whose weights are not there" if options.keep_t5 and not student.has_t5 else ""
         report.complaints.append(
             Complaint(str(source.path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )

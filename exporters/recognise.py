@@ -53,6 +53,8 @@ def file_kind(file: Path) -> Kind | None:
             "is a web page, not the file itself",
             "download the file itself; a licence may have to be accepted or a login be given",
         )
+    if text.startswith((b"entry not found", b"repository not found", b"invalid username", b"access to model", b'{"error"')):
+        return Kind("is a server's refusal, not the file itself", "download the file itself, with the access that it needs")
     if head.startswith(b"GGUF"):
         return Kind("is a GGUF file", UNQUANTIZED)
     if file.suffix in PICKLE_SUFFIXES or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):

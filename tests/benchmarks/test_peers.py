@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from benchmarks.drawing import Wanted
 from benchmarks.peers.diffusers_eager import DiffusersEager
@@ -37,6 +39,19 @@ def job_of(student: Student, folder: Path) -> Job:
         folder=str(folder),
         threads=1,
     )
+
+
+def test_peers_open_the_student_as_bench_was_asked_to(students: dict[str, Student], tiny_folder: Path, tmp_path: Path) -> None:
+    save_file({"x.lora_A.weight": np.ones((2, 2), np.float32)}, tiny_folder / "pytorch_lora_weights.safetensors")
+    plain = tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    job = msgspec.structs.replace(job_of(students["tiny"], tmp_path), student=str(tiny_folder))
+    with pytest.raises(InputError, match="is a LoRA"):
+        job.open_student()
+    asked = msgspec.structs.replace(job, ignore_lora=True, variant="fp16")
+    opened = read_job(msgspec.json.encode(asked).decode()).open_student()
+    assert not opened.has_t5
+    assert opened.adapters
 
 
 def test_plain_exports_draw_what_diffusers_draws(students: dict[str, Student], tmp_path: Path) -> None:
