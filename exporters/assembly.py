@@ -18,6 +18,7 @@ from exporters.structure import check_fit, check_scheduler, check_tokenizer
 from exporters.student import TOKENIZERS, Student, StudentSource, stamp
 from exporters.templates import check_weights, resolve_config
 from exporters.weights import Weight
+from quantization.errors import LONGEST_HEADLINE, shortened
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,15 @@ def assemble(
     said += [] if given else _loose_notes(folder, found)
     said += filter(None, [_guidance(source.path, folder, parts, defaults)])
     student = Student(
-        source.path, folder, parts.configs, parts.weights, tuple(parts.files), defaults, notes=tuple(said), adapters=found
+        source.path, folder, parts.configs, parts.weights, tuple(parts.files), defaults, notes=_printable(said), adapters=found
     )
     student.stamps.update({file: stamp(file) for file in student.files()})
     return student
+
+
+def _printable(notes: Sequence[str]) -> tuple[str, ...]:
+    """What foreign files say, such as names of tensors, must neither fill a screen nor drive it."""
+    return tuple(shortened(note, LONGEST_HEADLINE) for note in notes)
 
 
 def _loose_notes(folder: Path, found: Sequence[Path]) -> list[str]:

@@ -129,6 +129,14 @@ def test_tensors_that_no_component_takes_are_told(student: Student, tmp_path: Pa
     assert open_student(file).notes == ("2 tensors of the file belong to no component and are not read: conditioner.embedders",)
 
 
+def test_names_in_notes_are_short_and_printable(student: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    strange = {"\x1b[2J" * 10_000: np.zeros(3)}
+    (note,) = open_student(original.write(folder / "sd3.safetensors", original.transformer(student), strange)).notes
+    assert note.isprintable()
+    assert len(note) <= 1000
+
+
 def test_tensors_that_the_converters_would_drop_are_refused(student: Student, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(student.path, tmp_path / "s"))
     tensors = original.transformer(student) | original.vae(student)
