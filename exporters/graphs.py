@@ -281,7 +281,7 @@ def _check(student: Student, options: GraphOptions) -> None:
         if size <= 0 or size % step or size > limit:
             complaints.append(Complaint(name, "does not fit the student", f"a multiple of {step}, at most {limit}", str(size)))
     if options.keep_t5 and not student.has_t5:
-        complaints.append(Complaint("text_encoder_3", "cannot be kept: the student has no weights of it"))
+        complaints.append(Complaint("text_encoder_3", "cannot be kept: the student has none"))
     if not options.timesteps:
         complaints.append(Complaint("steps", "none", "at least 1"))
     for name in ("text_encoder", "text_encoder_2"):
