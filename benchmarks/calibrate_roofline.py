@@ -34,6 +34,7 @@ from benchmarks.cost import GraphCost, Operator
 from benchmarks.onnx_cost import count_onnx
 from benchmarks.roofline import Efficiency, Place, Processor
 from benchmarks.timing import openvino_model, session
+from quantization.files import write_bytes, write_text
 
 FILE = Path(__file__).with_name("efficiencies.toml")
 RUN_ONCE = (
@@ -277,7 +278,7 @@ def main() -> None:
         samples = tuple(measure(options.bundles, options.runs, lambda text: print(text, flush=True)))
         found = Samples(_cpu_name(), peaks, bandwidth, samples)
     if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+        write_bytes(options.json, msgspec.json.format(msgspec.json.encode(found), indent=1))
     peaks_said = ", ".join(f"{unit} {gflops:.0f} GFLOP/s" for unit, gflops in found.peak_gflops.items())
     print(f"\n{found.machine}, one thread: {peaks_said}, {found.bandwidth_gb_s:.1f} GB/s")
     for target in dict.fromkeys(sample.target for sample in found.samples):
@@ -346,7 +347,7 @@ def write_section(file: Path, name: str, text: str) -> None:
     sections = before.split("\n[")
     kept = [part if i == 0 else f"[{part}" for i, part in enumerate(sections)]
     kept = [part.rstrip() + "\n" for part in kept if part.strip() and not part.lstrip().startswith(f"[{name}]")]
-    file.write_text("\n".join([*kept, text]), "utf-8")
+    write_text(file, "\n".join([*kept, text]))
 
 
 def _cpu_name() -> str:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.students import PRESETS, ClipShape, make_student
+from quantization.files import write_text
 from quantization.profile import Profile, Rule, profile_toml
 from quantization.schemes import parse_scheme
 
@@ -60,7 +61,7 @@ def main() -> None:
     work = parser.parse_args().work
     (work / "bundles").mkdir(parents=True, exist_ok=True)
     for scheme in SCHEMES:
-        (work / f"{scheme}.toml").write_text(profile_toml(profile(scheme), "products in one scheme"), "utf-8")
+        write_text(work / f"{scheme}.toml", profile_toml(profile(scheme), "products in one scheme"))
     for name in ("builtin", *STUDENTS):
         if name in STUDENTS and not (work / name).exists():
             make_student(STUDENTS[name], work / name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ import numpy as np
 from exporters.errors import Complaint, ExportError
 from exporters.student import BUILTIN_STUDENT
 from exporters.templates import component_class, expected_shapes
+from quantization.folders import new_folder
 
 DTYPES = {
     "fp16": ("F16", np.dtype(np.float16)),
@@ -146,18 +148,23 @@ def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Cal
 
     Raises:
         ExportError: the folder is there already.
+        WritingError: it cannot be written; nothing is left behind.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ExportError("The student is not written.", [Complaint(str(folder), "is there already")], "give another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(folder) as draft:
+        _write(shape, draft, seed, progress)
+    return folder
+
+
+def _write(shape: StudentShape, draft: Path, seed: int, progress: Callable[[int, int], None] | None) -> None:
     configs = _configs(shape)
     tag, dtype = DTYPES[shape.dtype]
     shapes = {component: expected_shapes(component, config) for component, config in configs.items()}
     total = sum(math.prod(s) * dtype.itemsize for tensors in shapes.values() for s in tensors.values())
     written = 0
     for i, (component, tensors) in enumerate(shapes.items()):
-        target = partial / component
+        target = draft / component
         target.mkdir(parents=True)
         (target / "config.json").write_text(json.dumps(configs[component], indent=2))
         stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
@@ -170,9 +177,7 @@ def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Cal
                 written += math.prod(size) * dtype.itemsize
                 if progress:
                     progress(written, total)
-    _write_rest(shape, configs, partial)
-    partial.rename(folder)
-    return folder
+    _write_rest(shape, configs, draft)
 
 
 def _header(tensors: dict[str, tuple[int, ...]], tag: str, dtype: np.dtype[Any]) -> bytes:

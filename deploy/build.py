@@ -27,6 +27,7 @@ from deploy.bundle import (
     check_place,
     locked,
     partial_folder,
+    real_place,
     record_file,
     remove_strangers,
     seal,
@@ -77,6 +78,8 @@ from exporters.templates import OPTIONAL_COMPONENTS
 from exporters.tokenizers import open_tokenizers
 from quantization.calibration import Calibration
 from quantization.errors import printable
+from quantization.files import write_bytes
+from quantization.folders import claim_folder, remove_empty, remove_tree
 from quantization.profile import Profile, load_profile, uniform
 
 COMPONENTS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"})
@@ -297,36 +300,27 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
         CheckFailed: a graph does not compute what diffusers computes; no bundle is made.
     """
     reporter = reporter or Silent()
-    request = replace(request, output=request.output.resolve())
+    request = replace(request, output=real_place(request.output))
     reporter.stage("opening the student")
     made = _fitted(plan(request))
     for note in made.notes:
         reporter.note(note)
     partial = partial_folder(request.output)
     made_folders = [folder for folder in partial.parents if not folder.exists()]  # innermost first
+    claim_folder(partial)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
         with locked(partial), interruptible():
             if not any(partial.glob("*.done.json")):  # else part of it is on the disk already
                 _check_disk(partial, _least_bytes(made))
             return _build(made, partial, reporter)
     except Exception as error:  # an interruption is none: then the finished graphs stay for the next build
         if not isinstance(error, BundleBusyError):
-            shutil.rmtree(partial, ignore_errors=True)
-            _remove_empty(made_folders)
+            remove_tree(partial)
+            remove_empty(made_folders)
         if isinstance(error, OSError):
             complaint = Complaint(str(error.filename or partial), error.strerror or str(error))
             raise InputError("The bundle cannot be written.", [complaint], "free some space or build elsewhere") from error
         raise
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    """Folders that were made for this bundle; what has come into them since keeps them."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
 
 
 def _least_bytes(made: Plan) -> int:
@@ -575,9 +569,7 @@ def _done_file(partial: Path, graph: GraphSpec) -> Path:
 
 def _mark_finished(partial: Path, graph: GraphSpec, key: str, done: _Done) -> None:
     file = _done_file(partial, graph)
-    draft = file.with_suffix(".draft")
-    draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(done, key=key)))
-    draft.rename(file)
+    write_bytes(file, msgspec.json.encode(msgspec.structs.replace(done, key=key)))
 
 
 def _finished(partial: Path, graph: GraphSpec, key: str) -> _Done | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifest, read_manifest
 from exporters.files import hash_file
+from quantization.files import draft_name, is_own, write_bytes
+from quantization.folders import claim_folder, put_in_place
 
 LOCK = ".lock"
 
@@ -48,7 +49,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     complaints = []
     for record in manifest.files:
         file = folder / record.path
-        if not stays_inside(file, folder):
+        if not is_own(file, folder):
             complaints.append(Complaint(str(file), "leads outside the bundle"))
         elif not file.is_file():
             complaints.append(Complaint(str(file), "missing"))
@@ -124,6 +125,18 @@ def check_place(output: Path, force: bool) -> None:
         raise InputError(f"{output} holds more than a bundle and is not replaced.", complaints, "move these files away")
 
 
+def real_place(output: Path) -> Path:
+    """Where a bundle really goes: a link to a folder is followed, one to nothing is not.
+
+    Raises:
+        InputError: it is a link that leads nowhere.
+    """
+    if output.is_symlink() and not output.exists():
+        complaint = Complaint(str(output), "is a link that leads nowhere", got=str(output.readlink()))
+        raise InputError("The bundle cannot be written.", [complaint], "remove the link, or give another folder")
+    return Path(os.path.realpath(output))
+
+
 def partial_folder(target: Path) -> Path:
     """Where a bundle is put together: a hidden sibling, so that the rename stays on one file system."""
     return target.with_name(f".{target.name}.partial")
@@ -140,8 +153,7 @@ def locked(partial: Path) -> Iterator[None]:
         import fcntl
     except ImportError:  # Windows: bundles run there, and are built elsewhere
         raise BundleError("Bundles are built on Linux or macOS.", remedy="build there and copy the folder") from None
-    if partial.is_symlink():  # what is not this build's is removed from the folder at the end
-        raise InputError("The bundle cannot be written.", [Complaint(str(partial), "is a link")], "remove it")
+    claim_folder(partial)  # what is not this build's is removed from the folder at the end
     file = partial / LOCK
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as stream:
         try:
@@ -165,33 +177,18 @@ def seal(partial: Path, target: Path, manifest: Manifest, force: bool = False) -
     Raises:
         BundleError: something has come to that place since the build began.
     """
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise BundleError(f"{target} has come to be while the bundle was built.", remedy="move it away, or build with --force")
     content = manifest.to_json()
     parse_manifest(content, partial / NAME)  # before the rename: a bundle that cannot be read must not take its place
-    with (partial / NAME).open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    partial.rename(target)
-    (target / LOCK).unlink(missing_ok=True)  # not before: whoever comes meanwhile must find it held
-    shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(target.parent)
-    return open_bundle(target)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    write_bytes(partial / NAME, content)
+    whole = draft_name(target)  # an older bundle must not come to the partial one's place: the next build would go on in it
+    partial.rename(whole)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def stays_inside(file: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, links followed."""
-    return file.resolve().is_relative_to(folder.resolve())
+        put_in_place(whole, target, force)
+    except BaseException:
+        if not (target / LOCK).exists():  # it has not come to its place
+            whole.rename(partial)
+        raise
+    (target / LOCK).unlink(missing_ok=True)  # not before: whoever comes meanwhile must find it held
+    return open_bundle(target)

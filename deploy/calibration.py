@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -14,6 +14,7 @@ from deploy.request import BuildRequest
 from exporters.calibrate import calibrate
 from exporters.student import Student
 from quantization.calibration import FILE, Calibration
+from quantization.folders import new_folder
 
 
 def default_prompts(student: Path) -> tuple[str, ...]:
@@ -62,16 +63,13 @@ def calibrate_student(
     Raises:
         InputError: the student, the tier, an option, the prompts or the folder cannot be used.
     """
-    output = request.output.resolve()
-    if output.exists() and not (request.force and (output / FILE).is_file()):
+    output = Path(os.path.realpath(request.output))
+    if os.path.lexists(output) and not (request.force and (output / FILE).is_file()):
         remedy = "give another folder" if request.force else "give another folder, or --force to replace a calibration"
         raise InputError(f"{output} is there already.", remedy=remedy)
-    draft = output.with_name(f".{output.name}.partial")
-    made = plan(replace(request, output=draft / "never"))
+    made = plan(replace(request, output=output / "never"))
     chosen = (default_prompts(made.student.path) if prompts is None else read_prompts(prompts))[:count]
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
+    with new_folder(output, replace=request.force) as draft:
         calibrate(
             made.student,
             made.options,
@@ -81,11 +79,4 @@ def calibrate_student(
             seed=seed,
             on_prompt=lambda done: tell(f"calibrating, prompt {done} of {len(chosen)}"),
         )
-        if output.exists():
-            shutil.rmtree(output)
-        draft.rename(output)
-    except OSError as error:
-        raise InputError("The calibration cannot be written.", [Complaint(str(output), str(error))]) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Calibration(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -46,6 +47,8 @@ from deploy.cli_options import (
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.interrupts import interruptible
 from quantization.errors import listed
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     add_completion=False,
@@ -372,8 +375,8 @@ def generate(
     from deploy.progress import Steps
     from deploy.runtime import Pipeline
 
-    check_output(output)
     noise = None if latents is None else load_latents(latents)
+    check_output(output, num_images or (1 if noise is None else len(noise)))
     if noise is not None and num_images not in (None, len(noise)):
         complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
@@ -580,10 +583,11 @@ def main() -> None:
     except CheckFailed as error:
         messages.print(f"failed:\n{error}", markup=False)
         sys.exit(1)
-    except OSError as error:  # of a path that was given: a name too long, a folder that may not be entered
-        if error.filename is None:
+    except OSError as error:  # of a path that was given: a name too long, a folder that may not be entered; or of a full disk
+        if error.filename is None and error.errno not in FULL:
             raise
-        messages.print(f"error: {Complaint(os.fsdecode(error.filename), error.strerror or type(error).__name__)}", markup=False)
+        where = "output" if error.filename is None else os.fsdecode(error.filename)
+        messages.print(f"error: {Complaint(where, error.strerror or type(error).__name__)}", markup=False)
         sys.exit(2)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from deploy.cli_options import IgnoreLoraOption, VariantOption, builtin_or, messages, need_export
 from deploy.errors import Complaint, InputError
+from quantization.files import check_writable, write_bytes, write_text
 
 
 def bench(
@@ -76,9 +77,9 @@ def bench(
         student = builtin_or(student)
     if html_file is not None:
         need_export()
-    for file in (json_file, html_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InputError("The report cannot be written.", [Complaint(str(file), "no such folder")])
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None:
+            check_writable(file, option, "The report cannot be written.")
     if tuned is not None:
         from benchmarks.plots import heat_map
 
@@ -103,10 +104,10 @@ def bench(
         found = run_bench(request, status.update)
     results = found.results
     if json_file is not None:
-        json_file.write_bytes(results.to_json())
+        write_bytes(json_file, results.to_json())
     advice = advise(advice_tiers(), results.entries, results.rounds, forecasts(bundles))
     if html_file is not None:
-        html_file.write_text(html(results, advice, grid(found.pictures, results), tuned), "utf-8")
+        write_text(html_file, html(results, advice, grid(found.pictures, results), tuned))
     typer.echo(markdown(results, advice))
 
 
@@ -164,8 +165,8 @@ def predict(
     from deploy.bundle import open_bundle
     from deploy.predict import as_data, costs, predictions, render
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InputError("The forecast cannot be written.", [Complaint(str(json_file), "no such folder")])
+    if json_file is not None:
+        check_writable(json_file, "--json", "The forecast cannot be written.")
     opened = [open_bundle(folder) for folder in bundles]
     texts, data = [], []
     for bundle in opened:
@@ -175,5 +176,5 @@ def predict(
         texts.append(render(bundle, found, made))
         data.append(as_data(bundle, found, made))
     if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+        write_text(json_file, json.dumps(data, indent=2) + "\n")
     typer.echo("\n\n".join(texts))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from quantization.files import write_text
+
 START, END = "<!-- cli: made by python -m deploy.cli_reference -->", "<!-- cli end -->"
 WIDTH = 120
 
@@ -36,7 +38,7 @@ def with_reference(readme: str, reference: str) -> str:
 def main() -> None:
     """Rewrite the README in the current folder."""
     readme = Path("README.md")
-    readme.write_text(with_reference(readme.read_text("utf-8"), cli_reference()), "utf-8")
+    write_text(readme, with_reference(readme.read_text("utf-8"), cli_reference()))
 
 
 if __name__ == "__main__":

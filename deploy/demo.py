@@ -48,11 +48,10 @@ def run(out: Path) -> Path:
     """Build, verify and draw into ``out``; returns the contact sheet's path."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from PIL import Image
-
     from deploy.build import build
     from deploy.errors import CheckFailed
     from deploy.inspect import inspect_bundle, render
+    from deploy.pictures import write_picture
     from deploy.request import BuildRequest
     from deploy.runtime import Pipeline
     from deploy.verify import verify
@@ -77,7 +76,7 @@ def run(out: Path) -> Path:
     pictures = [pipeline.generate(prompt)[0] for prompt in PROMPTS]
     drawn = time.perf_counter()
     sheet = out / "demo.png"
-    Image.fromarray(contact_sheet(pictures, PROMPTS)).save(sheet)
+    write_picture(sheet, contact_sheet(pictures, PROMPTS))
     seconds = (built - began, verified - built, drawn - verified)
     print("\nbuilt in {:.1f} s, verified in {:.1f} s, four pictures in {:.2f} s".format(*seconds))
     print(sheet)

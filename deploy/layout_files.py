@@ -9,6 +9,7 @@ from typing import Any
 from exporters.defaults import read_json
 from exporters.graphs import GraphOptions
 from exporters.student import Student
+from quantization.files import write_text
 
 
 def write_layout_files(
@@ -34,7 +35,7 @@ def write_layout_files(
     for path, text in files.items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        write_text(file, text)
     return sorted(files)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from deploy.errors import Complaint, InputError
+from quantization.files import check_writable, write_array, write_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def check_output(file: Path) -> None:
+def check_output(file: Path, images: int = 1) -> None:
     """Refuse an output that could not be written, before any work is done.
+
+    Args:
+        file: as of :func:`save_pictures`.
+        images: how many pictures there will be.
 
     Raises:
         InputError: unknown suffix, or no folder to write to.
@@ -22,21 +27,8 @@ def check_output(file: Path) -> None:
     if file.suffix.lower() not in (*PICTURE_SUFFIXES, ".npy"):
         complaint = Complaint("-o", "unknown kind of file", " or ".join((*PICTURE_SUFFIXES, ".npy")), str(file))
         raise InputError("The pictures cannot be written.", [complaint])
-    probe = _draft(_numbered(file, 0))
-    try:
-        if file.is_dir():
-            raise InputError("The pictures cannot be written.", [Complaint("-o", "is a folder", "a file", str(file))])
-        if not file.parent.is_dir():
-            raise InputError(
-                "The pictures cannot be written.",
-                [Complaint("-o", "no such folder", got=str(file.parent))],
-                "make the folder first",
-            )
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        complaint = Complaint("-o", error.strerror or str(error), "a file that can be written", str(file))
-        raise InputError("The pictures cannot be written.", [complaint]) from error
+    for target in files_of(file, images):
+        check_writable(target, "-o", "The pictures cannot be written.")
 
 
 def load_latents(file: Path) -> np.ndarray:
@@ -65,38 +57,33 @@ def save_pictures(pictures: np.ndarray, file: Path) -> list[Path]:
     Raises:
         InputError: the disk is full, or the file cannot be written after all.
     """
+    files = files_of(file, len(pictures))
     if file.suffix.lower() == ".npy":
-        _write(file, lambda draft: np.save(draft, pictures))
-        return [file]
-    from PIL import Image
-
-    files = [file] if len(pictures) == 1 else [_numbered(file, i) for i in range(len(pictures))]
+        write_array(file, pictures)
+        return files
     for picture, target in zip(to_8_bit(pictures), files, strict=True):
-        _write(target, Image.fromarray(picture).save)
+        write_picture(target, picture)
     return files
 
 
-def _numbered(file: Path, index: int) -> Path:
-    return file.with_stem(f"{file.stem}-{index}")
+def write_picture(file: Path, picture: np.ndarray) -> None:
+    """Write one picture of 8-bit RGB ``[height, width, 3]``, as the file's suffix says.
+
+    Raises:
+        InputError: the disk is full, or the file cannot be written after all.
+    """
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format=Image.registered_extensions()[file.suffix.lower()])
+    write_bytes(file, encoded.getvalue())
 
 
-def _draft(file: Path) -> Path:
-    """Where a file is written before it takes its place; of the same kind, for writers go by the suffix."""
-    return file.with_name(f".{file.stem}.partial{file.suffix}")
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all; a link stays a link, and what it leads to is written."""
-    file = file.resolve()
-    draft = _draft(file)
-    try:
-        write(draft)
-        draft.replace(file)
-    except OSError as error:
-        complaint = Complaint(str(file), error.strerror or str(error))
-        raise InputError("The pictures cannot be written.", [complaint], "free some space or write elsewhere") from error
-    finally:
-        draft.unlink(missing_ok=True)
+def files_of(file: Path, images: int) -> list[Path]:
+    """The files that some pictures become."""
+    if images == 1 or file.suffix.lower() == ".npy":
+        return [file]
+    return [file.with_stem(f"{file.stem}-{i}") for i in range(images)]
 
 
 def to_8_bit(pictures: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from exporters.sampling import Sampling
 from exporters.student import Student
 from exporters.swift import CLIENT, client_schedule, client_sizes
 from quantization.errors import printable
+from quantization.files import write_text
 
 Tokenizers = tuple[tuple[str, str, Any], ...]
 SYSTEMS = {"iOS17": "iOS 17 / macOS 14", "iOS18": "iOS 18 / macOS 15"}
@@ -98,7 +99,7 @@ def write_swift_files(
         files["tokenizer.json"] = tokenizer_json(t5)
         files["tokenizer_config.json"] = json.dumps(tokenizer_config("input_ids_3", t5, options), indent=2) + "\n"
     for path, text in files.items():
-        (folder / path).write_text(text, "utf-8")
+        write_text(folder / path, text)
     return sorted(files)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,8 @@ from exporters.torch_pipeline import Drawn, TorchPipeline
 from quantization.calibration import FILE, Calibration, Key
 from quantization.codecs.codec import roundtrip
 from quantization.equalisation import input_factors, pays
+from quantization.files import append_to, check_writable, write_array, write_arrays, write_text, writing
+from quantization.folders import claim_folder, new_folder, remove_tree
 from quantization.profile import Profile, profile_toml
 from quantization.rules import as_profile
 from quantization.schemes import Scheme, parse_scheme
@@ -146,7 +148,7 @@ class Tuning:
             )
         count = min(request.count, len(prompts) // 2)
         self.calibration_prompts, self.test_prompts = prompts[:count], prompts[count : 2 * count]
-        request.work.mkdir(parents=True, exist_ok=True)
+        claim_folder(request.work)
         self.calibration = self._calibrate()
         self.keys = self.calibration.weights()
 
@@ -156,17 +158,17 @@ class Tuning:
         recipe = [self.student.fingerprint(), self.calibration_prompts, self.request.seed, str(self.options)]
         folder = self.request.work / f"calibration-{_digest(recipe)}"
         if not (folder / FILE).is_file():
-            folder.mkdir(exist_ok=True)
             total = len(self.calibration_prompts)
-            calibrate(
-                self.student,
-                self.options,
-                self.sampling,
-                self.calibration_prompts,
-                folder,
-                seed=self.request.seed,
-                on_prompt=lambda done: self.tell(f"calibrating, prompt {done} of {total}"),
-            )
+            with new_folder(folder, replace=True) as draft:
+                calibrate(
+                    self.student,
+                    self.options,
+                    self.sampling,
+                    self.calibration_prompts,
+                    draft,
+                    seed=self.request.seed,
+                    on_prompt=lambda done: self.tell(f"calibrating, prompt {done} of {total}"),
+                )
         return Calibration(folder)
 
     def weight(self, key: Key) -> np.ndarray:
@@ -186,7 +188,7 @@ class Tuning:
         """Every weight's options, their errors foretold; kept in a file, weight by weight."""
         file = self.request.work / f"errors-{self._digest()}.jsonl"
         known = _read_lines(file)
-        with file.open("a", encoding="utf-8") as out:
+        with writing(file), append_to(file) as out:
             for i, key in enumerate(self.keys):
                 self.tell(f"encoding, weight {i + 1} of {len(self.keys)}")
                 sensitivity = self.calibration.known(*key)
@@ -235,7 +237,7 @@ class Tuning:
                 Streaming({k: self._substitute(k, scheme, factors.get(k)) for k, scheme in choice.items() if scheme != BASE})
             )
             known[name] = msgspec.to_builtins(compare(self._reference(), drawn))
-            with file.open("a", encoding="utf-8") as out:
+            with writing(file), append_to(file) as out:
                 out.write(json.dumps([name, known[name]]) + "\n")
         return msgspec.convert(known[name], Measured)
 
@@ -260,12 +262,9 @@ class Tuning:
         """What stands for a weight; stored once, for every picture reads it."""
         file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name, factors is not None])}.npy"
         if not file.is_file():
-            file.parent.mkdir(exist_ok=True)
+            claim_folder(file.parent)
             stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key), factors)
-            draft = file.with_suffix(".draft")
-            with draft.open("wb") as out:
-                np.save(out, stored, allow_pickle=False)
-            draft.rename(file)
+            write_array(file, stored)
         rounding = input_rounding(scheme, factors) if self.rounds_inputs else None
         return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), rounding)
 
@@ -273,8 +272,7 @@ class Tuning:
         file = self.request.work / f"reference-{self._digest()}.npz"
         if not file.is_file():
             drawn = self._draw(Streaming({}))
-            with file.open("wb") as out:
-                np.savez(out, allow_pickle=False, latents=drawn.latents.numpy(), pictures=drawn.pictures.numpy())
+            write_arrays(file, {"latents": drawn.latents.numpy(), "pictures": drawn.pictures.numpy()})
         with np.load(file, allow_pickle=False) as arrays:
             return Drawn(torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["pictures"]))
 
@@ -447,10 +445,9 @@ def check_profile_file(file: Path, force: bool) -> None:
     Raises:
         InputError: it is there already, or its folder is not.
     """
-    if file.is_dir() or (file.exists() and not force):
+    if file.is_dir() or (os.path.lexists(file) and not force):
         raise InputError(f"{file} is there already.", remedy="give another file, or --force to replace it")
-    if not file.resolve().parent.is_dir():
-        raise InputError(f"{file.resolve().parent} is not a folder.", remedy="make it first")
+    check_writable(file, "-o", "The profile cannot be written.")
 
 
 def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
@@ -463,11 +460,9 @@ def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
         f"pictures {found.psnr_db:.1f} dB PSNR (5th percentile {found.psnr_p5_db:.1f}).\n"
         f"Measured on {request.build.student.name}, {prompts}, seed {request.seed}. Build with --calibration for the same codes."
     )
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(profile_toml(tuned.profile, comment), "utf-8")
-    draft.replace(file)
+    write_text(file, profile_toml(tuned.profile, comment))
 
 
 def remove_work(folder: Path) -> None:
     """Remove a working folder that is no longer needed."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deploy.tune import Point, Tuned
+from quantization.files import new_file, write_text, writing
 
 EQUAL_DB = 100.0  # pictures that differ less are the same in any format
 
 
 def write_report(tuned: Tuned, folder: Path) -> list[Path]:
     """Write ``pareto.csv``, ``pareto.png`` and ``sensitivity.csv`` into a folder; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return [_pareto_csv(tuned, folder / "pareto.csv"), _pareto_png(tuned, folder / "pareto.png"), _sensitivity_csv(tuned, folder)]
 
 
@@ -75,8 +78,9 @@ def _sensitivity_csv(tuned: Tuned, folder: Path) -> Path:
 
 
 def _write_csv(file: Path, rows: list[list[Any]]) -> Path:
-    with file.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out, lineterminator="\n").writerows(rows)
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    write_text(file, out.getvalue())
     return file
 
 
@@ -121,5 +125,6 @@ def _pareto_png(tuned: Tuned, file: Path) -> Path:
         panel.set_ylabel("picture PSNR against the student, dB (upper edge: equal)")
         panel.grid(alpha=0.3)
         panel.legend()
-    FigureCanvasAgg(figure).print_png(str(file))
+    with new_file(file) as stream:
+        FigureCanvasAgg(figure).print_png(stream)
     return file

@@ -8,6 +8,7 @@ from pathlib import Path
 from deploy.errors import Complaint, InputError
 from deploy.manifest import Manifest
 from deploy.web_runtime import INSTALL, copy_web_runtime
+from quantization.files import write_bytes
 
 INDEX = "index.html"
 FOLDER = "web"
@@ -29,7 +30,7 @@ def write_page(folder: Path, web_runtime: Path | None) -> list[str]:
         path = INDEX if source.name == INDEX else f"{FOLDER}/{source.name}"
         target = folder / path
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        write_bytes(target, source.read_bytes())
         paths.append(path)
     if web_runtime is not None:
         copied = copy_web_runtime(web_runtime, folder / VENDOR)

@@ -6,6 +6,7 @@ They are not part of this package (41 MB). ``npm ci`` checks what it fetches aga
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import Complaint, InputError
+from quantization.files import write_text
+from quantization.folders import new_folder
 
 FILES = {
     "onnxruntime-web/dist/ort.wasm.min.mjs": "onnxruntime-web/ort.wasm.min.mjs",
@@ -65,27 +68,20 @@ def fetch_web_runtime(folder: Path) -> None:
     Raises:
         InputError: the folder is there, npm is not, or npm failed.
     """
-    folder = folder.resolve()
-    if folder.exists():
+    folder = Path(os.path.realpath(folder))
+    if os.path.lexists(folder):
         raise InputError(f"{folder} is there already.", remedy="give another folder")
     wanted = " ".join(f"{name}@{version}" for name, version in pinned().items())
     if (npm := shutil.which("npm")) is None:
         remedy = f"install Node.js; or run `npm install --ignore-scripts {wanted}` elsewhere and copy its folder here"
         raise InputError("npm is not installed.", remedy=remedy)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            _install(npm, Path(temporary))
-            kept = Path(temporary) / "kept"
-            for path in FILES:
-                target = kept / "node_modules" / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(temporary) / "node_modules" / path, target)
-            check_web_runtime(kept)
-            kept.rename(folder)
-    except OSError as error:
-        complaint = Complaint(str(error.filename or folder), error.strerror or str(error))
-        raise InputError("The web runtime cannot be written.", [complaint]) from error
+    with new_folder(folder) as kept, tempfile.TemporaryDirectory(dir=kept.parent, prefix=f"{kept.name}.") as temporary:
+        _install(npm, Path(temporary))
+        for path in FILES:
+            target = kept / "node_modules" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(temporary) / "node_modules" / path, target)
+        check_web_runtime(kept)
 
 
 def copy_web_runtime(folder: Path, vendor: Path) -> list[Path]:
@@ -94,6 +90,7 @@ def copy_web_runtime(folder: Path, vendor: Path) -> list[Path]:
     for path, name in FILES.items():
         target = vendor / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # never through a link
         shutil.copyfile(folder / "node_modules" / path, target)
         targets.append(target)
     return targets
@@ -102,7 +99,7 @@ def copy_web_runtime(folder: Path, vendor: Path) -> list[Path]:
 def _install(npm: str, folder: Path) -> None:
     for name in ("package.json", "package-lock.json"):
         text = resources.files("deploy").joinpath("npm", name).read_text("utf-8")
-        (folder / name).write_text(text, "utf-8")
+        write_text(folder / name, text)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603  (a fixed command)
     if done.returncode:

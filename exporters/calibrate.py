@@ -9,6 +9,7 @@ than it.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from exporters.streamed import Product, Streaming
 from exporters.student import Student
 from exporters.torch_pipeline import TorchPipeline
 from quantization.calibration import GRAMS, Calibration, Entry, Key, Layer, Recipe, gram_file, save_calibration
+from quantization.errors import Complaint
+from quantization.files import REMEDY, WritingError, reserve, writing
 from quantization.schemes import BLOCKS
 
 
@@ -70,7 +73,9 @@ class _Collector:
         if sums.gram is None:
             sums.gram, size = len(self._grams), x.shape[1]
             file = gram_file(self.folder, sums.gram)
-            self._grams.append(np.lib.format.open_memmap(file, "w+", np.float32, (size, size)))
+            with writing(file):
+                self._grams.append(np.lib.format.open_memmap(file, "w+", np.float32, (size, size)))
+            reserve(file)
         torch.from_numpy(self._grams[sums.gram]).addmm_(x.T, x)
 
     def share_grams(self) -> None:
@@ -111,6 +116,17 @@ def _rounding_error(x: Tensor, gradient: Tensor, block: int) -> float:
     return float(((gradient**2).sum(dim=-1) * step**2).sum() / 12)
 
 
+def _check_disk(folder: Path, pipeline: TorchPipeline) -> None:
+    """All Gram matrices lie on the disk at once until the first prompt has shown which of them are equal."""
+    linear = {
+        (p.weight.component, p.weight.name): p.weight.shape[1] for p in pipeline.products() if isinstance(p.layer, nn.Linear)
+    }
+    needed, free = sum(4 * size**2 for size in linear.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        complaint = Complaint(str(folder.parent), "too little disk", f"{needed / 1e6:.2f} MB", f"{free / 1e6:.2f} MB free")
+        raise WritingError("The calibration does not fit on the disk.", [complaint], REMEDY)
+
+
 def calibrate(
     student: Student,
     options: GraphOptions,
@@ -134,10 +150,15 @@ def calibrate(
         blocks: block sizes for which rounding of activations is measured; 0 for whole tensors.
         seed: of the noise and the projections.
         on_prompt: called with the number of prompts that are done.
+
+    Raises:
+        WritingError: the disk is too small, which is seen before the start, or fills up.
     """
     (folder / GRAMS).mkdir(exist_ok=True)
     collector = _Collector(blocks, folder if grams else None)
     pipeline = TorchPipeline(student, options, sampling, Streaming({}, collector))
+    if grams:
+        _check_disk(folder, pipeline)
     noise, step_noise = pipeline.noise(len(prompts), seed)
     generator = torch.Generator().manual_seed(seed)
     for i, prompt in enumerate(prompts):

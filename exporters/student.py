@@ -21,6 +21,7 @@ from exporters.structure import COMPONENTS, check_index, is_listed
 from exporters.templates import OPTIONAL_COMPONENTS
 from exporters.weight_files import has_weight_files
 from exporters.weights import Weight
+from quantization.files import is_own
 
 BUILTIN_STUDENT = Path(__file__).parent / "builtin_student"
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
@@ -89,9 +90,7 @@ class Student:
         return {file.name: file.read_text("utf-8", errors="replace") for file in found}
 
     def _is_own(self, file: Path) -> bool:
-        """Whether a file is the student's, links followed: hub caches keep content in ``blobs`` beside ``snapshots/REVISION``."""
-        homes = (self.folder.resolve(), self.folder.resolve().parent.parent / "blobs")
-        return any(file.resolve().is_relative_to(home) for home in homes)
+        return is_own(file, self.folder)
 
     def fingerprint(self, progress: Callable[[int], None] | None = None) -> str:
         """SHA-256 over the content of configurations, tokenizers and weights: the same student, the same fingerprint.

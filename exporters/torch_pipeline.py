@@ -17,7 +17,7 @@ from torch import Tensor
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.reference import load_tokenizer
 from exporters.sampling import Sampling
-from exporters.streamed import Streaming, stream
+from exporters.streamed import Product, Streaming, stream
 from exporters.student import Student
 
 ENCODERS = {"text_encoder": "input_ids", "text_encoder_2": "input_ids_2", "text_encoder_3": "input_ids_3"}
@@ -53,6 +53,11 @@ class TorchPipeline:
     @cached_property
     def _modules(self) -> dict[str, Any]:
         return {name: stream(spec, self.streaming) for name, spec in self._specs.items()}
+
+    def products(self) -> list[Product]:
+        """Every layer with a weight matrix."""
+        layers = (layer for module in self._modules.values() for layer in module.modules())
+        return [layer.forward for layer in layers if isinstance(layer.forward, Product)]
 
     @cached_property
     def _tokenizers(self) -> dict[str, Any]:

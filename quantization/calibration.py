@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from quantization.errors import Complaint, InputError
+from quantization.files import write_arrays, write_bytes
 from quantization.sensitivity import Sensitivity
 
 FILE, VECTORS, GRAMS = "calibration.json", "vectors.npz", "grams"
@@ -145,9 +146,6 @@ def save_calibration(folder: Path, recipe: Recipe, entries: list[Entry], vectors
     named = {
         f"{i}.{kind}": array for i, pair in enumerate(vectors) for kind, array in zip(("rows", "columns"), pair, strict=True)
     }
-    with (folder / VECTORS).open("wb") as file:
-        np.savez(file, allow_pickle=False, **named)
+    write_arrays(folder / VECTORS, named)
     content = _Content(recipe=recipe, entries=tuple(entries))
-    draft = folder / f"{FILE}.draft"
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
-    draft.rename(folder / FILE)
+    write_bytes(folder / FILE, msgspec.json.format(msgspec.json.encode(content), indent=1))

@@ -14,6 +14,7 @@ from benchmarks.results import Entry, Results, Series, load_results
 from benchmarks.statistics import summarize
 from benchmarks.tables import UNKNOWN, db, mb
 from quantization.errors import Complaint, InputError
+from quantization.files import write_text
 
 BEGIN, END = "<!-- peers begin -->", "<!-- peers end -->"
 BASE = "torch"
@@ -113,7 +114,7 @@ def main() -> None:
         if options.into is None:
             print(made)
         else:
-            options.into.write_text(into(options.into.read_text("utf-8"), made), "utf-8")
+            write_text(options.into, into(options.into.read_text("utf-8"), made))
     except InputError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import types as python_types
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from exporters.coreml.backend import CoreMLProtoExporter, MILProtoExporter, Var, ct, proto
 from exporters.coreml.program import StageProgram
 from quantization.errors import Complaint, SchemeError
+from quantization.files import REMEDY, WritingError, write_bytes, write_text, writing
 
 ROOT = "com.apple.CoreML"
 AUTHOR = "flash-deploy"
@@ -81,25 +83,41 @@ def write_package(
 
     Raises:
         SchemeError: weights that cannot be stored, all at once; nothing is left behind.
+        WritingError: the disk is full; likewise.
     """
     data = folder / "Data" / ROOT
     weights = data / "weights"
     weights.mkdir(parents=True)
     try:
         version = getattr(ct.target, made.target).value
-        writer = _Streamed(made, weights, version, progress)
-        program = writer.export()
-        writer.check()
-        writer.blob_writers.clear()  # closes the weight file
+        with _weights_of(folder):
+            writer = _Streamed(made, weights, version, progress)
+            program = writer.export()
+            writer.check()
+            writer.blob_writers.clear()  # closes the weight file
         model = CoreMLProtoExporter(made.program, program, "", "", None, "mlprogram", "mil", version).export(version)
         _describe(model, descriptions or {})
-        (data / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+        write_bytes(data / "model.mlmodel", model.SerializeToString(deterministic=True))
         # To the last byte as Core ML's tools write it: loading a package writes this file again.
-        (folder / "Manifest.json").write_text(json.dumps(_manifest(), indent=4) + "\n", "utf-8")
+        write_text(folder / "Manifest.json", json.dumps(_manifest(), indent=4) + "\n")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+@contextlib.contextmanager
+def _weights_of(folder: Path) -> Iterator[None]:
+    """Apple's writer says only that its file could not be written."""
+    try:
+        with writing(folder):
+            yield
+    except RuntimeError as error:
+        if "[MIL FileWriter]" not in str(error):
+            raise
+        got = f"{shutil.disk_usage(folder.parent).free / 1e6:.2f} MB free"
+        complaint = Complaint(str(folder), f"its weights cannot be written: {error}", got=got)
+        raise WritingError(f"{folder.name} cannot be written.", [complaint], REMEDY) from error
 
 
 def _describe(model: proto.Model_pb2.Model, descriptions: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from exporters.onnx.quantize import BESIDE_CODES, LazyCodes
 from exporters.onnx.weights import LazyWeight
 from quantization.errors import Complaint, SchemeError
+from quantization.files import fresh_file
 
 # Runtimes can map external data only from a page boundary: 4 KiB on Linux, 64 KiB on Windows. Small tensors need none.
 PAGE_BYTES, SMALL_BYTES = 65536, 4096
@@ -92,6 +93,7 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
                 progress(tensor.nbytes)
     if complaints:
         raise SchemeError("Some weights cannot be stored.", complaints)
+    target.unlink(missing_ok=True)
     ir.save(model, target)
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
@@ -119,7 +121,7 @@ class _DataFile:
         self.file, self.size_bytes, self._digest = file, 0, hashlib.sha256()
 
     def __enter__(self) -> Self:
-        self._stream = self.file.open("wb")
+        self._stream = fresh_file(self.file)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -180,5 +180,5 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
             calibrate_student(replace(request, force=force), None, 1, 0, lambda text: None)
     with pytest.raises(InputError, match="is there already"):
         check_profile_file(tmp_path / "there", force=True)
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="no such folder"):
         check_profile_file(tmp_path / "no" / "p.toml", force=False)

@@ -10,6 +10,7 @@ The layout (https://apple.github.io/coremltools/mlmodel/Format/Model.html)::
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,7 +82,7 @@ def _inside(package: Path, base: Path, relative: str, what: str) -> Path:
     """The file ``relative`` to ``base``, if there is such a file and neither its path nor a link in it leaves the package."""
     file, pure = base / relative, PurePosixPath(relative)
     problem = ""
-    if pure.is_absolute() or ".." in pure.parts or not file.resolve().is_relative_to(package.resolve()):
+    if pure.is_absolute() or ".." in pure.parts or not _is_inside(file, package):
         problem = "leads out of the package"
     elif not file.is_file():
         problem = "is missing"
@@ -89,6 +90,10 @@ def _inside(package: Path, base: Path, relative: str, what: str) -> Path:
         complaint = Complaint(f"{what} {relative!r}", problem, got=str(file))
         raise ExportError(f"The Core ML package {package} cannot be read.", [complaint], REMEDY)
     return file
+
+
+def _is_inside(file: Path, package: Path) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(package))
 
 
 def _model_file(package: Path) -> Path:
