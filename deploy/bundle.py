@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,17 @@ from pathlib import Path
 
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifest, read_manifest
+from deploy.plain_files import plain_files
 from exporters.files import hash_file
 from quantization.files import draft_name, is_own, write_bytes
 from quantization.folders import claim_folder, put_in_place
 
 LOCK = ".lock"
+PAGE, PICTURES = "README.md", "card"  # what `flash-deploy card` writes
+HISTORY = (".git", ".hg", ".svn")
+BOOKKEEPING = (".cache", ".huggingface", ".msc", ".mv", ".mdl", "._____temp", "configuration.json")  # of model hubs' downloaders
+BESIDE = {PAGE, PICTURES, *HISTORY, *BOOKKEEPING}
+ANYWHERE = {".gitattributes", ".gitignore", ".gitkeep", ".gitmodules", ".hgignore", ".DS_Store"}
 
 
 class BundleBusyError(BundleError):
@@ -37,6 +44,11 @@ class Bundle:
         """A file of the bundle, by the path in the manifest."""
         return self.folder / path
 
+    def plain(self, graph: str) -> contextlib.AbstractContextManager[Path]:
+        """A folder in which a graph's files are files, and not links to blobs of a hub's cache; for as long as it is loaded."""
+        record = self.manifest.graph(graph)
+        return plain_files(self.folder, [file.path for file in self.manifest.files if record.holds(file.path)])
+
 
 def open_bundle(folder: Path | str) -> Bundle:
     """Open a bundle; content is not read (``verify`` does that).
@@ -45,6 +57,8 @@ def open_bundle(folder: Path | str) -> Bundle:
         BundleError: damaged, incomplete, or reaching outside its folder.
     """
     folder = Path(folder)
+    if not is_own(folder / NAME, folder):
+        raise BundleError(f"{folder} is not a bundle.", [Complaint(str(folder / NAME), "leads outside the bundle")])
     manifest = read_manifest(folder)
     complaints = []
     for record in manifest.files:
@@ -61,24 +75,28 @@ def open_bundle(folder: Path | str) -> Bundle:
 
 
 def check_files(bundle: Bundle) -> list[Complaint]:
-    """Read every file and compare it with its checksum; also name files that the manifest does not know."""
+    """Read every file and compare it with its checksum; also name files that the manifest does not know.
+
+    What hubs, version control and ``flash-deploy card`` put beside the bundle's own files is left alone.
+    """
     complaints = [
         Complaint(record.path, "content was changed", f"sha256 {record.sha256}", got)
         for record in bundle.manifest.files
         if (got := hash_file(bundle.file(record.path))) != record.sha256
     ]
-    strangers = (file.relative_to(bundle.folder).as_posix() for file in find_strangers(bundle.folder, bundle.manifest))
-    return complaints + [Complaint(path, "not a file of this bundle") for path in strangers]
+    strangers = (file.relative_to(bundle.folder) for file in find_strangers(bundle.folder, bundle.manifest))
+    foreign = [path.as_posix() for path in strangers if path.parts[0] not in BESIDE and path.name not in ANYWHERE]
+    return complaints + [Complaint(path, "not a file of this bundle") for path in foreign]
 
 
 def find_strangers(folder: Path, manifest: Manifest) -> list[Path]:
     """Everything in a bundle's folder that its manifest does not name; links to folders too, which are not followed."""
     known = {record.path for record in manifest.files} | {NAME, LOCK}
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if (file.is_symlink() or not file.is_dir()) and file.relative_to(folder).as_posix() not in known
-    ]
+    return [file for file in _files(folder) if file.relative_to(folder).as_posix() not in known]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.is_symlink() or not file.is_dir()]
 
 
 def remove_strangers(partial: Path, manifest: Manifest) -> None:
@@ -116,13 +134,32 @@ def check_place(output: Path, force: bool) -> None:
         return
     if not is_bundle(output):
         raise InputError(f"{output} is not a bundle and is not replaced.", remedy="give another folder")
-    try:
-        found = find_strangers(output, read_manifest(output))
-    except BundleError:  # a bundle that is damaged, or newer, may be replaced
-        return
-    if strangers := [file for file in found if not file.name.startswith(".")]:
-        complaints = [Complaint(str(file), "not a file of this bundle") for file in strangers]
+    if yours := _yours(output):
+        complaints = [Complaint(str(output / path), "not a file of this bundle") for path in yours]
         raise InputError(f"{output} holds more than a bundle and is not replaced.", complaints, "move these files away")
+
+
+def _yours(folder: Path) -> list[str]:
+    """What would be lost with a bundle: all that it does not list but hidden files and downloaders' bookkeeping.
+
+    A bundle that is newer, or damaged, may be replaced too: what it lists is its own. Of one whose list cannot be read, all that
+    is known is that neither a page nor a history is its own.
+    """
+    try:
+        content = json.loads((folder / NAME).read_bytes())
+        known = {NAME, LOCK, *(str(record["path"]) for record in content["files"])}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        known = None
+    found: dict[str, None] = {}
+    for path in (file.relative_to(folder) for file in _files(folder)):
+        top, whole = path.parts[0], path.as_posix()
+        if top in (*HISTORY, PICTURES):
+            found[top] = None
+        elif known is None:
+            found |= {whole: None} if whole == PAGE else {}
+        elif whole not in known and top not in BOOKKEEPING and not path.name.startswith("."):
+            found[whole] = None
+    return list(found)
 
 
 def real_place(output: Path) -> Path:

@@ -280,6 +280,7 @@ def tune(
     from deploy.tune import tune as tune_profile
     from deploy.tune_report import table, write_report
     from exporters.student import BUILTIN_STUDENT
+    from quantization.files import WritingError
 
     check_profile_file(output, force)
     build_request = BuildRequest(
@@ -308,9 +309,15 @@ def tune(
         seed=seed,
     )
     began = time.perf_counter()
-    with messages.status("tuning") as status:
-        tuned = tune_profile(request, status.update)
-    write_profile(tuned, request, output)
+    goes_on = work is not None or os.path.lexists(request.work)
+    try:
+        with messages.status("tuning") as status:
+            tuned = tune_profile(request, status.update)
+        write_profile(tuned, request, output)
+    except WritingError:  # on a full disk, gigabytes of findings in a hidden folder would be in the way
+        if not goes_on:
+            remove_work(request.work)
+        raise
     typer.echo(table(tuned))
     for file in [output, *(write_report(tuned, report) if report is not None else [])]:
         typer.echo(str(file))

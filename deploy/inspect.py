@@ -36,20 +36,14 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     content: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     sizes = {record.path: record.size_bytes for record in bundle.manifest.files}
-    for graph in content["graphs"]:
-        graph["file_bytes"] = sum(size for name, size in sizes.items() if _belongs(name, graph))
+    for graph, record in zip(content["graphs"], bundle.manifest.graphs, strict=True):
+        graph["file_bytes"] = sum(size for name, size in sizes.items() if record.holds(name))
     totals = {
         "total_bytes": sum(sizes.values()),
         "peak_memory_bytes": peak_memory_bytes(bundle.manifest.graphs),
         "tier_memory_bytes": find_tier(bundle.manifest.tier).memory_bytes,
     }
     return {"kind": "bundle", "path": str(path), **totals, **content}
-
-
-def _belongs(file: str, graph: dict[str, Any]) -> bool:
-    """Whether a file is one of a graph's: its ONNX file, its data, or anything in its packages."""
-    packages = tuple(f"{stage['path']}/" for stage in graph["stages"])
-    return file in (graph["path"], f"{graph['path']}.data") or file.startswith(packages)
 
 
 def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:

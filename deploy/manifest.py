@@ -93,6 +93,11 @@ class GraphRecord(_Record, frozen=True):
     stages: tuple[StageRecord, ...] = ()
     fp32_operators: tuple[str, ...] = ()
 
+    def holds(self, file: str) -> bool:
+        """Whether a file of the bundle is one of the graph's: its ONNX file, its data, or anything in its packages."""
+        packages = tuple(f"{stage.path}/" for stage in self.stages)
+        return file in (self.path, f"{self.path}.data") or file.startswith(packages)
+
 
 class TokenizerRecord(_Record, frozen=True):
     """One tokenizer: the graph input it feeds, its ``tokenizer.json``, and how its output is padded and cut."""

@@ -94,7 +94,11 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
     if manifest.model_format == "coreml":
         from benchmarks.coreml_cost import count_packages
 
-        return {g.name: count_packages(g.name, [bundle.file(stage.path) for stage in g.stages]) for g in manifest.graphs}
+        counted = {}
+        for graph in manifest.graphs:
+            with bundle.plain(graph.name) as folder:
+                counted[graph.name] = count_packages(graph.name, [folder / stage.path for stage in graph.stages])
+        return counted
     from benchmarks.onnx_cost import count_onnx
 
     return {graph.name: count_onnx(bundle.file(graph.path), _sizes(manifest, graph)) for graph in manifest.graphs}

@@ -16,10 +16,11 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from deploy.bundle import Bundle, stays_inside
+from deploy.bundle import Bundle
 from deploy.errors import Complaint, InputError
 from deploy.manifest import NAME
 from deploy.web_page import INDEX
+from quantization.files import is_own
 
 LOOPBACK = "127.0.0.1"
 HOST = re.compile(r"(localhost|127\.0\.0\.1)(:\d{1,5})?", re.IGNORECASE)
@@ -127,9 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, path: str, tag: str, with_body: bool) -> None:
         file = self.server.bundle.file(path)
-        if not (
-            file.is_file() and stays_inside(file, self.server.bundle.folder)
-        ):  # removed or replaced since the bundle was opened
+        if not (file.is_file() and is_own(file, self.server.bundle.folder)):  # removed or replaced since the bundle was opened
             self._refuse(HTTPStatus.NOT_FOUND)
             return
         with file.open("rb") as stream:

@@ -102,18 +102,18 @@ class Sessions:
     def load(self, graph: str) -> Run:
         """A graph of its own, which its caller frees."""
         record = self._bundle.manifest.graph(graph)
-        file = self._bundle.file(record.path)
         promised = [port.name for port in record.inputs], [port.name for port in record.outputs]
-        try:
-            if self.runtime == "openvino" and graph not in RUN_ONCE:
-                inputs, outputs, run = self._load_openvino(file, promised)
-            elif self.runtime in RUNTIMES["coreml"]:
-                inputs, outputs, run = *promised, self._load_coreml(record)
-            else:
-                inputs, outputs, run = self._load_onnxruntime(file)
-        except Exception as error:  # the runtimes' exceptions share no base class but this one
-            complaint = Complaint(record.path, _gist(error))
-            raise BundleError("A graph cannot be loaded.", [complaint], "run `flash-deploy verify` on the bundle") from error
+        with self._bundle.plain(graph) as folder:
+            try:
+                if self.runtime == "openvino" and graph not in RUN_ONCE:
+                    inputs, outputs, run = self._load_openvino(folder / record.path, promised)
+                elif self.runtime in RUNTIMES["coreml"]:
+                    inputs, outputs, run = *promised, self._load_coreml(folder, record)
+                else:
+                    inputs, outputs, run = self._load_onnxruntime(folder / record.path)
+            except Exception as error:  # the runtimes' exceptions share no base class but this one
+                complaint = Complaint(record.path, _gist(error))
+                raise BundleError("A graph cannot be loaded.", [complaint], "run `flash-deploy verify` on the bundle") from error
         if promised != (inputs, outputs):
             raise BundleError(
                 "A graph is not what the manifest says.",
@@ -153,8 +153,8 @@ class Sessions:
 
         return *ports, run  # type: ignore[return-value]
 
-    def _load_coreml(self, record: GraphRecord) -> Run:
-        folders = [self._bundle.file(stage.path) for stage in record.stages]
+    def _load_coreml(self, folder: Path, record: GraphRecord) -> Run:
+        folders = [folder / stage.path for stage in record.stages]
         if self.runtime == "evaluator":
             from exporters.coreml.chain import chain
 
