@@ -76,7 +76,8 @@ class Judge:
 
 def _wanted(request: BenchRequest) -> list[Wanted]:
     """Prompts, each with its own seed, and after them the captions to be scored."""
-    from deploy.calibration import default_prompts, read_prompts
+    from deploy.calibration import default_prompts
+    from deploy.prompts import read_prompts
 
     assert request.student is not None
     prompts = read_prompts(request.prompts) if request.prompts else default_prompts(request.student)

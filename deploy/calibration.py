@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 from deploy.build import plan
 from deploy.errors import Complaint, InputError
+from deploy.prompts import prompts_of_all_sorts, read_prompts
 from deploy.request import BuildRequest
 from exporters.calibrate import calibrate
 from exporters.student import Student
@@ -22,24 +22,7 @@ def default_prompts(student: Path) -> tuple[str, ...]:
     own = student / "prompts.txt"
     if own.is_file():
         return read_prompts(own)
-    with resources.as_file(resources.files("deploy").joinpath("prompts.txt")) as file:
-        return read_prompts(file)
-
-
-def read_prompts(file: Path) -> tuple[str, ...]:
-    """One prompt a line; empty lines do not count.
-
-    Raises:
-        InputError: the file cannot be read or holds none.
-    """
-    try:
-        lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        complaint = Complaint(str(file), str(error))
-        raise InputError("The prompts cannot be read.", [complaint], "one prompt a line, in UTF-8") from error
-    if not lines:
-        raise InputError("There are no prompts.", [Complaint(str(file), "empty")], "one prompt a line")
-    return lines
+    return prompts_of_all_sorts()
 
 
 def open_calibration(folder: Path, student: Student) -> Calibration:

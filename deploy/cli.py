@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deploy.cli_card import card
 from deploy.cli_measure import bench, compare, predict
 from deploy.cli_options import (
     MAX_IMAGES,
@@ -274,7 +275,7 @@ def tune(
 ) -> None:
     """Choose a profile for a tier: measure sensitivities, search, and draw with what was found."""
     need_export()
-    from deploy.calibration import read_prompts
+    from deploy.prompts import read_prompts
     from deploy.request import BuildRequest
     from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
     from deploy.tune import tune as tune_profile
@@ -432,7 +433,7 @@ def verify(
     typer.echo("good")
 
 
-for _command in (bench, compare, predict):
+for _command in (bench, compare, predict, card):
     app.command()(_command)
 
 

@@ -23,11 +23,13 @@ import deploy.build
 from deploy.build import BuildRequest, Silent, build, plan
 from deploy.bundle import Bundle, check_files, locked, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
+from deploy.predict import costs
 from deploy.runtime import Pipeline
 from deploy.tiers import all_tiers, find_tier
 from deploy.verify import verify
 from exporters.parity import psnr_db
 from exporters.student import Student
+from tests.deploy.hub import hub_cache
 from tests.exporters.test_student import edit_json
 
 
@@ -564,6 +566,10 @@ def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, builtin_bundle: B
     assert psnr_db(expected, pipeline.generate(prompt, latents=latents)) >= 40
     with pytest.raises(InputError, match=r"--runtime.*coreml or evaluator.*onnxruntime"):
         Pipeline(bundle, runtime="onnxruntime")
+    published = Pipeline(hub_cache(bundle.folder, tmp_path / "hub"))  # packages whose files are links to blobs
+    pooled = {"pooled_projections": np.ones((1, 160), np.float32)}
+    assert np.array_equal(published.run("conditioner", pooled)[0], pipeline.run("conditioner", pooled)[0])
+    assert costs(published.bundle) == costs(bundle)
 
 
 COREML_REQUESTS = {

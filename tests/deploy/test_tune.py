@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from deploy.build import BuildRequest, build
-from deploy.calibration import calibrate_student, default_prompts, read_prompts
+from deploy.calibration import calibrate_student, default_prompts
 from deploy.errors import InputError
+from deploy.prompts import read_prompts
 from deploy.tune import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
 from deploy.tune_report import picture_db, table, write_report
 from exporters.restructure.denoiser import reads_modulated
