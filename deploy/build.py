@@ -27,7 +27,6 @@ from deploy.bundle import (
     check_place,
     locked,
     partial_folder,
-    real_place,
     record_file,
     remove_strangers,
     seal,
@@ -79,7 +78,7 @@ from exporters.tokenizers import open_tokenizers
 from quantization.calibration import Calibration
 from quantization.errors import printable
 from quantization.files import write_bytes
-from quantization.folders import claim_folder, remove_empty, remove_tree
+from quantization.folders import claim_folder, real_place, remove_empty, remove_tree
 from quantization.profile import Profile, load_profile, uniform
 
 COMPONENTS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"})

@@ -162,18 +162,6 @@ def _yours(folder: Path) -> list[str]:
     return list(found)
 
 
-def real_place(output: Path) -> Path:
-    """Where a bundle really goes: a link to a folder is followed, one to nothing is not.
-
-    Raises:
-        InputError: it is a link that leads nowhere.
-    """
-    if output.is_symlink() and not output.exists():
-        complaint = Complaint(str(output), "is a link that leads nowhere", got=str(output.readlink()))
-        raise InputError("The bundle cannot be written.", [complaint], "remove the link, or give another folder")
-    return Path(os.path.realpath(output))
-
-
 def partial_folder(target: Path) -> Path:
     """Where a bundle is put together: a hidden sibling, so that the rename stays on one file system."""
     return target.with_name(f".{target.name}.partial")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from deploy.request import BuildRequest
 from exporters.calibrate import calibrate
 from exporters.student import Student
 from quantization.calibration import FILE, Calibration
-from quantization.folders import new_folder
+from quantization.folders import new_folder, real_place
 
 
 def default_prompts(student: Path) -> tuple[str, ...]:
@@ -46,8 +45,8 @@ def calibrate_student(
     Raises:
         InputError: the student, the tier, an option, the prompts or the folder cannot be used.
     """
-    output = Path(os.path.realpath(request.output))
-    if os.path.lexists(output) and not (request.force and (output / FILE).is_file()):
+    output = real_place(request.output)
+    if output.exists() and not (request.force and (output / FILE).is_file()):
         remedy = "give another folder" if request.force else "give another folder, or --force to replace a calibration"
         raise InputError(f"{output} is there already.", remedy=remedy)
     made = plan(replace(request, output=output / "never"))

@@ -6,7 +6,6 @@ They are not part of this package (41 MB). ``npm ci`` checks what it fetches aga
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 from deploy.errors import Complaint, InputError
 from quantization.files import write_text
-from quantization.folders import new_folder
+from quantization.folders import new_folder, real_place
 
 FILES = {
     "onnxruntime-web/dist/ort.wasm.min.mjs": "onnxruntime-web/ort.wasm.min.mjs",
@@ -68,8 +67,8 @@ def fetch_web_runtime(folder: Path) -> None:
     Raises:
         InputError: the folder is there, npm is not, or npm failed.
     """
-    folder = Path(os.path.realpath(folder))
-    if os.path.lexists(folder):
+    folder = real_place(folder)
+    if folder.exists():
         raise InputError(f"{folder} is there already.", remedy="give another folder")
     wanted = " ".join(f"{name}@{version}" for name, version in pinned().items())
     if (npm := shutil.which("npm")) is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import stat
@@ -39,6 +38,18 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         remove_tree(draft)
         remove_empty(made)
         raise
+
+
+def real_place(output: Path) -> Path:
+    """Where a folder really goes: a link to a folder is followed, one to nothing is not.
+
+    Raises:
+        WritingError: it is a link that leads nowhere.
+    """
+    if output.is_symlink() and not output.exists():
+        complaint = Complaint(str(output), "is a link that leads nowhere", got=str(output.readlink()))
+        raise WritingError(f"{output.name} cannot be written.", [complaint], "remove the link, or give another folder")
+    return Path(os.path.realpath(output))
 
 
 def put_in_place(draft: Path, target: Path, replace: bool) -> None:
@@ -130,10 +141,12 @@ def _sync_tree(folder: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change places in one step; whether the system and the file system could."""
-    libc = ctypes.CDLL(None)
     try:
+        import ctypes  # which the smallest Pythons do without
+
+        libc = ctypes.CDLL(None)
         if sys.platform == "darwin":
             return bool(libc.renamex_np(os.fsencode(one), os.fsencode(other), 2) == 0)  # RENAME_SWAP
         return bool(libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0)  # AT_FDCWD, RENAME_EXCHANGE
-    except AttributeError:
+    except (AttributeError, ImportError):
         return False

@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import types as python_types
 import uuid
@@ -95,6 +97,7 @@ def write_package(
             program = writer.export()
             writer.check()
             writer.blob_writers.clear()  # closes the weight file
+            _check_weights(weights / "weight.bin")
         model = CoreMLProtoExporter(made.program, program, "", "", None, "mlprogram", "mil", version).export(version)
         _describe(model, descriptions or {})
         write_bytes(data / "model.mlmodel", model.SerializeToString(deterministic=True))
@@ -118,6 +121,26 @@ def _weights_of(folder: Path) -> Iterator[None]:
         got = f"{shutil.disk_usage(folder.parent).free / 1e6:.2f} MB free"
         complaint = Complaint(str(folder), f"its weights cannot be written: {error}", got=got)
         raise WritingError(f"{folder.name} cannot be written.", [complaint], REMEDY) from error
+
+
+def _check_weights(file: Path) -> None:
+    """See that the last weight is all there: when Apple's writer closes its file on a full disk, it says nothing.
+
+    The file: 64 bytes with the number of weights; then for each 64 bytes with its size and place (bytes 8 to 24), and its bytes.
+    """
+    if not file.exists():
+        return
+    end, missing = 64, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+        for _ in range(int.from_bytes(stream.read(4), "little")):
+            stream.seek(-(-end // 64) * 64)
+            if len(entry := stream.read(64)) < 64:
+                raise missing
+            size, place = (int.from_bytes(entry[i : i + 8], "little") for i in (8, 16))
+            end = place + size
+    if file.stat().st_size < end:
+        raise missing
 
 
 def _describe(model: proto.Model_pb2.Model, descriptions: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from benchmarks.students import PRESETS, make_student
 from exporters.errors import ExportError
 from exporters.student import open_student
 from exporters.templates import expected_shapes
+from quantization.errors import InputError
 
 TINY = PRESETS["tiny"]
 
@@ -56,5 +57,25 @@ def test_any_shape_opens(changes: dict, tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    with pytest.raises(ExportError, match="is there already"):
-        make_student(TINY, tmp_path / "s")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("s", "link"):
+        with pytest.raises(ExportError, match="is there already"):
+            make_student(TINY, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "s"]
+
+
+def test_planted_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / ".s.partial").symlink_to("home")
+    assert not make_student(TINY, tmp_path / "s").is_symlink()
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("benchmarks.students._write_rest", full)
+    with pytest.raises(InputError, match=r"s cannot be written[\s\S]*No space left on device[\s\S]*free some space"):
+        make_student(TINY, tmp_path / "above" / "s")
+    assert list(tmp_path.iterdir()) == []

@@ -183,3 +183,10 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
         check_profile_file(tmp_path / "there", force=True)
     with pytest.raises(InputError, match="no such folder"):
         check_profile_file(tmp_path / "no" / "p.toml", force=False)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="link: is a link that leads nowhere"):
+        calibrate_student(BuildRequest(output=tmp_path / "link"), None, 1, 0, lambda text: None)
+    (tmp_path / ".p.toml.tuning").symlink_to("there")  # the working folder's name is known: findings are found again by it
+    with pytest.raises(InputError, match=r"\.p\.toml\.tuning: is a link"):
+        Tuning(TuneRequest(build=BuildRequest(output=tmp_path / "p.toml"), work=tmp_path / ".p.toml.tuning"))
+    assert list((tmp_path / "there").iterdir()) == []

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from exporters.coreml.constants import Target, unsupported
 from exporters.coreml.evaluate import open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
+from exporters.coreml.package import _check_weights, write_package
 from exporters.coreml.program import Attention, ProgramOptions, to_programs
 from exporters.errors import ExportError
 from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
@@ -29,7 +31,7 @@ from exporters.ranges import Rehearsal
 from exporters.student import Student
 from exporters.weights import Weight
 from quantization.codecs.codec import roundtrip
-from quantization.errors import SchemeError
+from quantization.errors import InputError, SchemeError
 from quantization.profile import uniform
 from quantization.schemes import parse_scheme
 
@@ -291,3 +293,33 @@ def test_equal_programs_are_equal_byte_for_byte(students: dict[str, Student], tm
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
     shutil.rmtree(tmp_path / "first")
+
+
+@pytest.mark.parametrize("said", ["Unknown error occurred while writing data to the file.", "File can't be opened."])
+def test_a_disk_that_fills_up_under_apples_writer(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def export(self) -> None:
+            raise RuntimeError(f"[MIL FileWriter]: {said}")
+
+    monkeypatch.setattr("exporters.coreml.package._Streamed", Full)
+    with pytest.raises(InputError, match=rf"x.mlpackage cannot be written[\s\S]*{said} \(got .* MB free\)[\s\S]*free some space"):
+        write_package(SimpleNamespace(target="iOS18"), tmp_path / "x.mlpackage")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_file_that_was_cut_short_at_its_end_is_noticed(
+    denoiser: tuple[GraphSpec, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Apple's writer does where the disk fills up as it closes its file: nothing."""
+    spec, model = denoiser
+    written = write_graph(spec, model, FP32, None, tmp_path)
+    file = tmp_path / written.stages[0].path / "Data/com.apple.CoreML/weights/weight.bin"
+    _check_weights(file)
+    whole = file.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 64):
+        file.write_bytes(whole[:size])
+        with pytest.raises(OSError, match="No space left on device"):
+            _check_weights(file)
