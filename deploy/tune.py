@@ -188,20 +188,18 @@ class Tuning:
         """Every weight's options, their errors foretold; kept in a file, weight by weight."""
         file = self.request.work / f"errors-{self._digest()}.jsonl"
         known = _read_lines(file)
-        with writing(file), append_to(file) as out:
-            for i, key in enumerate(self.keys):
-                self.tell(f"encoding, weight {i + 1} of {len(self.keys)}")
-                sensitivity = self.calibration.known(*key)
-                assert sensitivity is not None
-                for scheme in self.legal(key):
-                    name = "/".join((*key, scheme.name))
-                    if name not in known:
-                        weight = self.weight(key)
-                        stored = roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity)
-                        known[name] = sensitivity.weight_error(weight, stored)
-                        known[name] += sensitivity.rounding_error(scheme) if self.rounds_inputs else 0.0
-                        out.write(json.dumps([name, known[name]]) + "\n")
-                        out.flush()
+        for i, key in enumerate(self.keys):
+            self.tell(f"encoding, weight {i + 1} of {len(self.keys)}")
+            sensitivity = self.calibration.known(*key)
+            assert sensitivity is not None
+            for scheme in self.legal(key):
+                name = "/".join((*key, scheme.name))
+                if name not in known:
+                    weight = self.weight(key)
+                    stored = roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity)
+                    known[name] = sensitivity.weight_error(weight, stored)
+                    known[name] += sensitivity.rounding_error(scheme) if self.rounds_inputs else 0.0
+                    _add_line(file, name, known[name])
         return {
             key: [
                 Option(
@@ -237,8 +235,7 @@ class Tuning:
                 Streaming({k: self._substitute(k, scheme, factors.get(k)) for k, scheme in choice.items() if scheme != BASE})
             )
             known[name] = msgspec.to_builtins(compare(self._reference(), drawn))
-            with writing(file), append_to(file) as out:
-                out.write(json.dumps([name, known[name]]) + "\n")
+            _add_line(file, name, known[name])
         return msgspec.convert(known[name], Measured)
 
     def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
@@ -424,6 +421,11 @@ def _db(error: float) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+def _add_line(file: Path, name: str, value: Any) -> None:
+    with writing(file), append_to(file) as out:
+        out.write(json.dumps([name, value]) + "\n")
 
 
 def _read_lines(file: Path) -> dict[str, Any]:

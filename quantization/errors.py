@@ -4,6 +4,7 @@ They live in the room that nothing points out of, so that all four packages can 
 
     InputError
     ├── SchemeError            quantization: a tensor cannot be stored as asked
+    ├── quantization.files.WritingError   a file or folder cannot be written
     ├── exporters.errors.StudentError   a checkpoint is not a usable student
     ├── exporters.errors.ExportError    a graph cannot be exported as asked
     ├── deploy.errors.BundleError       a bundle is damaged, foreign or does not fit the request

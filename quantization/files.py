@@ -41,7 +41,7 @@ def writing_error(target: Path, error: OSError) -> WritingError:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Whatever the system refuses in here comes out as a complaint about ``target``.
+    """What the system refuses in here comes out as a complaint about ``target``, unless it names a file elsewhere.
 
     Raises:
         WritingError: in place of an ``OSError``.
@@ -49,6 +49,8 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(target.parent):
+            raise
         raise writing_error(target, error) from error
 
 

@@ -94,6 +94,12 @@ def test_what_fails_leaves_the_old_file_alone(error: BaseException, tmp_path: Pa
     assert (tmp_path / "x").read_text() == "old"
 
 
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "x"):
+        (tmp_path.parent / "elsewhere" / "y").read_bytes()
+    assert names(tmp_path) == []
+
+
 def test_the_umask_is_honoured(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
