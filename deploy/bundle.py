@@ -17,6 +17,7 @@ from quantization.files import draft_name, is_own, write_bytes
 from quantization.folders import claim_folder, put_in_place
 
 LOCK = ".lock"
+LFS_POINTER = b"version https://git-lfs"
 PAGE, PICTURES = "README.md", "card"  # what `flash-deploy card` writes
 HISTORY = (".git", ".hg", ".svn")
 BOOKKEEPING = (".cache", ".huggingface", ".msc", ".mv", ".mdl", "._____temp", "configuration.json")  # of model hubs' downloaders
@@ -60,18 +61,27 @@ def open_bundle(folder: Path | str) -> Bundle:
     if not is_own(folder / NAME, folder):
         raise BundleError(f"{folder} is not a bundle.", [Complaint(str(folder / NAME), "leads outside the bundle")])
     manifest = read_manifest(folder)
-    complaints = []
+    complaints, remedy = [], "copy or build the bundle again"
     for record in manifest.files:
         file = folder / record.path
         if not is_own(file, folder):
             complaints.append(Complaint(str(file), "leads outside the bundle"))
         elif not file.is_file():
             complaints.append(Complaint(str(file), "missing"))
-        elif (size := file.stat().st_size) != record.size_bytes:
+        elif (size := file.stat().st_size) != record.size_bytes and _is_pointer(file):
+            complaints.append(Complaint(str(file), "is a git-lfs pointer, not the file"))
+            remedy = "`git lfs pull` in its folder fetches the files"
+        elif size != record.size_bytes:
             complaints.append(Complaint(str(file), "wrong size", f"{record.size_bytes} bytes", f"{size} bytes"))
     if complaints:
-        raise BundleError(f"{folder} is incomplete.", complaints, "copy or build the bundle again")
+        raise BundleError(f"{folder} is incomplete.", complaints, remedy)
     return Bundle(folder, manifest)
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether a file is what git leaves in the place of a large one until git-lfs fetches it."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def check_files(bundle: Bundle) -> list[Complaint]:

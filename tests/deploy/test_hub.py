@@ -173,6 +173,13 @@ def test_what_hubs_put_there_is_no_complaint(downloaded: Path) -> None:
     assert [complaint.where for complaint in check_files(open_bundle(downloaded))] == expected
 
 
+def test_a_clone_without_its_large_files(downloaded: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 8192\n"
+    (downloaded / "denoiser.onnx.data").write_text(pointer)
+    with pytest.raises(BundleError, match=r"denoiser.onnx.data: is a git-lfs pointer, not the file\nWhat to do: `git lfs pull`"):
+        open_bundle(downloaded)
+
+
 def test_a_page_that_is_the_bundles_own_is_checked(downloaded: Path) -> None:
     bundle = open_bundle(downloaded)
     record = FileRecord(path="README.md", size_bytes=1, sha256=hash_file(downloaded / "README.md"))
