@@ -14,7 +14,7 @@ from deploy.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifes
 from deploy.plain_files import plain_files
 from exporters.files import hash_file
 from quantization.files import draft_name, is_own, write_bytes
-from quantization.folders import claim_folder, put_in_place
+from quantization.folders import claim_folder, held, put_in_place, remove_left_behind
 
 LOCK = ".lock"
 LFS_POINTER = b"version https://git-lfs"
@@ -217,13 +217,15 @@ def seal(partial: Path, target: Path, manifest: Manifest, force: bool = False) -
     content = manifest.to_json()
     parse_manifest(content, partial / NAME)  # before the rename: a bundle that cannot be read must not take its place
     write_bytes(partial / NAME, content)
+    remove_left_behind(target)
     whole = draft_name(target)  # an older bundle must not come to the partial one's place: the next build would go on in it
-    partial.rename(whole)
-    try:
-        put_in_place(whole, target, force)
-    except BaseException:
-        if not (target / LOCK).exists():  # it has not come to its place
-            whole.rename(partial)
-        raise
+    with held(partial):
+        partial.rename(whole)
+        try:
+            put_in_place(whole, target, force)
+        except BaseException:
+            if not (target / LOCK).exists():  # it has not come to its place
+                whole.rename(partial)
+            raise
     (target / LOCK).unlink(missing_ok=True)  # not before: whoever comes meanwhile must find it held
     return open_bundle(target)

@@ -59,6 +59,11 @@ def draft_name(target: Path) -> Path:
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.partial")
 
 
+def is_draft_of(place: Path, target: Path) -> bool:
+    """Whether a name is one of :func:`draft_name`'s."""
+    return re.fullmatch(rf"\.{re.escape(target.name[:40])}\.[0-9a-f]{{16}}\.partial", place.name) is not None
+
+
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes ``target`` at the end, and leaves nothing if anything fails before.

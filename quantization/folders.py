@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantization.errors import Complaint
-from quantization.files import WritingError, draft_name, sync_folder, writing
+from quantization.files import WritingError, draft_name, is_draft_of, sync_folder, writing
 
 
 @contextlib.contextmanager
@@ -30,14 +30,56 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            remove_left_behind(target)
             draft.mkdir()
-            yield draft
-            _sync_tree(draft)
-            put_in_place(draft, target, replace)
+            with held(draft):
+                yield draft
+                _sync_tree(draft)
+                put_in_place(draft, target, replace)
     except BaseException:
         remove_tree(draft)
         remove_empty(made)
         raise
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a draft, wherever it is renamed to, so that others see that it is in work; that ends with the process."""
+    descriptor = _locked(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_left_behind(target: Path) -> None:
+    """Remove drafts of this target that nobody holds: their processes were killed."""
+    with contextlib.suppress(OSError):
+        for place in target.parent.iterdir():
+            if is_draft_of(place, target) and place.is_dir() and not place.is_symlink():
+                descriptor = _locked(place)
+                if descriptor is not None:
+                    os.close(descriptor)
+                    remove_tree(place)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks a folder; none where another process has it, or the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def real_place(output: Path) -> Path:

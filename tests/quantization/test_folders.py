@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from quantization import folders
 from quantization.errors import InputError
+from quantization.files import draft_name
 from quantization.folders import claim_folder, new_folder, remove_tree
 
 
@@ -46,6 +49,33 @@ def test_what_came_meanwhile_stays(tmp_path: Path) -> None:
         write()
     assert names(tmp_path / "new") == ["theirs"]
     assert names(tmp_path) == ["new"]
+
+
+def test_drafts_of_killed_processes_go_and_those_in_work_stay(tmp_path: Path) -> None:
+    left = draft_name(tmp_path / "new")
+    left.mkdir()
+    (left / "gigabytes").touch()
+    others = draft_name(tmp_path / "newer")
+    others.mkdir()
+    program = f"""
+import sys
+from pathlib import Path
+from quantization.folders import new_folder
+with new_folder(Path({str(tmp_path / "new")!r})) as draft:
+    print(draft.name, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        in_work = process.stdout.readline().strip()
+        assert names(tmp_path) == sorted([others.name, in_work])
+        with new_folder(tmp_path / "new", replace=True):
+            assert (tmp_path / in_work).is_dir()
+        assert names(tmp_path) == sorted([others.name, in_work, "new"])
+        process.kill()
+    with new_folder(tmp_path / "new", replace=True):
+        pass
+    assert names(tmp_path) == sorted([others.name, "new"])
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
