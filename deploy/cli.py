@@ -279,11 +279,13 @@ def tune(
     from deploy.request import BuildRequest
     from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
     from deploy.tune import tune as tune_profile
-    from deploy.tune_report import table, write_report
+    from deploy.tune_report import check_report, table, write_report
     from exporters.student import BUILTIN_STUDENT
     from quantization.files import WritingError
 
     check_profile_file(output, force)
+    if report is not None:
+        check_report(report)
     build_request = BuildRequest(
         output=output,
         student=student or BUILTIN_STUDENT,

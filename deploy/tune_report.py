@@ -5,21 +5,39 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deploy.errors import Complaint, InputError
 from deploy.tune import Point, Tuned
-from quantization.files import new_file, write_text, writing
+from quantization.files import check_writable, new_file, write_text, writing
 
+FILES = ("pareto.csv", "pareto.png", "sensitivity.csv")
 EQUAL_DB = 100.0  # pictures that differ less are the same in any format
+
+
+def check_report(folder: Path) -> None:
+    """Refuse a place that a report cannot be written to, before the work.
+
+    Raises:
+        InputError: it is no folder, or its files cannot be written.
+    """
+    headline = "The report cannot be written."
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(headline, [Complaint("--report", "is no folder", got=str(folder))], "give another folder")
+    if folder.is_dir():
+        for name in FILES:
+            check_writable(folder / name, "--report", headline)
 
 
 def write_report(tuned: Tuned, folder: Path) -> list[Path]:
     """Write ``pareto.csv``, ``pareto.png`` and ``sensitivity.csv`` into a folder; returns what was written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return [_pareto_csv(tuned, folder / "pareto.csv"), _pareto_png(tuned, folder / "pareto.png"), _sensitivity_csv(tuned, folder)]
+    front, plot, options = (folder / name for name in FILES)
+    return [_pareto_csv(tuned, front), _pareto_png(tuned, plot), _sensitivity_csv(tuned, options)]
 
 
 def table(tuned: Tuned) -> str:
@@ -67,14 +85,14 @@ def _pareto_csv(tuned: Tuned, file: Path) -> Path:
     return _write_csv(file, rows)
 
 
-def _sensitivity_csv(tuned: Tuned, folder: Path) -> Path:
+def _sensitivity_csv(tuned: Tuned, file: Path) -> Path:
     rows: list[list[Any]] = [["component", "weight", "scheme", "bytes", "relative_time", "foretold_mean_square", "chosen"]]
     for (component, name), options in tuned.options.items():
         for option in options:
             taken = int(option.scheme == tuned.chosen.choice[component, name])
             figures = [option.size_bytes, f"{option.time:.6g}", f"{option.error:.6g}", taken]
             rows.append([component, name, option.scheme.name, *figures])
-    return _write_csv(folder / "sensitivity.csv", rows)
+    return _write_csv(file, rows)
 
 
 def _write_csv(file: Path, rows: list[list[Any]]) -> Path:

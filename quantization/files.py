@@ -84,7 +84,7 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
                 stream.flush()
                 os.fsync(stream.fileno())
             draft.replace(target)
-            sync_folder(target.parent)
+            sync(target.parent)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -177,11 +177,11 @@ def check_writable(target: Path, option: str, headline: str) -> None:
         raise WritingError(headline, [complaint]) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush what a folder lists to the disk, where the system can."""
+def sync(place: Path) -> None:
+    """Flush a file, or what a folder lists, to the disk, where the system lets readers do so."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(place, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

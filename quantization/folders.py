@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantization.errors import Complaint
-from quantization.files import WritingError, draft_name, is_draft_of, sync_folder, writing
+from quantization.files import WritingError, draft_name, is_draft_of, sync, writing
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def put_in_place(draft: Path, target: Path, replace: bool) -> None:
             old.rename(target)
             raise
         remove_tree(old)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def claim_folder(folder: Path) -> None:
@@ -175,10 +175,9 @@ def _let_in(folder: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
-        for name in names:
-            with Path(root, name).open("rb+") as stream:
-                os.fsync(stream.fileno())
-        sync_folder(Path(root))
+        for place in (*(Path(root, name) for name in names), Path(root)):
+            if not place.is_symlink():
+                sync(place)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -14,7 +14,7 @@ from deploy.calibration import calibrate_student, default_prompts
 from deploy.errors import InputError
 from deploy.prompts import read_prompts
 from deploy.tune import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
-from deploy.tune_report import picture_db, table, write_report
+from deploy.tune_report import check_report, picture_db, table, write_report
 from exporters.restructure.denoiser import reads_modulated
 from exporters.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration
@@ -183,6 +183,13 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
         check_profile_file(tmp_path / "there", force=True)
     with pytest.raises(InputError, match="no such folder"):
         check_profile_file(tmp_path / "no" / "p.toml", force=False)
+    (tmp_path / "there" / "pareto.png").mkdir()
+    (tmp_path / "file").touch()
+    for name, message in {"there": "--report: is a folder .*pareto.png", "file": "--report: is no folder"}.items():
+        with pytest.raises(InputError, match=message):
+            check_report(tmp_path / name)
+    (tmp_path / "there" / "pareto.png").rmdir()
+    check_report(tmp_path / "there")
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(InputError, match="link: is a link that leads nowhere"):
         calibrate_student(BuildRequest(output=tmp_path / "link"), None, 1, 0, lambda text: None)
