@@ -341,7 +341,17 @@ def generate(
             help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).",
         ),
     ] = Path("image.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the noise, which is numpy's; the same seed is another picture in torch and diffusers."),
+    ] = 0,
+    torch_noise: Annotated[
+        bool,
+        typer.Option(
+            "--torch-noise",
+            help="Draw the noise that torch's CPU generator draws for the seed, as diffusers does (fp32; picture i: seed + i).",
+        ),
+    ] = False,
     latents: Annotated[
         Path | None,
         typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False),
@@ -395,7 +405,9 @@ def generate(
         messages.print(f"note: the prompt is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()
     with Steps(messages) as steps:
-        pictures = pipeline.generate(prompt, seed, num_images or 1, noise, height, width, progress=steps)
+        pictures = pipeline.generate(
+            prompt, seed, num_images or 1, noise, height, width, progress=steps, noise="torch" if torch_noise else "numpy"
+        )
     for file in save_pictures(pictures, output):
         typer.echo(str(file))
     messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s ({pipeline.runtime})")

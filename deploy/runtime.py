@@ -7,21 +7,30 @@ graph, not their sum.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import BundleError, Complaint, InputError
+from deploy.manifest import PictureRecord
 from deploy.sampler import OnStep, sample_euler, sample_renoise
 from deploy.sessions import Run, Runtime, Sessions, fastest_runtime
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
+from deploy.torch_noise import LARGEST_SEED, TorchGenerator
 from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
+Noise = Literal["numpy", "torch"]
+
+
+class _Generator(Protocol):
+    """What draws one picture's noise: numpy's generator, or torch's played in numpy."""
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type[np.float32], /) -> np.ndarray: ...
 
 
 class Pipeline:
@@ -64,6 +73,7 @@ class Pipeline:
         width: int | None = None,
         step_noise: np.ndarray | None = None,
         progress: Progress | None = None,
+        noise: Noise = "numpy",
     ) -> np.ndarray:
         """Draw pictures of one prompt.
 
@@ -77,15 +87,18 @@ class Pipeline:
             step_noise: what a re-noising sampler adds, ``[num_images, steps, channels, height / 8, width / 8]``, in place of
                 the seed's.
             progress: told of every stage and step.
+            noise: whose noise a seed means: ``numpy``'s (picture i has its own stream of the seed), or what ``torch``'s CPU
+                generator draws in fp32, as diffusers does it: picture i has the seed + i, and a re-noising sampler goes on with
+                its picture's generator.
 
         Returns:
             ``[num_images, height, width, 3]``, fp32 in [0, 1].
 
         Raises:
-            InputError: the size or the latents do not fit the bundle, or a result is not finite.
+            InputError: the size, the seed or the latents do not fit, or a result is not finite.
         """
         count = num_images if latents is None else len(latents)
-        generators = [np.random.default_rng([seed, i]) for i in range(count)]
+        generators = _generators(seed, count, noise)
         latents = self._initial(generators, latents, *self._size(height, width))
         report = progress or (lambda stage, done, total: None)
         steps = len(self.manifest.sampling.timesteps)
@@ -97,9 +110,9 @@ class Pipeline:
             for i, generator in enumerate(generators):
                 report("denoise", i * steps, count * steps)
                 start = latents[i : i + 1]
-                noise = _step_noise(generator, start.shape, None if step_noise is None else step_noise[i])
+                added = _step_noise(generator, start.shape, None if step_noise is None else step_noise[i])
                 on_step = functools.partial(_report_step, report, i * steps, count * steps)
-                sampled.append(self._sample(condition, start, noise, on_step))
+                sampled.append(self._sample(condition, start, added, on_step))
         with self._sessions.stage():
             pictures = []
             for i, sample in enumerate(sampled):
@@ -149,19 +162,28 @@ class Pipeline:
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         picture = self.manifest.picture
         wanted = {"height": height or picture.height, "width": width or picture.width}
-        complaints = []
-        for name, size in wanted.items():
-            fixed = getattr(picture, name)
-            if not picture.dynamic and size != fixed:
-                complaints.append(Complaint(f"--{name}", "this bundle has a fixed size", f"{fixed} pixels", str(size)))
-            elif size <= 0 or size % picture.multiple_of or size > picture.largest:
-                expected = f"a multiple of {picture.multiple_of}, at most {picture.largest}"
-                complaints.append(Complaint(f"--{name}", "wrong size", expected, str(size)))
+        if not picture.dynamic:
+            complaints = [
+                Complaint(f"--{name}", "this bundle has a fixed size", f"{getattr(picture, name)} pixels", str(size))
+                for name, size in wanted.items()
+                if size != getattr(picture, name)
+            ]
+            other = (
+                "a bundle of that size" if self.manifest.model_format == "coreml" else "a bundle of that size, or with --dynamic"
+            )
+            remedy = f"leave {' and '.join(c.where for c in complaints)} out, or build {other}"
+        else:
+            complaints = [
+                Complaint(f"--{name}", "wrong size", _sizes_expected(size, picture), str(size))
+                for name, size in wanted.items()
+                if not 0 < size <= picture.largest or size % picture.multiple_of
+            ]
+            remedy = "take a size that fits"
         if complaints:
-            raise InputError("The picture's size does not fit the bundle.", complaints, "build with --dynamic for other sizes")
+            raise InputError("The picture's size does not fit the bundle.", complaints, remedy)
         return wanted["height"], wanted["width"]
 
-    def _initial(self, noises: list[np.random.Generator], latents: np.ndarray | None, height: int, width: int) -> np.ndarray:
+    def _initial(self, noises: Sequence[_Generator], latents: np.ndarray | None, height: int, width: int) -> np.ndarray:
         picture = self.manifest.picture
         shape = (picture.latent_channels, height // picture.pixels_per_latent, width // picture.pixels_per_latent)
         if latents is None:
@@ -270,11 +292,29 @@ class _Swift:
         return np.clip(self.pipeline.run("vae_decoder", {"z": z})[0] / 2 + 0.5, 0, 1)
 
 
+def _sizes_expected(size: int, picture: PictureRecord) -> str:
+    """What a side of a dynamic size can be, and the sizes nearest to one that it cannot be."""
+    step, most = picture.multiple_of, picture.largest // picture.multiple_of * picture.multiple_of
+    below, above = size // step * step, -(-size // step) * step
+    nearest = dict.fromkeys(min(max(near, step), most) for near in (below, above))
+    return f"a multiple of {step} from {step} to {most}, for example {' or '.join(map(str, nearest))}"
+
+
+def _generators(seed: int, count: int, noise: Noise) -> Sequence[_Generator]:
+    """One for each picture."""
+    if noise == "numpy":
+        return [np.random.default_rng([seed, i]) for i in range(count)]
+    if not 0 <= seed <= LARGEST_SEED + 1 - count:
+        complaint = Complaint("--seed", "torch has no such seed", f"0 to {LARGEST_SEED + 1 - count}", str(seed))
+        raise InputError("The noise cannot be drawn.", [complaint])
+    return [TorchGenerator(seed + i) for i in range(count)]
+
+
 def _report_step(report: Progress, before: int, total: int, step: int, _: np.ndarray) -> None:
     report("denoise", before + step + 1, total)
 
 
-def _step_noise(generator: np.random.Generator, shape: tuple[int, ...], given: np.ndarray | None) -> Callable[[int], np.ndarray]:
+def _step_noise(generator: _Generator, shape: tuple[int, ...], given: np.ndarray | None) -> Callable[[int], np.ndarray]:
     """The noise of each step: given, or drawn after the initial latents from the picture's own generator."""
     if given is not None:
         return lambda step: given[step].reshape(shape).astype(np.float32)

@@ -7,6 +7,7 @@ import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,6 +23,11 @@ from exporters.reference import reference_pipeline
 from exporters.student import Student, open_student
 
 PROMPT = "a red circle left of a blue square on a white background"
+
+
+def small_pipeline() -> Pipeline:
+    """A bundle that takes no building."""
+    return Pipeline(Path(__file__).parent / "bundle_v1")
 
 
 def test_same_picture_as_diffusers(builtin_bundle: Bundle) -> None:
@@ -45,6 +51,63 @@ def test_same_picture_as_diffusers(builtin_bundle: Bundle) -> None:
     assert psnr_db(expected, got) >= 50
     other = Pipeline(builtin_bundle).generate(PROMPT.replace("red", "green"), latents=latents)
     assert psnr_db(expected, other) < 30  # the comparison can fail
+
+
+@pytest.mark.parametrize("method", ["euler", "renoise"])
+def test_torchs_noise_is_diffusers_generators(method: str) -> None:
+    """Picture i from a generator of the seed + i, with which a re-noising sampler goes on."""
+    import torch
+    from diffusers.utils.torch_utils import randn_tensor
+
+    pipeline = small_pipeline()
+    sampling = msgspec.structs.replace(pipeline.manifest.sampling, method=method)
+    pipeline.manifest = msgspec.structs.replace(pipeline.manifest, sampling=sampling)
+    picture, steps = pipeline.manifest.picture, len(sampling.timesteps)
+    shape = (1, picture.latent_channels, picture.height // 8, picture.width // 8)
+    seed = (1 << 32) + 5
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(2)]
+    latents = randn_tensor((2, *shape[1:]), generators).numpy()
+    noise = np.stack([[torch.randn(shape, generator=generator).numpy()[0] for _ in range(steps)] for generator in generators])
+    wanted = pipeline.generate(PROMPT, latents=latents, step_noise=noise)
+    got = pipeline.generate(PROMPT, seed, num_images=2, noise="torch")
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
+    assert np.abs(pipeline.generate(PROMPT, seed, num_images=2) - wanted).max() > 0.01
+
+
+def test_seeds_that_torch_does_not_have() -> None:
+    with pytest.raises(
+        InputError, match=r"--seed: torch has no such seed \(expected 0 to 18446744073709551614, got 18446744073709551615\)"
+    ):
+        small_pipeline().generate(PROMPT, (1 << 64) - 1, num_images=2, noise="torch")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (100, "a multiple of 16 from 16 to 384, for example 96 or 112"),
+        (7, "a multiple of 16 from 16 to 384, for example 16"),
+        (4000, "a multiple of 16 from 16 to 384, for example 384"),
+        (384 + 15, "a multiple of 16 from 16 to 384, for example 384"),
+        (-16, "a multiple of 16 from 16 to 384, for example 16"),
+    ],
+)
+def test_a_dynamic_bundle_says_which_sizes_are_near(size: int, expected: str) -> None:
+    pipeline = small_pipeline()
+    picture = msgspec.structs.replace(pipeline.manifest.picture, dynamic=True, multiple_of=16, largest=384)
+    pipeline.manifest = msgspec.structs.replace(pipeline.manifest, picture=picture)
+    with pytest.raises(InputError) as error:
+        pipeline.generate(PROMPT, height=size)
+    assert f"--height: wrong size (expected {expected}, got {size})" in str(error.value)
+    assert "--dynamic" not in str(error.value)
+
+
+def test_a_fixed_bundle_says_what_to_leave_out() -> None:
+    pipeline = small_pipeline()
+    with pytest.raises(InputError, match="leave --width out, or build a bundle of that size, or with --dynamic"):
+        pipeline.generate(PROMPT, width=4096)
+    pipeline.manifest = msgspec.structs.replace(pipeline.manifest, model_format="coreml")
+    with pytest.raises(InputError, match=r"leave --width out, or build a bundle of that size$"):
+        pipeline.generate(PROMPT, width=4096)
 
 
 def test_picture_shows_what_the_prompt_says(builtin_bundle: Bundle) -> None:
