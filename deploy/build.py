@@ -70,7 +70,7 @@ from deploy.web_runtime import check_web_runtime
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.restructure.positions import TABLE
-from exporters.sampling import Sampling, plan_sampling
+from exporters.sampling import Sampling, idle_steps, plan_sampling
 from exporters.student import Student, open_student
 from exporters.swift import T5_TOKENS, check_client_sampling
 from exporters.templates import OPTIONAL_COMPONENTS
@@ -179,6 +179,7 @@ def plan(request: BuildRequest) -> Plan:
     sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
     if request.layout == "swift":
         check_client_sampling(sampling)
+    idle = idle_steps(student, height, width, sampling)
     options = replace(options, timesteps=sampling.timesteps)
     graphs = tuple(plan_graphs(student, options))
     compute = computes_in(profile, request.format, tier)
@@ -214,7 +215,7 @@ def plan(request: BuildRequest) -> Plan:
         stages,
         target,
         attention,
-        student.notes,
+        (*student.notes, *([idle] if idle else [])),
     )
 
 

@@ -38,9 +38,16 @@ def open_calibration(folder: Path, student: Student) -> Calibration:
 
 
 def calibrate_student(
-    request: BuildRequest, prompts: Path | None, count: int, seed: int, tell: Callable[[str], None]
+    request: BuildRequest,
+    prompts: Path | None,
+    count: int,
+    seed: int,
+    tell: Callable[[str], None],
+    note: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
     """Calibrate into ``request.output``, which appears when it is whole.
+
+    ``tell`` is told of every stage, ``note`` what the user should know of the student and its schedule.
 
     Raises:
         InputError: the student, the tier, an option, the prompts or the folder cannot be used.
@@ -50,6 +57,8 @@ def calibrate_student(
         remedy = "give another folder" if request.force else "give another folder, or --force to replace a calibration"
         raise InputError(f"{output} is there already.", remedy=remedy)
     made = plan(replace(request, output=output / "never"))
+    for text in made.notes:
+        note(text)
     chosen = (default_prompts(made.student.path) if prompts is None else read_prompts(prompts))[:count]
     with new_folder(output, replace=request.force) as draft:
         calibrate(

@@ -33,6 +33,7 @@ from deploy.cli_options import (
     PromptsOption,
     RuntimeName,
     Sampler,
+    SigmasOption,
     StepsOption,
     StudentArgument,
     TargetOption,
@@ -44,6 +45,7 @@ from deploy.cli_options import (
     messages,
     need_export,
     parse_sigmas,
+    tell_note,
 )
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.interrupts import interruptible
@@ -102,13 +104,7 @@ def build(
         bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")
     ] = False,
     steps: StepsOption = None,
-    sigmas: Annotated[
-        str | None,
-        typer.Option(
-            help="Noise levels before the scheduler's shift, one for each step, e.g. 1,0.75,0.5,0.25.",
-            show_default=False,
-        ),
-    ] = None,
+    sigmas: SigmasOption = None,
     sampler: Annotated[
         Sampler | None,
         typer.Option(
@@ -201,6 +197,7 @@ def calibrate(
     height: HeightOption = None,
     width: WidthOption = None,
     steps: StepsOption = None,
+    sigmas: SigmasOption = None,
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
@@ -219,13 +216,14 @@ def calibrate(
         height=height,
         width=width,
         steps=steps,
+        sigmas=parse_sigmas(sigmas),
         keep_t5=keep_t5,
         variant=variant,
         ignore_lora=ignore_lora,
         force=force,
     )
     with messages.status("calibrating") as status:
-        found = calibrate_student(request, prompts, count, seed, status.update)
+        found = calibrate_student(request, prompts, count, seed, status.update, tell_note)
     typer.echo(f"{output}: {len(found.weights())} weights, {len(found.recipe.prompts)} prompts")
 
 
@@ -268,6 +266,7 @@ def tune(
     height: HeightOption = None,
     width: WidthOption = None,
     steps: StepsOption = None,
+    sigmas: SigmasOption = None,
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
@@ -296,6 +295,7 @@ def tune(
         height=height,
         width=width,
         steps=steps,
+        sigmas=parse_sigmas(sigmas),
         keep_t5=keep_t5,
         variant=variant,
         ignore_lora=ignore_lora,
@@ -315,7 +315,7 @@ def tune(
     goes_on = work is not None or os.path.lexists(request.work)
     try:
         with messages.status("tuning") as status:
-            tuned = tune_profile(request, status.update)
+            tuned = tune_profile(request, status.update, tell_note)
         write_profile(tuned, request, output)
     except WritingError:  # on a full disk, gigabytes of findings in a hidden folder would be in the way
         if not goes_on:

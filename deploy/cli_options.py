@@ -137,6 +137,13 @@ StepsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Denoising steps. Default: the student's, then the tier's.", show_default=False),
 ]
+SigmasOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Noise levels before the scheduler's shift, one for each step, e.g. 1,0.75,0.5,0.25.",
+        show_default=False,
+    ),
+]
 KeepT5Option = Annotated[
     bool | None,
     typer.Option(
@@ -180,6 +187,11 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
         raise InputError(
             f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25"
         ) from None
+
+
+def tell_note(text: str) -> None:
+    """Something that the user should know, in a line of its own."""
+    messages.print(f"note: {text}", markup=False)
 
 
 def need_export() -> None:

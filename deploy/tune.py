@@ -130,11 +130,15 @@ class Tuning:
     Args:
         request: what to tune.
         tell: told of every stage.
+        note: told what the user should know of the student and its schedule.
     """
 
-    def __init__(self, request: TuneRequest, tell: Tell | None = None) -> None:
+    def __init__(self, request: TuneRequest, tell: Tell | None = None, note: Tell | None = None) -> None:
         self.request, self.tell = request, tell or (lambda text: None)
         made = plan(replace(request.build, output=request.work / "never"))
+        if note is not None:
+            for text in made.notes:
+                note(text)
         self.student: Student = made.student
         self.tier: Tier = made.tier
         self.rounds_inputs = request.build.format == "onnx"  # Core ML multiplies with the decoded weights
@@ -307,13 +311,13 @@ def compare(reference: Drawn, drawn: Drawn) -> Measured:
     )
 
 
-def tune(request: TuneRequest, tell: Tell | None = None) -> Tuned:
-    """Choose a profile.
+def tune(request: TuneRequest, tell: Tell | None = None, note: Tell | None = None) -> Tuned:
+    """Choose a profile; ``tell`` and ``note`` as of :class:`Tuning`.
 
     Raises:
         InputError: the limits cannot be met, or the request cannot be fulfilled.
     """
-    tuning = Tuning(request, tell)
+    tuning = Tuning(request, tell, note)
     options = tuning.foretell()
     uniforms = [_measured(tuning, point) for point in _uniform_points(tuning, options)]
     options = _corrected(options, uniforms)

@@ -16,6 +16,9 @@ from exporters.reference import reference_scheduler
 from exporters.student import Student
 
 Method = Literal["euler", "renoise"]
+IDLE = 0.03  # a step that moves less than this share of the way from noise to picture costs as much as one that moves all of it
+SHOWN = 12  # steps whose sigmas are written out
+BETTER = 1.5  # how much more the smallest step of another grid must move for that grid to be worth a word
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,61 @@ def plan_sampling(
         _check(sigmas, steps)
     if steps > MOST_STEPS:
         raise ExportError("The steps cannot be planned.", [Complaint("steps", "too many", f"at most {MOST_STEPS}", str(steps))])
+    made, timesteps = _schedule(student, height, width, steps, sigmas)
+    stochastic = student.configs["scheduler"].get("stochastic_sampling")
+    chosen: Method = method or ("renoise" if stochastic else "euler")
+    return Sampling(chosen, made, timesteps)
+
+
+def idle_steps(student: Student, height: int, width: int, sampling: Sampling) -> str:
+    """What to know of steps that hardly move, with the grid whose steps all do; empty where there is none of either.
+
+    Diffusers' own grid for ``num_inference_steps`` ends in such a step where there are few: it spaces the steps between the
+    shifted ends of the training schedule and shifts them again. Spaced evenly before the shift, from 1 to 1 / steps, they all
+    move. Long schedules have small steps in any grid, of which nothing is said.
+
+    Args:
+        student: its scheduler shifts the other grid.
+        height: picture height in pixels.
+        width: picture width in pixels.
+        sampling: the schedule.
+    """
+    steps = len(sampling.timesteps)
+    moved = [a - b for a, b in itertools.pairwise(sampling.sigmas)]
+    if min(moved) >= IDLE:
+        return ""
+    even = [1 - i / steps for i in range(steps)]
+    try:
+        others = _schedule(student, height, width, steps, even)[0]
+    except ExportError:  # a scheduler that makes no schedule of it
+        others = sampling.sigmas
+    if min(a - b for a, b in itertools.pairwise(others)) < BETTER * min(moved):
+        return ""
+    idle = [f"step {i + 1} ({100 * move:.2g} %)" for i, move in enumerate(moved) if move < IDLE]
+    grid = f"--sigmas {','.join(f'{sigma:.4g}' for sigma in even)}" if steps <= SHOWN else f"an even grid from 1 to 1/{steps}"
+    return (
+        f"of {steps} steps{_shown(sampling.sigmas)}, {_listed(idle)} hardly {'moves' if len(idle) == 1 else 'move'} from noise "
+        f"to picture; {grid} (before the shift) makes every step count{_shown(others)}"
+    )
+
+
+def _shown(sigmas: Sequence[float]) -> str:
+    return f" (sigmas {', '.join(f'{sigma:.4g}' for sigma in sigmas)})" if len(sigmas) <= SHOWN + 1 else ""
+
+
+def _listed(names: list[str]) -> str:
+    names = names if len(names) <= SHOWN else [*names[:3], f"{len(names) - 3} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _schedule(
+    student: Student, height: int, width: int, steps: int, sigmas: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sigmas and timesteps of diffusers' scheduler.
+
+    Raises:
+        ExportError: it makes no usable ones.
+    """
     scheduler = reference_scheduler(student)
     extra = {"mu": _dynamic_shift(student, height, width)} if scheduler.config.use_dynamic_shifting else {}
     schedule = {"num_inference_steps": steps} if sigmas is None else {"sigmas": list(sigmas)}
@@ -80,8 +138,7 @@ def plan_sampling(
     if not (all(0 <= sigma <= 1 for sigma in made) and falling and made[-1] == 0):
         complaint = Complaint("scheduler_config.json", "makes unusable sigmas", "falling from at most 1 to 0", str(made))
         raise ExportError("The scheduler cannot be used.", [complaint])
-    chosen: Method = method or ("renoise" if scheduler.config.stochastic_sampling else "euler")
-    return Sampling(chosen, tuple(scheduler.sigmas.tolist()), tuple(scheduler.timesteps.tolist()))
+    return tuple(made), tuple(scheduler.timesteps.tolist())
 
 
 def _dynamic_shift(student: Student, height: int, width: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.build import BuildRequest, build
+from deploy.build import BuildRequest, build, plan
 from deploy.calibration import calibrate_student, default_prompts
 from deploy.errors import InputError
 from deploy.prompts import read_prompts
@@ -197,3 +197,21 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.p\.toml\.tuning: is a link"):
         Tuning(TuneRequest(build=BuildRequest(output=tmp_path / "p.toml"), work=tmp_path / ".p.toml.tuning"))
     assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_steps_that_hardly_move_are_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever plans a schedule: build, calibrate and tune."""
+    request = BuildRequest(output=tmp_path / "c", steps=2)
+    told: list[str] = []
+
+    def stop(*_: object, **__: object) -> None:
+        raise OSError("stopped here")
+
+    monkeypatch.setattr("deploy.calibration.calibrate", stop)
+    with pytest.raises(InputError, match="stopped here"):
+        calibrate_student(request, None, 1, 0, lambda text: None, told.append)
+    with pytest.raises(InputError, match="Too few prompts"):
+        Tuning(TuneRequest(build=request, work=tmp_path / "work", prompts=PROMPTS[:1]), note=told.append)
+    assert sum("step 2 (0.89 %) hardly moves" in text for text in told) == 2
+    assert set(told) == set(plan(request).notes)
+    assert not any("hardly" in text for text in plan(replace(request, steps=None, sigmas=(1.0, 0.5))).notes)

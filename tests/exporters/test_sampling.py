@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from exporters.errors import ExportError
-from exporters.sampling import plan_sampling
+from exporters.sampling import idle_steps, plan_sampling
 from exporters.student import Student, open_student
 from tests.exporters.test_student import edit_json
 
@@ -22,6 +23,49 @@ def test_students_own_sigmas() -> None:
 def test_number_of_steps_is_diffusers_grid(students: dict[str, Student]) -> None:
     sampling = plan_sampling(students["tiny"], 512, 512, steps=4)
     assert sampling.sigmas == pytest.approx((1.0, 0.8577, 0.6022, 0.00893, 0.0), abs=1e-4)
+
+
+def idle(student: Student, steps: int | None = None, sigmas: tuple[float, ...] | None = None) -> str:
+    return idle_steps(student, 64, 64, plan_sampling(student, 64, 64, steps, sigmas))
+
+
+def test_a_step_that_hardly_moves_is_told_with_the_grid_that_does_not() -> None:
+    assert idle(open_student(), 2) == (
+        "of 2 steps (sigmas 1, 0.008929, 0), step 2 (0.89 %) hardly moves from noise to picture; "
+        "--sigmas 1,0.5 (before the shift) makes every step count (sigmas 1, 0.75, 0)"
+    )
+    assert "--sigmas 1,0.6667,0.3333 (" in idle(open_student(), 3)
+    assert "step 1 (0.68 %) and step 3 (1.5 %) hardly move from" in idle(open_student(), sigmas=(1.0, 0.98, 0.005))
+
+
+@pytest.mark.parametrize(
+    ("steps", "sigmas"),
+    [(None, None), (1, None), (None, (1.0, 0.5)), (None, (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)), (50, None)],
+    ids=["its own", "one step", "given", "eight", "steps that are small in any grid"],
+)
+def test_steps_that_move_are_no_matter(steps: int | None, sigmas: tuple[float, ...] | None) -> None:
+    assert idle(open_student(), steps, sigmas) == ""
+
+
+def test_a_single_step_from_near_the_end() -> None:
+    assert "step 1 (2.9 %) hardly moves" in idle(open_student(), sigmas=(0.01,))
+
+
+def test_a_long_schedule_is_told_in_brief() -> None:
+    sigmas = (*(1 - i / 1000 for i in range(30)), 0.5)
+    assert re.fullmatch(
+        r"of 31 steps, step 1 \(.* %\), step 2 \(.* %\), step 3 \(.* %\) and 26 more hardly move from noise to picture; "
+        r"an even grid from 1 to 1/31 \(before the shift\) makes every step count",
+        idle(open_student(), sigmas=sigmas),
+    )
+
+
+def test_the_other_grid_is_shifted_for_the_size(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
+    student = open_student(tiny_folder)
+    told = [idle_steps(student, size, size, plan_sampling(student, size, size, 2)) for size in (64, 1024)]
+    assert all("--sigmas 1,0.5 (" in text for text in told)
+    assert told[0] != told[1]
 
 
 def test_steps_win_over_the_students_sigmas() -> None:
