@@ -10,7 +10,8 @@ from typing import Any
 
 from deploy.errors import Complaint, InputError
 from deploy.formats import ComputeUnits, Target
-from deploy.layout_files import tokenizer_config, tokenizer_json
+from deploy.layout_files import tokenizer_config
+from deploy.swift_t5 import client_t5_json, t5_complaints
 from exporters.graphs import GraphOptions
 from exporters.sampling import Sampling
 from exporters.student import Student
@@ -32,16 +33,17 @@ FOLDER = "swift"
 
 
 def check_client_tokenizers(tokenizers: Tokenizers) -> None:
-    """Refuse CLIP tokenizers that the client would not tokenize alike with: it has one vocabulary for both.
+    """Refuse tokenizers that the client would not tokenize alike with.
 
     Args:
         tokenizers: ``(graph input, folder, transformers tokenizer)`` of each kept encoder.
 
     Raises:
-        InputError: two vocabularies, or other special tokens than the client's.
+        InputError: two CLIP vocabularies, where the client has one for both; other special tokens than its own; or a T5 tokenizer
+            that its tokenizer library cannot read, or reads otherwise.
     """
     clips = {name: tokenizer for name, _, tokenizer in tokenizers if name in PADS}
-    models = [_model(tokenizer) for tokenizer in clips.values()]
+    models = [_content(tokenizer)["model"] for tokenizer in clips.values()]
     complaints = []
     if any(model != models[0] for model in models[1:]):
         complaints.append(Complaint("tokenizer_2", "differs from tokenizer", "one vocabulary and one list of merges for both"))
@@ -57,6 +59,7 @@ def check_client_tokenizers(tokenizers: Tokenizers) -> None:
             for token, index in specials.items()
             if vocabulary.get(token) != index
         ]
+    complaints += [found for name, _, tokenizer in tokenizers if name == "input_ids_3" for found in t5_complaints(tokenizer)]
     if complaints:
         remedy = "build the layout native, and tokenize as its tokenizer.json says"
         raise InputError("The Swift client cannot tokenize for this student.", complaints, remedy)
@@ -87,7 +90,7 @@ def write_swift_files(
     """
     by_input = {name: tokenizer for name, _, tokenizer in tokenizers}
     vocabulary = sorted(by_input["input_ids"].get_vocab().items(), key=lambda item: item[1])
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _model(by_input["input_ids"])["merges"]]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _content(by_input["input_ids"])["model"]["merges"]]
     own = resources.files("deploy").joinpath(FOLDER)
     files = {
         "vocab.json": json.dumps(dict(vocabulary), ensure_ascii=False),
@@ -96,15 +99,15 @@ def write_swift_files(
         "README.md": _readme(own.joinpath("README.md").read_text("utf-8"), student, options, sampling, target, units),
     }
     if (t5 := by_input.get("input_ids_3")) is not None:
-        files["tokenizer.json"] = tokenizer_json(t5)
+        files["tokenizer.json"] = client_t5_json(t5)
         files["tokenizer_config.json"] = json.dumps(tokenizer_config("input_ids_3", t5, options), indent=2) + "\n"
     for path, text in files.items():
         write_text(folder / path, text)
     return sorted(files)
 
 
-def _model(tokenizer: Any) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+def _content(tokenizer: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return content
 
 
