@@ -31,6 +31,7 @@ from deploy.bundle import (
     remove_strangers,
     seal,
 )
+from deploy.client_schedule import choose_client_schedule
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.formats import (
     REQUIRED_DB,
@@ -50,6 +51,7 @@ from deploy.layout_files import write_layout_files
 from deploy.manifest import (
     FORMAT,
     VERSION,
+    ClientScheduleRecord,
     FileRecord,
     GraphRecord,
     KeptRecord,
@@ -108,6 +110,7 @@ class Plan:
     target: Target = "iOS18"
     attention: Attention = "fused"
     notes: tuple[str, ...] = ()
+    client_schedule: ClientScheduleRecord | None = None
 
 
 class Reporter(Protocol):
@@ -303,6 +306,9 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     request = replace(request, output=real_place(request.output))
     reporter.stage("opening the student")
     made = _fitted(plan(request))
+    if request.layout == "swift":
+        reporter.stage("drawing by the Swift client's schedule")
+        made = _with_client_schedule(made)
     for note in made.notes:
         reporter.note(note)
     partial = partial_folder(request.output)
@@ -321,6 +327,12 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
             complaint = Complaint(str(error.filename or partial), error.strerror or str(error))
             raise InputError("The bundle cannot be written.", [complaint], "free some space or build elsewhere") from error
         raise
+
+
+def _with_client_schedule(made: Plan) -> Plan:
+    force, costly = made.request.force_schedule, made.request.parity == "always"
+    record, notes = choose_client_schedule(made.student, made.options, made.sampling, force, costly)
+    return replace(made, client_schedule=record, notes=(*made.notes, *notes))
 
 
 def _least_bytes(made: Plan) -> int:
@@ -479,9 +491,9 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         paths += write_page(partial, made.request.web_runtime)
     if made.request.layout == "swift":
         assert made.compute_units is not None
-        paths += write_swift_files(
-            made.student, made.options, made.sampling, made.tokenizers, made.target, made.compute_units, partial
-        )
+        assert made.client_schedule is not None
+        of_client = (made.sampling, made.client_schedule, made.tokenizers, made.target, made.compute_units)
+        paths += write_swift_files(made.student, made.options, *of_client, partial)
     files = [file for done in records for file in done.files] + [record_file(partial, path) for path in paths]
     config, vae = made.student.configs["transformer"], made.student.configs["vae"]
     tokenizers = tuple(
@@ -533,6 +545,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         ),
         graphs=tuple(graphs),
         notes=made.notes,
+        client_schedule=made.client_schedule,
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
 

@@ -112,6 +112,13 @@ def build(
             show_default=False,
         ),
     ] = None,
+    force_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--force-schedule",
+            help="swift: build also where the client's nearest schedule draws pictures under 50 dB PSNR of the student's own.",
+        ),
+    ] = False,
     keep_t5: KeepT5Option = None,
     max_sequence_length: Annotated[
         int | None,
@@ -161,6 +168,7 @@ def build(
         steps=steps,
         sigmas=parse_sigmas(sigmas),
         sampler=None if sampler is None else sampler.value,
+        force_schedule=force_schedule,
         keep_t5=keep_t5,
         max_sequence_length=max_sequence_length,
         variant=variant,

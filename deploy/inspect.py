@@ -184,11 +184,18 @@ def _render_programs(content: dict[str, Any]) -> list[str]:
         return []
     stages = [f"{graph['name']} in {len(graph['stages'])}" for graph in content["graphs"] if len(graph["stages"]) > 1]
     wide = [f"{len(graph['fp32_operators'])} of {graph['name']}" for graph in content["graphs"] if graph["fp32_operators"]]
+    client = content["client_schedule"]
     return [
+        *([_client_line(client)] if client else []),
         f"compute units: {content['compute_units']}; stages: {', '.join(stages) or 'one for each graph'}",
         f"attention: {content['attention'] or 'fused'}",
         f"computed in fp32, fp16 is too narrow for them: {', '.join(wide) or 'none'}",
     ]
+
+
+def _client_line(client: dict[str, Any]) -> str:
+    nearness = "not measured" if client["psnr_db"] is None else f"{client['psnr_db']:.1f} dB PSNR of the student's own"
+    return f"the Swift client's schedule: stepCount {client['steps']}, schedulerTimestepShift {client['shift']:g} ({nearness})"
 
 
 def _reasons(kept: list[dict[str, str]]) -> str:

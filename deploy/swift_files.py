@@ -11,11 +11,13 @@ from typing import Any
 from deploy.errors import Complaint, InputError
 from deploy.formats import ComputeUnits, Target
 from deploy.layout_files import tokenizer_config
+from deploy.manifest import ClientScheduleRecord
 from deploy.swift_t5 import client_t5_json, t5_complaints
 from exporters.graphs import GraphOptions
 from exporters.sampling import Sampling
 from exporters.student import Student
-from exporters.swift import CLIENT, client_schedule, client_sizes
+from exporters.swift import CLIENT, client_sizes
+from exporters.swift_schedule import client_sigmas
 from quantization.errors import printable
 from quantization.files import write_text
 
@@ -28,6 +30,8 @@ NOTES: dict[ComputeUnits, str] = {
     "cpu-and-ne": "The programs are made for the Neural Engine. Its compiler fails on a transformer of SD3's size in one "
     "program (24 blocks), as others found: a smaller student may fit.",
 }
+SAME_STEPS = "The client's scheduler has this student's schedule, or comes nearest to it, with as many steps."
+MORE_STEPS = "The client's scheduler ends near zero and not at it, so that one of its steps is lost there."
 PADS = {"input_ids": "<|endoftext|>", "input_ids_2": "!"}  # what the client pads each CLIP encoder's ids with
 FOLDER = "swift"
 
@@ -69,6 +73,7 @@ def write_swift_files(
     student: Student,
     options: GraphOptions,
     sampling: Sampling,
+    schedule: ClientScheduleRecord,
     tokenizers: Tokenizers,
     target: Target,
     units: ComputeUnits,
@@ -80,6 +85,7 @@ def write_swift_files(
         student: the student.
         options: the bundle's shape.
         sampling: the student's schedule.
+        schedule: the client's that comes nearest.
         tokenizers: ``(graph input, folder, transformers tokenizer)`` of each kept encoder.
         target: the oldest system.
         units: what the programs are made for.
@@ -96,7 +102,7 @@ def write_swift_files(
         "vocab.json": json.dumps(dict(vocabulary), ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
         "compile.sh": own.joinpath("compile.sh").read_text("utf-8"),
-        "README.md": _readme(own.joinpath("README.md").read_text("utf-8"), student, options, sampling, target, units),
+        "README.md": _readme(own.joinpath("README.md").read_text("utf-8"), student, options, sampling, schedule, target, units),
     }
     if (t5 := by_input.get("input_ids_3")) is not None:
         files["tokenizer.json"] = client_t5_json(t5)
@@ -116,11 +122,11 @@ def _readme(
     student: Student,
     options: GraphOptions,
     sampling: Sampling,
+    schedule: ClientScheduleRecord,
     target: Target,
     units: ComputeUnits,
 ) -> str:
     vae, steps = student.configs["vae"], len(sampling.timesteps)
-    shift, sigmas = client_schedule(sampling.sigmas)
     return Template(template).substitute(
         student=printable(student.path.resolve().name),
         system=SYSTEMS[target],
@@ -128,16 +134,24 @@ def _readme(
         t5_files=", `tokenizer.json` and `tokenizer_config.json`" if options.keep_t5 else "",
         units=UNITS[units],
         steps=steps,
-        client_steps=steps + 1,
-        shift=f"{shift:g}",
+        client_steps=schedule.steps,
+        shift=f"{schedule.shift:g}",
         scaling_factor=f"{vae['scaling_factor']:.9g}",
         shift_factor=f"{vae['shift_factor'] or 0.0:.9g}",
         student_sigmas=", ".join(f"{sigma:.4f}" for sigma in sampling.sigmas[:-1]),
-        client_sigmas=", ".join(f"{sigma:.4f}" for sigma in sigmas),
+        client_sigmas=", ".join(f"{sigma:.4f}" for sigma in client_sigmas(schedule.steps, schedule.shift)),
+        schedule_note=MORE_STEPS if schedule.steps > steps else SAME_STEPS,
+        nearness=_nearness(schedule),
         compute_note=NOTES[units],
         client_sizes=_sizes(student, options),
         latent_channels=student.configs["transformer"]["in_channels"],
     )
+
+
+def _nearness(schedule: ClientScheduleRecord) -> str:
+    if schedule.psnr_db is None:
+        return "How near its pictures come to the student's was not measured."
+    return f"Drawn by both in fp32, pictures agree to {schedule.psnr_db:.1f} dB PSNR."
 
 
 def _sizes(student: Student, options: GraphOptions) -> str:

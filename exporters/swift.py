@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from exporters.weights import Weight
 
 T5_TOKENS = 77  # the client cuts T5's states to these, and feeds as many zero tokens where there is no T5
-TRAIN_STEPS = 1000
 CLIENT = {
     "clip_tokens": 77,
     "text_encoder: hidden_size": 768,
@@ -52,47 +51,6 @@ def client_sizes(student: Student, clip_tokens: int) -> dict[str, int]:
         component, name = key.split(": ")
         sizes[key] = int(student.configs[component][name])
     return sizes
-
-
-def client_sigmas(steps: int, shift: float) -> tuple[float, ...]:
-    """The noise levels that the client's ``DiscreteFlowScheduler`` evaluates at.
-
-    It spaces its steps evenly between the shifted ends of the training schedule, and shifts them again: N of its steps are a
-    student's N - 1, nearly, and one more evaluation near zero.
-
-    Args:
-        steps: the client's ``stepCount``, 2 or more.
-        shift: its ``schedulerTimestepShift``.
-
-    >>> [round(sigma, 4) for sigma in client_sigmas(5, 3.0)]
-    [1.0, 0.9004, 0.7511, 0.503, 0.0089]
-    """
-
-    def shifted(sigma: np.ndarray) -> np.ndarray:
-        return sigma * shift / (1 + (shift - 1) * sigma)
-
-    ends = shifted(np.array([1.0, 1.0 / TRAIN_STEPS]))
-    return tuple(shifted(np.linspace(float(ends[0]), float(ends[1]), steps)).tolist())
-
-
-def client_schedule(sigmas: Sequence[float]) -> tuple[float, tuple[float, ...]]:
-    """How the client comes nearest to a schedule.
-
-    Args:
-        sigmas: the schedule's, one more than there are steps, the last 0.
-
-    Returns:
-        Its ``schedulerTimestepShift``, to two digits after the point, and what it evaluates at with one step more than there are.
-
-    >>> shift, made = client_schedule([1.0, 0.9, 0.75, 0.5, 0.0])
-    >>> shift, [round(sigma, 3) for sigma in made]
-    (2.97, [1.0, 0.899, 0.749, 0.5, 0.009])
-    """
-    wanted = np.asarray(sigmas[:-1])
-    shifts = np.arange(100, 1201) / 100
-    made = [np.asarray(client_sigmas(len(sigmas), shift)) for shift in shifts.tolist()]
-    best = int(np.argmin([np.abs(found[:-1] - wanted).max() for found in made]))
-    return float(shifts[best]), tuple(made[best].tolist())
 
 
 def check_client_sampling(sampling: Sampling) -> None:

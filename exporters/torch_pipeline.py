@@ -120,7 +120,12 @@ class TorchPipeline:
     def draw(self, prompts: Sequence[str], noise: Tensor, step_noise: Tensor | None = None) -> Drawn:
         """Draw one picture of each prompt; arguments as of :meth:`sample`."""
         latents = self.sample(self.condition(prompts), noise, step_noise)
-        return Drawn(latents, self._modules["vae_decoder"](latents))
+        return Drawn(latents, self.decode(latents))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures ``[images, 3, height, width]`` of latents."""
+        pictures: Tensor = self._modules["vae_decoder"](latents)
+        return pictures
 
     def noise(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
         """Initial noise of some pictures and what a re-noising sampler adds; picture i is the same whatever their number."""

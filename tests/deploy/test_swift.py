@@ -19,6 +19,7 @@ pytest.importorskip("coremltools", reason="coremltools is not installed (flash-d
 from deploy.build import BuildRequest, build
 from deploy.bundle import Bundle
 from deploy.errors import InputError
+from deploy.inspect import inspect_bundle, render
 from deploy.runtime import Pipeline
 from deploy.swift_files import check_client_tokenizers
 from deploy.verify import verify
@@ -27,6 +28,7 @@ from exporters.parity import psnr_db
 from exporters.prompts import PROMPTS
 from exporters.reference import load_tokenizer
 from exporters.student import BUILTIN_STUDENT, Student, open_student
+from tests.exporters.test_student import edit_json
 
 # TextEncoderXL.swift, TextEncoderT5.swift, MultiModalDiffusionTransformer.swift, Decoder.swift; sizes are the built-in student's:
 # 16 CLIP tokens, 64 and 96 channels, joint width 160, pictures of 64 px. 77 is the client's own.
@@ -165,13 +167,23 @@ def test_the_script_compiles_and_copies_all(bundle: Bundle, tmp_path: Path) -> N
 
 def test_without_t5_the_client_finds_none(tmp_path: Path, students: dict[str, Student]) -> None:
     """The client takes T5 where its three files are; without them it feeds 77 zero tokens, which are folded to one."""
-    student = open_student(shutil.copytree(BUILTIN_STUDENT, tmp_path / "student"))
+    folder = shutil.copytree(BUILTIN_STUDENT, tmp_path / "student")
+    edit_json(folder / "student.json", sigmas=None)  # diffusers' own grid, which is the client's formula
+    student = open_student(folder)
     bundle = build(swift(tmp_path / "b", student=student.path))
     assert not {"tokenizer.json", "tokenizer_config.json", "TextEncoderT5.mlpackage"} & {
         file.name for file in bundle.folder.iterdir()
     }
     assert bundle.manifest.compute_units == "cpu-and-gpu"
-    assert "cpuAndGPU" in (bundle.folder / "README.md").read_text("utf-8")
+    readme = (bundle.folder / "README.md").read_text("utf-8")
+    assert "cpuAndGPU" in readme
+    assert "picture.stepCount = 4\npicture.schedulerTimestepShift = 3\n" in readme
+    schedule = bundle.manifest.client_schedule
+    assert schedule is not None
+    assert (schedule.steps, schedule.shift) == (4, 3.0)
+    assert schedule.psnr_db is not None
+    assert f"pictures agree to {schedule.psnr_db:.1f} dB PSNR" in readme
+    assert "stepCount 4, schedulerTimestepShift 3 (" in render(inspect_bundle(bundle.folder))
     assert verify(bundle.folder, student.path).complaints == []
 
 
@@ -179,6 +191,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ONNX": ({"format": "onnx", "tier": "desktop-cpu"}, "--layout: is a layout of Core ML bundles"),
     "stages": ({"stages": 2}, "--stages: the Swift client has one transformer"),
     "dynamic": ({"dynamic": True}, "--dynamic"),
+    "a schedule that it cannot follow": (
+        {"sigmas": (1.0, 0.99, 0.2)},
+        r"the client comes nearest with stepCount 3 and .*expected 50 dB PSNR of its pictures, got 32.*\n.*--force-schedule",
+    ),
+    "force without need": (
+        {"layout": "native", "force_schedule": True},
+        r"--force-schedule: is an option of the layout swift \(expected --layout swift, got native\)",
+    ),
     "renoise": ({"sampler": "renoise"}, "cannot re-noise"),
     "more T5 tokens than the client takes": ({"max_sequence_length": 128}, "max_sequence_length: the Swift client has its own"),
     "a scheme in blocks on iOS 17": ({"precision": None, "target": "iOS17", "profile": "int4g32"}, "iOS 17"),
