@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit docs web-runtime optimum clean
+.PHONY: help setup demo test lint types unit docs web-runtime optimum older-onnxruntime clean
 
 help:
 	@echo "make demo    build a desktop bundle of the built-in student and draw out/demo.png"
@@ -12,6 +12,7 @@ help:
 	@echo "make docs    rewrite the generated parts of README.md"
 	@echo "make web-runtime fetch what browser bundles draw with, for their tests (needs npm)"
 	@echo "make optimum load an optimum-layout bundle in optimum-onnx, in an environment of its own"
+	@echo "make older-onnxruntime draw with the oldest onnxruntime that each kind of bundle asks for, and not with the one before"
 	@echo "make clean   remove the environment and what the commands wrote"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -52,5 +53,9 @@ web-runtime: .web-runtime
 optimum: setup
 	BIN=$(BIN) PYTHON=$(PYTHON) tests/optimum/check.sh
 
+# Each release of onnxruntime has an environment of its own.
+older-onnxruntime: setup
+	BIN=$(BIN) PYTHON=$(PYTHON) tests/onnxruntime/check.sh
+
 clean:
-	rm -rf $(VENV) .venv-optimum .web-runtime out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-optimum .venv-onnxruntime .web-runtime out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from deploy import requirements
 from deploy.budget import Place, Sizes, best_uniform, check_budget, estimated_sizes
 from deploy.bundle import (
     Bundle,
@@ -71,6 +72,7 @@ from deploy.web_page import write_page
 from deploy.web_runtime import check_web_runtime
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
+from exporters.onnx.opset import TRACED, Opset
 from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, idle_steps, plan_sampling
 from exporters.student import Student, open_student
@@ -423,6 +425,7 @@ def _recipe(made: Plan) -> Recipe:
         made.stages,
         made.target,
         made.attention,
+        opset=made.request.opset or TRACED,
         required_db=REQUIRED_DB[made.request.format].get(made.precision),
         measures=lambda graph: not _parity_note(made.request.parity, graph),
     )
@@ -545,9 +548,22 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
         ),
         graphs=tuple(graphs),
         notes=made.notes,
+        opset=_opset(made),
+        requires=_requires(made),
         client_schedule=made.client_schedule,
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
+
+
+def _opset(made: Plan) -> Opset | None:
+    return (made.request.opset or TRACED) if made.request.format == "onnx" else None
+
+
+def _requires(made: Plan) -> dict[str, str]:
+    """The least version of what runs the bundle; Core ML programs say themselves which system they need."""
+    opset = _opset(made)
+    schemes = (rule.scheme for rule in made.profile.rules)
+    return {} if opset is None else {requirements.NAME: requirements.least_onnxruntime(opset, made.compute, schemes)}
 
 
 def _tools(request: BuildRequest) -> tuple[str, ...]:
@@ -569,6 +585,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         made.stages,
         made.target,
         made.attention,
+        made.request.opset or TRACED,
         msgspec.to_builtins(made.tier),
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,

@@ -27,6 +27,7 @@ from deploy.cli_options import (
     IgnoreLoraOption,
     KeepT5Option,
     Layout,
+    OpsetName,
     Parity,
     Precision,
     Preset,
@@ -80,6 +81,10 @@ def build(
             help="coreml: one operation for all heads, or one einsum for each. Default: what the compute units want.",
             show_default=False,
         ),
+    ] = None,
+    opset: Annotated[
+        OpsetName | None,
+        typer.Option(help="onnx: 21 makes graphs for runtimes as old as onnxruntime 1.20. Default: 23.", show_default=False),
     ] = None,
     layout: Annotated[
         Layout,
@@ -158,6 +163,7 @@ def build(
         stages=stages,
         target=None if target is None else target.coreml,
         attention=None if attention is None else attention.value,
+        opset=None if opset is None else opset.number,
         layout=layout.value,
         precision=None if precision is None else precision.value,
         profile=profile,

@@ -93,6 +93,18 @@ class Parity(StrEnum):
     never = "never"
 
 
+class OpsetName(StrEnum):
+    """Opsets of ONNX graphs."""
+
+    twenty_one = "21"
+    twenty_three = "23"
+
+    @property
+    def number(self) -> Literal[21, 23]:
+        """As ONNX counts them."""
+        return 21 if self is OpsetName.twenty_one else 23
+
+
 class Preset(StrEnum):
     """Sizes of random students."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from deploy.bundle import record_file
 from deploy.manifest import FileRecord, GraphRecord, KeptRecord, PortRecord, StageRecord
 from exporters.graphs import GraphOptions, GraphSpec
+from exporters.onnx.opset import Opset
 from exporters.onnx.quantize import Kept
 from exporters.sampling import Sampling
 from exporters.student import Student
@@ -63,6 +64,7 @@ class Recipe:
         stages: programs that the denoiser becomes (Core ML).
         target: the oldest system that shall run them (Core ML).
         attention: one operation for all heads, or one einsum for each (Core ML).
+        opset: of the graphs (ONNX).
         required_db: what each graph must reach against diffusers; none where the profile promises nothing.
         measures: whether a graph is measured in the build.
     """
@@ -78,6 +80,7 @@ class Recipe:
     stages: int
     target: Target
     attention: Attention
+    opset: Opset
     required_db: float | None
     measures: Callable[[GraphSpec], bool]
 
@@ -127,7 +130,7 @@ class OnnxFormat:
         wide = self._wide[graph.name] = self._parts_in_fp32(graph) if recipe.compute == "fp16" else frozenset()
         model = trace(graph, torch.float16 if recipe.compute == "fp16" else torch.float32, wide=wide)
         unalias = recipe.tier.compute == "fp32"
-        options = PassOptions(recipe.profile, recipe.tier.attention, recipe.calibration, unalias)
+        options = PassOptions(recipe.profile, recipe.tier.attention, recipe.calibration, unalias, recipe.opset)
         model, self._kept[graph.name] = clean_up(model, options)
         return model
 

@@ -165,6 +165,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         "",
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         *_render_programs(content),
+        *_render_needs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
         f"memory: {megabytes(content['peak_memory_bytes'])} foretold, the tier allows {megabytes(content['tier_memory_bytes'])}",
@@ -191,6 +192,13 @@ def _render_programs(content: dict[str, Any]) -> list[str]:
         f"attention: {content['attention'] or 'fused'}",
         f"computed in fp32, fp16 is too narrow for them: {', '.join(wide) or 'none'}",
     ]
+
+
+def _render_needs(content: dict[str, Any]) -> list[str]:
+    """What it takes to run an ONNX bundle."""
+    parts = [f"opset {content['opset']}"] if content["opset"] else []
+    parts += [f"{name} {least} or newer" for name, least in content["requires"].items()]
+    return [f"needs: {', '.join(parts)}"] if parts else []
 
 
 def _client_line(client: dict[str, Any]) -> str:

@@ -3,8 +3,8 @@
 History of the format:
 
 1. The first.
-2. ``notes``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``), and ONNX
-   graphs, too, which operators compute in fp32. A manifest of version 1 is one of version 2 that says nothing of these.
+2. ``notes``, ``opset``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``),
+   and ONNX graphs, too, which operators compute in fp32. A manifest of version 1 is one of version 2 that says nothing of these.
 """
 
 from __future__ import annotations
@@ -188,6 +188,7 @@ class Manifest(_Record, frozen=True):
         compute_units: what Core ML programs are made for; none in other formats.
         attention: of Core ML programs: one operation for all heads, or an einsum for each.
         notes: what whoever built it was told about the student and its schedule.
+        opset: of ONNX graphs; none in other formats, and in manifests of version 1, whose graphs are of opset 23.
         requires: the least version of each package that runs it.
         client_schedule: of the layout ``swift``.
     """
@@ -212,6 +213,7 @@ class Manifest(_Record, frozen=True):
     compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
     attention: Literal["fused", "split-einsum"] | None = None
     notes: tuple[str, ...] = ()
+    opset: Count | None = None
     requires: dict[str, str] = msgspec.field(default_factory=dict)
     client_schedule: ClientScheduleRecord | None = None
 

@@ -28,6 +28,7 @@ class BuildRequest:
         stages: programs that the denoiser becomes in Core ML.
         target: the oldest system that shall run Core ML programs.
         attention: of Core ML programs: one operation for all heads, or one einsum for each. Default: by the compute units.
+        opset: of ONNX graphs: 23, or 21 for older runtimes. Default: 23.
         layout: ``native``, ``optimum`` (ONNX) or ``swift`` (Core ML).
         precision: how matrices are stored, all alike.
         profile: a profile's file, in place of a precision.
@@ -56,6 +57,7 @@ class BuildRequest:
     stages: int | None = None
     target: Target | None = None
     attention: Attention | None = None
+    opset: Literal[21, 23] | None = None
     layout: Layout = "native"
     precision: Literal["fp32", "fp16"] | None = None
     profile: Path | None = None
@@ -82,11 +84,12 @@ class BuildRequest:
             for name, limit in most.items()
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
         ]
-        choices: dict[str, tuple[str | None, ...]] = {
+        choices: dict[str, tuple[str | int | None, ...]] = {
             "format": ("onnx", "coreml"),
             "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
             "target": (None, "iOS17", "iOS18"),
             "attention": (None, "fused", "split-einsum"),
+            "opset": (None, 21, 23),
             "layout": ("native", "optimum", "swift"),
             "precision": (None, "fp32", "fp16"),
             "sampler": (None, "euler", "renoise"),
@@ -112,6 +115,8 @@ class BuildRequest:
                 complaints.append(Complaint("--layout", "is a layout of Core ML bundles", "native or optimum", self.layout))
             return complaints
         complaints = []
+        if self.opset is not None:
+            complaints.append(Complaint("--opset", "is an option of --format onnx"))
         if self.dynamic:
             complaints.append(Complaint("--dynamic", "Core ML bundles have a fixed size", "--height and --width"))
         if self.layout == "optimum":

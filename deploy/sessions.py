@@ -24,6 +24,7 @@ import numpy as np
 from deploy.bundle import Bundle
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.manifest import GraphRecord
+from deploy.requirements import check_onnxruntime
 from deploy.tiers import all_tiers
 
 PROVIDERS = {
@@ -71,6 +72,7 @@ class Sessions:
         else:
             if runtime == "openvino":
                 _check_openvino(provider)
+            check_onnxruntime(bundle.manifest)
             self._provider = _provider(provider)
         self._loaded: dict[str, Run] = {}
 

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import onnxscript.optimizer
-from onnx_ir.passes import InPlacePass, PassResult, Sequential, common
+from onnx_ir.passes import InPlacePass, PassError, PassResult, Sequential, common
 
+from exporters.onnx.opset import TRACED, LowerOpset, Opset
 from exporters.onnx.quantize import Kept, QuantizeWeights
 from exporters.onnx.weights import STAMP, LazyWeight
 from quantization.calibration import Calibration
+from quantization.errors import InputError
 from quantization.profile import Profile
 
 AttentionKernel = Literal["MultiHeadAttention", "Attention"]
@@ -28,12 +30,14 @@ class PassOptions:
             ``Attention`` (ai.onnx 23).
         calibration: what is known of the weights, for schemes that make use of it.
         unalias_rows: pad feed-forward activations whose rows would fall on the same cache sets (CPUs).
+        opset: which the graph is made for; 21 has no ai.onnx Attention, so that it takes the other kernel.
     """
 
     profile: Profile
     attention: AttentionKernel = "MultiHeadAttention"
     calibration: Calibration | None = None
     unalias_rows: bool = False
+    opset: Opset = TRACED
 
 
 def clean_up(model: ir.Model, options: PassOptions) -> tuple[ir.Model, list[Kept]]:
@@ -41,24 +45,34 @@ def clean_up(model: ir.Model, options: PassOptions) -> tuple[ir.Model, list[Kept
 
     Returns:
         The model, and the weights that could not take the scheme that a rule gave them.
+
+    Raises:
+        InputError: a weight cannot be stored as a rule says, or an operator is newer than the opset.
     """
     quantize = QuantizeWeights(options.profile, options.calibration)
+    older = options.opset != TRACED
     passes: list[InPlacePass | Callable[[ir.Model], PassResult]] = [
         FoldTransposedWeights(),  # before folding constants, which would read each weight to transpose it
         _FoldConstants(),  # shapes that the exporter computes node by node
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),  # one cast of the text states, not one for each block
-        *([RewriteAttention()] if options.attention == "MultiHeadAttention" else []),
+        *([RewriteAttention()] if older or options.attention == "MultiHeadAttention" else []),
         quantize,  # before what is for floating-point weights only
         *([UnaliasRows()] if options.unalias_rows else []),
         StoreHalfWeights(options.profile),
+        *([LowerOpset(options.opset)] if older else []),  # the last of what makes operators
         common.RemoveUnusedNodesPass(),  # what the rewrites left behind
         common.RemoveUnusedOpsetsPass(),
         common.NameFixPass(),  # unique names: external data and profiles are addressed by them
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),  # stack traces of the trace, with this machine's paths
     ]
-    return Sequential(*passes)(model).model, quantize.kept  # type: ignore[arg-type]
+    try:
+        return Sequential(*passes)(model).model, quantize.kept  # type: ignore[arg-type]
+    except PassError as error:
+        if isinstance(error.__cause__, InputError):  # what is wrong, and not which passes had run
+            raise error.__cause__ from None
+        raise
 
 
 def simplify(model: ir.Model) -> ir.Model:

@@ -14,14 +14,15 @@ import torch
 from onnxscript import opset23 as op
 
 from exporters.graphs import GraphSpec, Port
+from exporters.onnx.opset import TRACED
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
 from exporters.weights import Weight
 
-# 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13).
-# onnxruntime 1.32 and onnxruntime-web 1.30 run it; the IR version is the newest that both read.
-OPSET, IR_VERSION = 23, 10
+# 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13); exporters.onnx.opset
+# makes older ones of it. The IR version is that of opset 21: every runtime that has the opset reads it, and onnxruntime-web too.
+OPSET, IR_VERSION = TRACED, 10
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 

@@ -579,6 +579,8 @@ COREML_REQUESTS = {
     "stages": ({"stages": 10_000}, "--stages: too many"),
     "unknown units": ({"compute_units": "tpu"}, "compute_units: unknown"),
     "attention of ONNX": ({"format": "onnx", "attention": "fused"}, "--attention: is an option of --format coreml"),
+    "opset of Core ML": ({"opset": 21}, "--opset: is an option of --format onnx"),
+    "unknown opset": ({"format": "onnx", "opset": 22}, r"opset: unknown \(expected None or 21 or 23, got 22\)"),
     "unknown attention": ({"attention": "flash"}, "attention: unknown"),
     "stages of ONNX": ({"format": "onnx", "stages": 2}, "--stages: is an option of --format coreml"),
 }
@@ -600,3 +602,12 @@ def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
         deploy.build.plan(request)
     made = deploy.build.plan(replace(request, compute_units="cpu-and-gpu"))
     assert (made.compute_units, made.attention) == ("cpu-and-gpu", "fused")
+
+
+def test_the_opset_is_in_the_resume_key(students: dict[str, Student], tmp_path: Path) -> None:
+    """A graph of another opset is not taken over from an interrupted build."""
+    keys = []
+    for opset in (None, 23, 21):
+        made = deploy.build.plan(small(students, tmp_path / "b", opset=opset))
+        keys.append(deploy.build._key(made, made.graphs[0], "sha256:0"))
+    assert keys[0] == keys[1] != keys[2]

@@ -14,6 +14,7 @@ import pytest
 from deploy.build import BuildRequest, build
 from deploy.bundle import Bundle
 from deploy.errors import BundleError, InputError
+from deploy.inspect import inspect_bundle, render
 from deploy.runtime import Pipeline
 from deploy.sampler import sample_euler, sample_renoise
 from deploy.sessions import Runtime
@@ -121,10 +122,12 @@ def test_picture_shows_what_the_prompt_says(builtin_bundle: Bundle) -> None:
 @pytest.mark.parametrize("layout", ["native", "optimum"])
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
 def test_layouts_and_samplers_match_diffusers(layout: str, sampler: str, students: dict[str, Student], tmp_path: Path) -> None:
-    student = students["tiny"]
+    """One sampler with graphs of each opset."""
+    student, opset = students["tiny"], 21 if sampler == "renoise" else None
     request = BuildRequest(
         output=tmp_path / "b",
         student=student.path,
+        opset=opset,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         sampler=sampler,  # type: ignore[arg-type]
         precision="fp32",
@@ -135,6 +138,9 @@ def test_layouts_and_samplers_match_diffusers(layout: str, sampler: str, student
         parity="never",
     )
     bundle = build(request)
+    wanted = (21, {"onnxruntime": "1.20"}) if opset else (23, {"onnxruntime": "1.23"})
+    assert (bundle.manifest.opset, bundle.manifest.requires) == wanted
+    assert f"needs: opset {bundle.manifest.opset}, onnxruntime" in render(inspect_bundle(bundle.folder))
     rng = np.random.default_rng(0)
     latents, noise = rng.standard_normal((1, 16, 6, 8), np.float32), rng.standard_normal((1, 4, 16, 6, 8), np.float32)
     sampling = bundle.manifest.sampling
