@@ -13,6 +13,7 @@ bits to normals:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,10 @@ class TorchGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.MT19937()
         # The legacy seeding is the twister's own, which torch has too; the generator's present one hashes the seed first.
-        self._bits.state = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)  # noqa: NPY002
+        state: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)  # noqa: NPY002
+        self._bits = np.random.MT19937()
+        self._bits.state = state
         self._waiting: float | None = None
 
     def standard_normal(self, shape: tuple[int, ...], dtype: type[np.float32] = np.float32) -> np.ndarray:
@@ -52,7 +54,8 @@ class TorchGenerator:
         return normals
 
     def _uniforms(self, size: int) -> np.ndarray:
-        return (self._bits.random_raw(size) & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+        bits: np.ndarray = self._bits.random_raw(size) & 0xFFFFFF
+        return bits.astype(np.float32) * np.float32(2.0**-24)
 
     def _single(self) -> float:
         if self._waiting is not None:

@@ -59,7 +59,7 @@ class LowerOpset(InPlacePass):
 
 
 def _is_last_axis(node: ir.Node) -> bool:
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes: dict[str, int] = {name: attribute.value for name, attribute in node.attributes.items()}
     return attributes.get("axis", -1) == -1 and attributes.get("stash_type", 1) == ir.DataType.FLOAT
 
 
@@ -78,9 +78,14 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
         value.type, value.shape = ir.TensorType(dtype), None if kind in ("ReduceMean", "Add", "Sqrt") else x.shape
         return value
 
-    def constant(array: np.ndarray, name: str) -> ir.Value:
-        value = ir.val(f"{node.outputs[0].name}.{name}", const_value=ir.tensor(array), type=None)
-        value.type, value.shape = ir.TensorType(value.const_value.dtype), value.const_value.shape  # type: ignore[union-attr]
+    def constant(array: Any, name: str) -> ir.Value:
+        tensor = ir.tensor(array)
+        value = ir.Value(
+            name=f"{node.outputs[0].name}.{name}",
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
         graph.initializers.add(value)
         return value
 

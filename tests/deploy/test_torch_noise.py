@@ -11,13 +11,15 @@ import torch
 
 from deploy.torch_noise import LARGEST_SEED, LEAST_SEED, TorchGenerator
 
+# Without vector instructions torch rounds an angle in another place.
+ATOL = 1e-6 if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else 1e-5
 SEEDS = (0, 1, 123456789, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, (1 << 63) - 1, LARGEST_SEED, -1, LEAST_SEED)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seeds_are_taken_as_torch_takes_them(seed: int) -> None:
     wanted = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)).numpy()
-    np.testing.assert_allclose(TorchGenerator(seed).standard_normal((3, 5)), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(TorchGenerator(seed).standard_normal((3, 5)), wanted, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("size", [*range(41), 255, 256, 257, 1000, 4095, 4096, 4111])
@@ -26,7 +28,7 @@ def test_every_size_is_torchs_and_so_is_what_follows(size: int) -> None:
     reference, own = torch.Generator().manual_seed(size), TorchGenerator(size)
     for count in (size, 3, size, 16):
         wanted = torch.randn(count, generator=reference).numpy()
-        np.testing.assert_allclose(own.standard_normal((count,)), wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(own.standard_normal((count,)), wanted, rtol=0, atol=ATOL)
 
 
 def test_a_pictures_latents() -> None:
@@ -35,7 +37,7 @@ def test_a_pictures_latents() -> None:
         wanted = torch.randn(1, 16, 64, 66, generator=reference).numpy()
         got = own.standard_normal((1, 16, 64, 66))
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=ATOL)
 
 
 def test_numpys_own_noise_is_another() -> None:
