@@ -132,7 +132,8 @@ def _measured(
     """Schedules with the PSNR of their pictures."""
     import torch
 
-    from exporters.parity import PROMPTS, psnr_db
+    from exporters.parity import psnr_db
+    from exporters.prompts import PROMPTS
     from exporters.torch_pipeline import TorchPipeline
 
     def pipeline(schedule: Sampling) -> TorchPipeline:
