@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Where deploy/requirements.py has its versions from: each kind of bundle draws the newest runtime's picture in the oldest release
-# that it asks for, and not in the release before. A random student with T5 has every kind of operator.
+# that it asks for, and not in the release before (where one is named: the optimum layout's T5 is wrong there for batches only). A
+# random student with T5 has every kind of operator.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -32,10 +33,14 @@ release() { # an environment that only draws
     echo "$venv/bin/python"
 }
 
-draws() { # whether a release draws the picture that the newest drew
-    local python
-    python=$(release "$1")
-    "$python" "$here/draw.py" "$work/bundle" "$work/newest.npy"
+expect() { # what draw.py shall say of a release: 0, that it runs the bundle and may, 1, that it does neither
+    local python said=0
+    python=$(release "$2")
+    "$python" "$here/draw.py" "$work/bundle" "$work/newest.npy" || said=$?
+    if [ "$said" -ne "$1" ]; then
+        echo "onnxruntime $2: expected $1, got $said (see draw.py)"
+        exit 1
+    fi
 }
 
 while IFS='|' read -r options least before; do
@@ -43,19 +48,13 @@ while IFS='|' read -r options least before; do
     "$BIN/flash-deploy" build "$work/student" $options --height 64 --width 64 --steps 1 --parity never \
         --output "$work/bundle" --force >/dev/null 2>&1
     "$BIN/python" "$here/draw.py" "$work/bundle" "$work/newest.npy" --keep
-    if ! draws "$least"; then
-        echo "$options: onnxruntime $least should run it"
-        exit 1
-    fi
-    if draws "$before"; then
-        echo "$options: onnxruntime $before runs it too"
-        exit 1
-    fi
-    echo "$options: from onnxruntime $least on, not in $before"
+    expect 0 "$least"
+    [ -z "$before" ] || expect 1 "$before"
+    echo "$options: from onnxruntime $least on${before:+, not in $before}"
 done <<EOF
 --precision fp32 --keep-t5|1.23.0|1.22.1
 --precision fp32 --keep-t5 --opset 21|1.20.0|1.19.2
---layout optimum --precision fp16 --keep-t5 --opset 21|1.20.0|1.19.2
+--layout optimum --precision fp16 --keep-t5 --opset 21|1.20.0|
 --profile $work/int8g32.toml --keep-t5 --opset 21|1.22.0|1.21.1
 --profile $work/int4g32.toml --tier desktop-gpu-8gb --keep-t5 --opset 21|1.23.0|1.22.1
 --profile $work/int8g32.toml --tier desktop-gpu-8gb --keep-t5 --opset 21|1.23.0|1.22.1
