@@ -60,7 +60,7 @@ def test_a_plan_takes_over_what_the_student_has_to_say(students: dict[str, Stude
     request = small(students, tmp_path / "b", student=tiny_folder)
     with pytest.raises(InputError, match=r"is a LoRA, which would be left out[\s\S]*--ignore-lora"):
         plan(request)
-    left_out, guidance = plan(replace(request, ignore_lora=True)).notes
+    left_out, guidance, *_ = plan(replace(request, ignore_lora=True)).notes
     assert left_out.startswith("LoRA left out: pytorch_lora_weights.safetensors")
     assert guidance.startswith("guidance is off")
 
@@ -545,7 +545,7 @@ def test_another_profile_takes_nothing_over(
 def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], tmp_path: Path) -> None:
     pipeline = Pipeline(build(small(students, tmp_path / "b", dynamic=True)))
     assert pipeline.generate("x", height=192, width=16).shape == (1, 192, 16, 3)
-    with pytest.raises(InputError, match=r"--height: wrong size \(expected a multiple of 16, at most 192, got 208\)"):
+    with pytest.raises(InputError, match=r"--height: wrong size \(expected a multiple of 16 from 16 to 192, for example 192, got 208\)"):
         pipeline.generate("x", height=208, width=16)
 
 
