@@ -165,6 +165,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         "",
         ", ".join(f"{key} {content[key]}" for key in ("tier", "model_format", "layout", "precision", "compute")),
         *_render_programs(content),
+        *_render_wide(content),
         *_render_needs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
@@ -184,14 +185,20 @@ def _render_programs(content: dict[str, Any]) -> list[str]:
     if content["model_format"] != "coreml":
         return []
     stages = [f"{graph['name']} in {len(graph['stages'])}" for graph in content["graphs"] if len(graph["stages"]) > 1]
-    wide = [f"{len(graph['fp32_operators'])} of {graph['name']}" for graph in content["graphs"] if graph["fp32_operators"]]
     client = content["client_schedule"]
     return [
         *([_client_line(client)] if client else []),
         f"compute units: {content['compute_units']}; stages: {', '.join(stages) or 'one for each graph'}",
         f"attention: {content['attention'] or 'fused'}",
-        f"computed in fp32, fp16 is too narrow for them: {', '.join(wide) or 'none'}",
     ]
+
+
+def _render_wide(content: dict[str, Any]) -> list[str]:
+    """What computes in fp32 beside fp16: by a rule, or for want of range or digits."""
+    if content["compute"] != "fp16":
+        return []
+    wide = [f"{len(graph['fp32_operators'])} of {graph['name']}" for graph in content["graphs"] if graph["fp32_operators"]]
+    return [f"computed in fp32, fp16 is too narrow for them or a rule says so: {', '.join(wide) or 'none'}"]
 
 
 def _render_needs(content: dict[str, Any]) -> list[str]:

@@ -545,7 +545,9 @@ def test_another_profile_takes_nothing_over(
 def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], tmp_path: Path) -> None:
     pipeline = Pipeline(build(small(students, tmp_path / "b", dynamic=True)))
     assert pipeline.generate("x", height=192, width=16).shape == (1, 192, 16, 3)
-    with pytest.raises(InputError, match=r"--height: wrong size \(expected a multiple of 16 from 16 to 192, for example 192, got 208\)"):
+    with pytest.raises(
+        InputError, match=r"--height: wrong size \(expected a multiple of 16 from 16 to 192, for example 192, got 208\)"
+    ):
         pipeline.generate("x", height=208, width=16)
 
 

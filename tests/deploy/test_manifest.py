@@ -36,6 +36,7 @@ def test_manifest_tells_what_the_bundle_is(builtin_bundle: Bundle) -> None:
     manifest = builtin_bundle.manifest
     assert [graph.name for graph in manifest.graphs] == ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
     assert all(graph.parity_db is not None and graph.parity_db >= 100 for graph in manifest.graphs)
+    assert [graph.parity_cases for graph in manifest.graphs] == [2, 4, 4, 3]  # the worst of prompts, a picture and draws
     assert manifest.sampling.sigmas == pytest.approx((1, 0.9, 0.75, 0.5, 0))
     assert manifest.text.t5 == "dropped"
     assert check_files(builtin_bundle) == []

@@ -95,7 +95,8 @@ def test_products_before_there_is_a_graph(tier: str) -> None:
     seconds = {
         name: times.seconds("linear", parse_scheme(name), 4000, (1536, 1536)) for name in ("fp16", "w8a8", "int8g128", "int4g32")
     }
-    assert seconds["w8a8"] < seconds["int8g128"] < seconds["fp16"] or tier == "desktop-cpu"
+    assert seconds["int8g128"] < seconds["fp16"]
+    assert (seconds["w8a8"] < seconds["fp16"]) == (tier == "phone")  # OpenVINO, the desktop's first, has no fast path for it
     assert all(value > 0 for value in seconds.values())
     assert times.seconds("embedding", parse_scheme("fp16"), 77, (49408, 768)) == 0
     # One row only: reading the weight is what takes time, and fewer bits are read sooner.

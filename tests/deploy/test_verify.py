@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from deploy.bench_request import BenchRequest
+from deploy.build import BuildRequest, build
 from deploy.bundle import Bundle
 from deploy.errors import InputError
+from deploy.inspect import inspect_bundle, render
 from deploy.verify import verify
 
 
@@ -28,3 +32,36 @@ def test_bench_opens_the_student_as_the_bundle_was_made_of_it(tiny_folder: Path)
     assert (kept.without, dropped.without) == ((), ("text_encoder_3",))
     assert (kept.variant, kept.ignore_lora) == ("fp16", True)
     assert BenchRequest((tiny_folder,)).source(keep_t5=True) is None
+
+
+def test_gpu_bundle_of_a_vae_that_outgrows_fp16(tiny_folder: Path, tmp_path: Path) -> None:
+    """onnxruntime's CPU computes fp16 convolutions in fp32, and would find nothing: the build does, and so does verify.
+
+    A bundle of version 1, which says nothing of fp32 operators, is found to overflow, and where.
+    """
+    file = tiny_folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    large = {name: array * 2e4 for name, array in weights.items() if re.search(r"decoder\.(conv_in|.*conv2)\.weight", name)}
+    save_file({**weights, **large}, file)
+    request = BuildRequest(
+        output=tmp_path / "b",
+        student=tiny_folder,
+        tier="desktop-gpu-24gb",
+        keep_t5=False,
+        height=32,
+        width=48,
+        max_sequence_length=7,
+    )
+    bundle = build(request)
+    assert bundle.manifest.graph("vae_decoder").fp32_operators
+    assert re.search(r"computed in fp32, .*: \d+ of vae_decoder", render(inspect_bundle(bundle.folder)))
+    report = verify(bundle.folder, tiny_folder)
+    assert report.complaints == []
+    assert min(report.graph_db.values()) >= 50
+    older = json.loads((bundle.folder / "manifest.json").read_text())
+    for graph in older["graphs"]:
+        graph["fp32_operators"] = []
+    (bundle.folder / "manifest.json").write_text(json.dumps(older))
+    (complaint,) = verify(bundle.folder, tiny_folder, pictures=False).complaints
+    message = r"vae_decoder: decoder\.up_blocks\.0\.upsamplers\.0\.conv: outgrows fp16 \(expected values of at most 65504\)"
+    assert re.fullmatch(message, str(complaint))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +194,36 @@ def test_large_activations_stay_right_in_fp16(
     assert {op.arguments["weight"][0] for op in operations if op.kind == "linear"} <= constants  # as its definition asks
     run = chain([package], [port.name for port in specs[graph].outputs])
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
+
+
+class AtLeast:
+    """What packages must reach; remembers what they did."""
+
+    def __init__(self, spec: GraphSpec, student: Student, required_db: float) -> None:
+        self.spec, self.required_db, self.reached = spec, required_db, []
+        self.cases = reference_cases(spec, student, OPTIONS)
+        self.inputs = self.cases[0].inputs
+
+    def passes(self, packages: Sequence[Path]) -> bool:
+        self.reached.append(measure(self.cases, chain(packages, [port.name for port in self.spec.outputs]), self.spec))
+        return self.reached[-1] >= self.required_db
+
+
+def test_a_graph_below_its_threshold_gets_fp32_operators_until_it_is_above(students: dict[str, Student], tmp_path: Path) -> None:
+    """Those that lose most first; no ranges are measured here, for nothing of this student comes near fp16's."""
+    spec = next(spec for spec in plan_graphs(students["tiny"], OPTIONS) if spec.name == "denoiser")
+    target, made = ProgramOptions(uniform("fp16"), stages=2), draft(spec)
+    easy = AtLeast(spec, students["tiny"], 45)
+    assert not write_graph(spec, made, target, None, tmp_path, None, easy).wide
+    (found,) = easy.reached
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    hard = AtLeast(spec, students["tiny"], found + 1)
+    written = write_graph(spec, made, target, None, tmp_path, None, hard)
+    assert written.wide
+    assert hard.reached[0] == found
+    assert hard.reached[-1] >= found + 1
+    assert [stage.path for stage in written.stages] == sorted(folder.name for folder in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("attention", ["fused", "split-einsum"])
