@@ -466,7 +466,7 @@ def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) 
     db, count = record.parity_db, record.parity_cases
     if db is None:
         run, cases = graph_runner(made.request.format, partial, record), reference_cases(graph, made.student, made.options)
-        db, count = graph_db(made.request.format, made.compute, made.profile, graph, record, run, cases), len(cases)
+        db, count = graph_db(made.request.format, made.compute, made.profile, graph, record, partial, run, cases), len(cases)
     if db < (required := REQUIRED_DB[made.request.format].get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")
     return msgspec.structs.replace(record, parity_db=min(db, 999.0), parity_cases=count)
@@ -587,6 +587,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         made.attention,
         made.request.opset or TRACED,
         msgspec.to_builtins(made.tier),
+        _parity_note(made.request.parity, graph) == "",  # what is measured may get more operators in fp32
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),
         versions,
     ]

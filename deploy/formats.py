@@ -315,7 +315,14 @@ def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
 
 
 def graph_db(
-    name: FormatName, compute: str, profile: Profile, spec: GraphSpec, record: GraphRecord, run: Runner, cases: Sequence[Case]
+    name: FormatName,
+    compute: str,
+    profile: Profile,
+    spec: GraphSpec,
+    record: GraphRecord,
+    folder: Path,
+    run: Runner,
+    cases: Sequence[Case],
 ) -> float:
     """A graph's worst ratio against diffusers, in dB.
 
@@ -328,7 +335,8 @@ def graph_db(
         profile: how weights are stored.
         spec: the graph.
         record: what the manifest says of it.
-        run: what runs its file.
+        folder: that its files are in.
+        run: what runs them.
         cases: what it is measured on.
 
     Raises:
@@ -337,11 +345,14 @@ def graph_db(
     from exporters.half import HalfGraph
     from exporters.parity import measure
 
-    db = measure(cases, run, spec)
-    if name == "onnx" and compute == "fp16":
-        half = HalfGraph(spec, profile, frozenset(record.fp32_operators))
-        db = min(db, measure(cases, half.runner(), spec, half.overflow))
-    return db
+    if compute == "fp32":
+        return measure(cases, run, spec)
+    if name == "coreml":
+        from exporters.coreml.rehearsal import first_overflow
+
+        return measure(cases, run, spec, functools.partial(first_overflow, [folder / stage.path for stage in record.stages]))
+    half = HalfGraph(spec, profile, frozenset(record.fp32_operators))
+    return min(measure(cases, half.runner(), spec, half.overflow), measure(cases, run, spec))
 
 
 def unsupported(

@@ -117,7 +117,7 @@ class Pipeline:
             pictures = []
             for i, sample in enumerate(sampled):
                 report("decode", i, count)
-                pictures.append(_finite(self._stages.decode(sample), "the picture"))
+                pictures.append(self._finite(self._stages.decode(sample), "the picture"))
             report("decode", count, count)
         return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1))
 
@@ -155,9 +155,17 @@ class Pipeline:
 
     def _velocity(self, condition: Any) -> Callable[[np.ndarray, int], np.ndarray]:
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
-            return _finite(self._stages.velocity(latents, condition, step), f"step {step + 1}")
+            return self._finite(self._stages.velocity(latents, condition, step), f"step {step + 1}")
 
         return velocity
+
+    def _finite(self, array: np.ndarray, where: str) -> np.ndarray:
+        if not np.isfinite(array).all():
+            half = self.manifest.compute == "fp16"
+            what = "holds NaN or infinite values" + (": fp16 overflowed, most likely" if half else "")
+            remedy = "`flash-deploy verify --student` says where; build it again, or with --precision fp32"
+            raise BundleError("The bundle computes a result that is not finite.", [Complaint(where, what)], remedy)
+        return array
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         picture = self.manifest.picture
@@ -319,10 +327,3 @@ def _step_noise(generator: _Generator, shape: tuple[int, ...], given: np.ndarray
     if given is not None:
         return lambda step: given[step].reshape(shape).astype(np.float32)
     return lambda step: generator.standard_normal(shape, np.float32)
-
-
-def _finite(array: np.ndarray, where: str) -> np.ndarray:
-    if not np.isfinite(array).all():
-        complaint = Complaint(where, "holds NaN or infinite values")
-        raise BundleError("The bundle computes a result that is not finite.", [complaint], "build with --precision fp32")
-    return array

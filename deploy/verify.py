@@ -123,7 +123,7 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
         try:
             record, cases = manifest.graph(graph.name), reference_cases(graph, student, options)
             run = sessions.load(graph.name)  # the kernels that `generate` runs
-            db = graph_db(manifest.model_format, manifest.compute, profile, graph, record, run, cases)
+            db = graph_db(manifest.model_format, manifest.compute, profile, graph, record, bundle.folder, run, cases)
         except ExportError as error:
             report.complaints += error.complaints
             continue

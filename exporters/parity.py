@@ -29,6 +29,9 @@ from exporters.student import Student
 from exporters.swift import T5_TOKENS
 
 Runner = Callable[[Arrays], list[np.ndarray]]
+FP32 = "build with --precision fp32, or store what overflows in fp32 (a rule of a profile, e.g. vae/* -> fp32)"
+OVERFLOWED = f"a value outgrew the type that the graph computes in, fp16 most likely: {FP32}"
+DAMAGED = "the student itself computes NaN or infinity: its weights are damaged, or it is no model of this kind"
 DRAWS = 2  # seeded draws beside what the prompts give
 
 
@@ -80,11 +83,13 @@ def snr_db(reference: np.ndarray, got: np.ndarray, where: str = "output") -> flo
     complaints = []
     if reference.shape != got.shape:
         complaints.append(Complaint(where, "wrong shape", str(list(reference.shape)), str(list(got.shape))))
-    for name, array in (("reference", reference), ("result", got)):
+    remedy = ""
+    for name, array, cure in (("reference", reference, DAMAGED), ("result", got, OVERFLOWED)):
         if bad := int(array.size - np.isfinite(array).sum()):
             complaints.append(Complaint(where, f"{bad} of {array.size} values of the {name} are NaN or infinite"))
+            remedy = remedy or cure
     if complaints:
-        raise ExportError("Two results cannot be compared.", complaints)
+        raise ExportError("Two results cannot be compared.", complaints, remedy)
     wide, error = reference.astype(np.float64), reference.astype(np.float64) - got.astype(np.float64)
     signal, noise = float(np.sum(wide**2)), float(np.sum(error**2))
     if noise == 0:
@@ -120,8 +125,7 @@ def measure(cases: Sequence[Case], run: Runner, spec: GraphSpec, overflow: Calla
         results = run(case.inputs)
         if overflow is not None and not all(np.isfinite(array).all() for array in results):
             complaint = Complaint(f"{spec.name}: {overflow(case.inputs)}", "outgrows fp16", "values of at most 65504")
-            remedy = "build with --precision fp32, or store what overflows in fp32 (a rule of a profile, e.g. vae/* -> fp32)"
-            raise ExportError("fp16 overflows.", [complaint], remedy)
+            raise ExportError("fp16 overflows.", [complaint], FP32)
         for port, reference, got in zip(spec.outputs, case.outputs, results, strict=True):
             worst = min(worst, snr_db(reference, got, f"{spec.name}: {port.name}"))
     return worst

@@ -130,6 +130,8 @@ class Product:
     ) -> None:
         self.layer, self.weight, self.streaming, self.name = layer, weight, streaming, name
         self._type = layer.weight.dtype
+        exact = (weight.component, weight.name) in streaming.exact
+        self._rounds = streaming.compute != torch.float32 and streaming.watch is None and not exact
         self._substitute = streaming.substitutes.get((weight.component, weight.name))
         self._cache: Tensor | None = None
         self._cached = cached
@@ -139,7 +141,7 @@ class Product:
         if self._cache is not None:
             return self._cache
         tensor = as_tensor(self.weight) if self._substitute is None else torch.from_numpy(self._substitute.weight())
-        if self.streaming.compute != torch.float32 and (self.weight.component, self.weight.name) not in self.streaming.exact:
+        if self._rounds:
             tensor = tensor.to(self.streaming.compute).to(torch.float32)  # also of wide products: that is how it is stored
         if self._cached:
             self._cache = tensor

@@ -208,6 +208,20 @@ def test_absent_provider_is_named(builtin_bundle: Bundle) -> None:
         Pipeline(builtin_bundle, provider="quantum")
 
 
+@pytest.mark.parametrize(("compute", "cause"), [("fp32", "values\n"), ("fp16", "values: fp16 overflowed, most likely\n")])
+@pytest.mark.parametrize(("graph", "where"), [("denoiser", "step 1"), ("vae_decoder", "the picture")])
+def test_a_picture_that_is_not_finite_is_not_drawn(
+    graph: str, where: str, compute: str, cause: str, builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = msgspec.structs.replace(builtin_bundle.manifest, compute=compute)
+    pipeline = Pipeline(Bundle(builtin_bundle.folder, manifest))
+    run = pipeline.run
+    spoilt = [np.full((1, 16, 8, 8), np.nan, np.float32)]
+    monkeypatch.setattr(pipeline, "run", lambda name, inputs: spoilt if name == graph else run(name, inputs))
+    with pytest.raises(BundleError, match=f"{where}: holds NaN or infinite {cause}[\\s\\S]*verify --student"):
+        pipeline.generate("x")
+
+
 def test_graph_that_is_not_onnx(damaged_bundle: Path) -> None:
     file = damaged_bundle / "denoiser.onnx"
     file.write_bytes(b"\0" * file.stat().st_size)

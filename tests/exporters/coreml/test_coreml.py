@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 from collections import Counter
@@ -24,6 +25,7 @@ from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
 from exporters.coreml.package import _check_weights, write_package
 from exporters.coreml.program import Attention, ProgramOptions, to_programs
+from exporters.coreml.rehearsal import first_overflow
 from exporters.errors import ExportError
 from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
 from exporters.parity import measure, reference_cases, snr_db
@@ -194,6 +196,16 @@ def test_large_activations_stay_right_in_fp16(
     assert {op.arguments["weight"][0] for op in operations if op.kind == "linear"} <= constants  # as its definition asks
     run = chain([package], [port.name for port in specs[graph].outputs])
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
+
+
+def test_overflow_names_the_operation(students: dict[str, Student], tmp_path: Path) -> None:
+    large = scaled(students["tiny"], "vae", r"decoder\.mid_block\.resnets\.\d\.conv2\.weight", 1e5)
+    spec = next(spec for spec in plan_graphs(large, OPTIONS) if spec.name == "vae_decoder")
+    written = write_graph(spec, draft(spec), ProgramOptions(uniform("fp16")), None, tmp_path)
+    packages = [tmp_path / stage.path for stage in written.stages]
+    run = chain(packages, [port.name for port in spec.outputs])
+    with pytest.raises(ExportError, match=r"fp16 overflows\.\n  - vae_decoder: vae_decoder: (conv|add) \w+: outgrows fp16"):
+        measure(reference_cases(spec, large, OPTIONS), run, spec, functools.partial(first_overflow, packages))
 
 
 class AtLeast:
