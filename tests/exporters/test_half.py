@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 
 from exporters.errors import ExportError
 from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
@@ -18,6 +20,7 @@ from exporters.onnx.trace import trace
 from exporters.onnx.writer import write
 from exporters.parity import measure, onnx_runner, reference_cases
 from exporters.sampling import Sampling
+from exporters.streamed import Streaming, stream
 from exporters.student import Student
 from exporters.weights import Weight
 from quantization.profile import Profile, Rule, uniform
@@ -120,17 +123,32 @@ def traced(spec: GraphSpec, profile: Profile, wide: Collection[str]) -> ir.Model
     return clean_up(trace(spec, torch.float16, wide=wide), PassOptions(profile))[0]
 
 
-@pytest.mark.parametrize(("layout", "name"), [("native", "vae_decoder"), ("optimum", "vae_encoder")])
-def test_residual_streams_of_the_vae_are_fp32(layout: str, name: str, students: dict[str, Student]) -> None:
+def test_residual_stream_of_a_vae_graph_is_fp32(students: dict[str, Student]) -> None:
     """Every sum of a block and what goes past it; what a convolution takes and makes is fp16."""
-    options = replace(OPTIONS, layout=layout, dynamic=layout == "optimum")
-    model = traced(graph(students["tiny"], name, options), FP16, set())
+    model = traced(graph(students["tiny"], "vae_decoder"), FP16, set())
     convolutions = [node for node in model.graph if node.op_type == "Conv"]
     assert {node.inputs[0].dtype for node in convolutions} == {ir.DataType.FLOAT16}
     sums = [node for node in model.graph if node.op_type == "Add" and len(node.outputs[0].shape) == 4]
     streams = [node for node in sums if not any(value.const_value is not None for value in node.inputs)]
     assert len(streams) >= 6
     assert {node.outputs[0].dtype for node in streams} == {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("name", ["vae_decoder", "vae_encoder"])
+def test_residual_streams_of_the_vae_are_fp32(name: str, students: dict[str, Student]) -> None:
+    """Of both halves, where they are run: what each block takes and makes."""
+    options = replace(OPTIONS, layout="optimum", dynamic=True)
+    spec = graph(students["tiny"], name, options)
+    module = stream(spec, Streaming(compute=torch.float16))
+    seen: list[torch.dtype] = []
+    for part in module.modules():
+        if isinstance(part, ResnetBlock2D | Attention):
+            part.register_forward_hook(lambda _, taken, made: seen.extend((taken[0].dtype, made.dtype)))
+    case = reference_cases(spec, students["tiny"], options)[0]
+    with torch.no_grad():
+        module(*(torch.from_numpy(case.inputs[port.name]) for port in spec.inputs))
+    assert len(seen) > 10
+    assert set(seen) == {torch.float32}
 
 
 def test_rules_of_fp32_are_stored_and_computed_so(students: dict[str, Student], tmp_path: Path) -> None:
