@@ -118,6 +118,8 @@ def _activation_bytes(graph: GraphSpec, profile: Profile, place: Place) -> int:
 def best_uniform(graphs: Sequence[GraphSpec], place: Place) -> tuple[str, Profile, Sizes] | None:
     """The largest of a tier's schemes with which all weights that can take it fit its budgets; none where none does.
 
+    Size stands for quality here: among uniform schemes more bits are better, and `tune` measures.
+
     Returns:
         Its name, the profile, and what the bundle takes with it.
     """
@@ -149,8 +151,14 @@ def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, place: Place) -> Profi
     return Profile(tuple(rules))
 
 
-def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec]) -> None:
+def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec], profile: Profile) -> None:
     """Refuse a bundle that its tier has no room for.
+
+    Args:
+        sizes: what it takes.
+        place: what it is for.
+        graphs: its graphs.
+        profile: how it stores weights.
 
     Raises:
         TierError: with the numbers and what would fit: the best uniform profile, roomier tiers.
@@ -159,10 +167,11 @@ def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec]) -> Non
     if sizes.fits(tier):
         return
     best = best_uniform(graphs, place)
-    if best is not None:
+    if best is not None and _schemes(best[1]) != _schemes(profile):
         remedies.append(f"a profile of {best[0]} for all fits ({best[2].stored_bytes / 1e9:.2f} GB)")
-        remedies.append(f"`flash-deploy tune --tier {place.name} --max-bytes {tier.download_bytes}` finds a better one")
-    else:
+        if sizes.stored_bytes > tier.download_bytes:
+            remedies.append(f"`flash-deploy tune --tier {place.name} --max-bytes {tier.download_bytes}` finds a better one")
+    elif best is None:
         able = [name for name, other in all_tiers().items() if _could_hold(graphs, name, other, place.model_format)]
         remedies.append(f"no uniform profile of this tier fits; tiers with one that does: {', '.join(able) or 'none'}")
     if sizes.stored_bytes > tier.download_bytes:
@@ -175,6 +184,10 @@ def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec]) -> Non
             f"a smaller picture{compressed} would take less memory; tiers with as much: {', '.join(roomier) or 'none'}"
         )
     raise TierError(f"The bundle exceeds the budget of the tier {place.name}.", complaints, "; ".join(remedies))
+
+
+def _schemes(profile: Profile) -> list[tuple[str, str, str]]:
+    return [(rule.component, rule.weights, rule.scheme.name) for rule in profile.rules]
 
 
 def _could_hold(graphs: Sequence[GraphSpec], name: str, tier: Tier, model_format: FormatName) -> bool:

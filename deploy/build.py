@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,7 +74,6 @@ from deploy.web_runtime import check_web_runtime
 from exporters.files import hash_file
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.onnx.opset import TRACED, Opset
-from exporters.restructure.positions import TABLE
 from exporters.sampling import Sampling, idle_steps, plan_sampling
 from exporters.student import Student, open_student
 from exporters.swift import T5_TOKENS, check_client_sampling
@@ -284,7 +284,7 @@ def _fitted(made: Plan) -> Plan:
         return made
     best = best_uniform(made.graphs, place)
     if best is None or made.request.profile is not None or made.request.precision is not None:
-        check_budget(sizes, place, made.graphs)
+        check_budget(sizes, place, made.graphs, made.profile)
     assert best is not None
     name, profile, smaller = best
     note = (
@@ -319,7 +319,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     try:
         with locked(partial), interruptible():
             if not any(partial.glob("*.done.json")):  # else part of it is on the disk already
-                _check_disk(partial, _least_bytes(made))
+                _check_disk(partial, estimated_sizes(made.graphs, made.profile, _place(made)).stored_bytes)
             return _build(made, partial, reporter)
     except Exception as error:  # an interruption is none: then the finished graphs stay for the next build
         if not isinstance(error, BundleBusyError):
@@ -337,15 +337,9 @@ def _with_client_schedule(made: Plan) -> Plan:
     return replace(made, client_schedule=record, notes=(*made.notes, *notes))
 
 
-def _least_bytes(made: Plan) -> int:
-    """What the matrices will take, known before anything is traced."""
-    components = dict.fromkeys(component for graph in made.graphs for component in graph.components)
-    matrices = ((c, w) for c in components for w in made.student.weights[c].values() if len(w.shape) > 1 and w.name != TABLE)
-    return sum(made.profile.scheme(component, weight.name).size_bytes(weight.shape) for component, weight in matrices)
-
-
 def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
-    shape = model_format(made.request.format, _recipe(made))
+    recipe = _recipe(made)
+    shape = model_format(made.request.format, recipe)
     with _fingerprinting(made.student) as fingerprint:
         resumable = any(partial.glob("*.done.json"))
         _check_calibration(made, fingerprint)
@@ -368,7 +362,7 @@ def _build(made: Plan, partial: Path, reporter: Reporter) -> Bundle:
                 _mark_finished(partial, graph, _key(made, graph, fingerprint.result()), done)
             records.append(done)
         reporter.stage("measuring parity")
-        graphs = [_measured(made, partial, graph, done.graph) for graph, done in zip(made.graphs, records, strict=True)]
+        graphs = [_measured(made, recipe, partial, graph, done.graph) for graph, done in zip(made.graphs, records, strict=True)]
         reporter.stage("sealing")
         manifest = _manifest(made, partial, graphs, records, fingerprint.result())
         for leftover in partial.glob("*.done.json"):
@@ -413,6 +407,8 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _recipe(made: Plan) -> Recipe:
+    from exporters.parity import Texts
+
     return Recipe(
         made.student,
         made.tier,
@@ -428,6 +424,7 @@ def _recipe(made: Plan) -> Recipe:
         opset=made.request.opset or TRACED,
         required_db=REQUIRED_DB[made.request.format].get(made.precision),
         measures=lambda graph: not _parity_note(made.request.parity, graph),
+        texts=Texts(made.student, made.options),
     )
 
 
@@ -440,7 +437,7 @@ def _check_budget(made: Plan, shape: ModelFormat, drafts: Mapping[str, Any], fin
         else:
             stored += shape.stored_bytes(graph, drafts[graph.name])
             memory[graph.name] = shape.memory_bytes(graph, drafts[graph.name])
-    check_budget(Sizes(stored, memory), _place(made), made.graphs)
+    check_budget(Sizes(stored, memory), _place(made), made.graphs, made.profile)
 
 
 def _write(partial: Path, shape: ModelFormat, graph: GraphSpec, draft: Any, reporter: Reporter) -> _Done:
@@ -456,7 +453,7 @@ def _remove_packages(partial: Path, graph: GraphSpec) -> None:
         shutil.rmtree(folder)
 
 
-def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
+def _measured(made: Plan, recipe: Recipe, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
     """The record with its parity, measured unless the graph is too large for that."""
     from exporters.parity import reference_cases
 
@@ -464,8 +461,9 @@ def _measured(made: Plan, partial: Path, graph: GraphSpec, record: GraphRecord) 
         note = f"not measured in the build ({note}); run flash-deploy verify --student"
         return msgspec.structs.replace(record, parity_note=note)
     db, count = record.parity_db, record.parity_cases
-    if db is None:
-        run, cases = graph_runner(made.request.format, partial, record), reference_cases(graph, made.student, made.options)
+    if db is None or not math.isfinite(db):  # where it is not, measuring says why
+        run = graph_runner(made.request.format, partial, record)
+        cases = reference_cases(graph, made.student, made.options, texts=recipe.texts)
         db, count = graph_db(made.request.format, made.compute, made.profile, graph, record, partial, run, cases), len(cases)
     if db < (required := REQUIRED_DB[made.request.format].get(made.precision, float("-inf"))):
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {required} dB")

@@ -25,7 +25,7 @@ from quantization.schemes import Scheme
 if TYPE_CHECKING:
     from deploy.tiers import Tier
     from exporters.half import Ranges
-    from exporters.parity import Case, Runner
+    from exporters.parity import Case, Runner, Texts
 
 FormatName = Literal["onnx", "coreml"]
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
@@ -67,6 +67,7 @@ class Recipe:
         opset: of the graphs (ONNX).
         required_db: what each graph must reach against diffusers; none where the profile promises nothing.
         measures: whether a graph is measured in the build.
+        texts: what prompts become in the student, to measure graphs on.
     """
 
     student: Student
@@ -83,6 +84,7 @@ class Recipe:
     opset: Opset
     required_db: float | None
     measures: Callable[[GraphSpec], bool]
+    texts: Texts
 
 
 class ModelFormat(Protocol):
@@ -149,7 +151,8 @@ class OnnxFormat:
         wide = parts_ruled_fp32(graph, recipe.profile) | self._ranges.too_wide(graph.name)
         half = HalfGraph(graph, recipe.profile, frozenset(wide))
         if recipe.required_db is not None and recipe.measures(graph):
-            half = half.widened(reference_cases(graph, recipe.student, recipe.options), recipe.required_db)
+            cases = reference_cases(graph, recipe.student, recipe.options, texts=recipe.texts)
+            half = half.widened(cases, recipe.required_db)
         return half.wide
 
     def stored_bytes(self, graph: GraphSpec, draft: Any) -> int:
@@ -225,7 +228,9 @@ class CoreMLFormat:
     def write(self, folder: Path, graph: GraphSpec, draft: Any, progress: Progress) -> WrittenGraph:
         from exporters.coreml.export import write_graph
 
-        check = _ParityCheck(self.recipe, graph) if self.recipe.required_db is not None and self.recipe.measures(graph) else None
+        recipe = self.recipe
+        gated = recipe.compute == "fp16" and recipe.required_db is not None and recipe.measures(graph)
+        check = _ParityCheck(recipe, graph) if gated else None
         made = write_graph(graph, draft, self._options(graph), self.rehearsal, folder, progress, check)
         stages = tuple(
             StageRecord(
@@ -283,7 +288,7 @@ class _ParityCheck:
     def cases(self) -> list[Case]:
         from exporters.parity import reference_cases
 
-        return reference_cases(self._graph, self._recipe.student, self._recipe.options)
+        return reference_cases(self._graph, self._recipe.student, self._recipe.options, texts=self._recipe.texts)
 
     @property
     def inputs(self) -> Any:

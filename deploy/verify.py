@@ -104,7 +104,7 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
     from deploy.formats import REQUIRED_DB, graph_db
     from exporters.errors import ExportError
     from exporters.graphs import plan_graphs
-    from exporters.parity import reference_cases
+    from exporters.parity import Texts, reference_cases
     from exporters.prompts import PROMPTS
 
     options, manifest = bundle_options(bundle), bundle.manifest
@@ -116,14 +116,20 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
             Complaint(str(source.path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
-    profile, sessions = profile_of(manifest), Pipeline(bundle)
+    profile, sessions, texts = profile_of(manifest), Pipeline(bundle), Texts(student, options)
+    compute = manifest.compute
+    if manifest.version == 1 and manifest.model_format == "onnx" and compute == "fp16":
+        what = "was made before builds looked at what fp16 cannot hold: on hardware that computes in fp16 it may draw NaN"
+        report.complaints.append(Complaint(f"{bundle.folder}: version 1", f"{what}; build it again"))
+        compute = "fp32"  # as the file runs here: how it rounds elsewhere is not known
     required = REQUIRED_DB[manifest.model_format].get(manifest.precision, float("-inf"))
     for graph in plan_graphs(student, options):
         tell(f"measuring {graph.name}")
         try:
-            record, cases = manifest.graph(graph.name), reference_cases(graph, student, options)
+            record, cases = manifest.graph(graph.name), reference_cases(graph, student, options, texts=texts)
             run = sessions.load(graph.name)  # the kernels that `generate` runs
-            db = graph_db(manifest.model_format, manifest.compute, profile, graph, record, bundle.folder, run, cases)
+            with bundle.plain(graph.name) as folder:
+                db = graph_db(manifest.model_format, compute, profile, graph, record, folder, run, cases)
         except ExportError as error:
             report.complaints += error.complaints
             continue

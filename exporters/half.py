@@ -8,6 +8,7 @@ they are in a GPU's matrix units.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
+from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
 from exporters.parity import Case, snr_db
 from exporters.ranges import LIMIT, Arrays, rehearsal_of
 from exporters.restructure.base import PRODUCTS
 from exporters.sampling import Sampling
-from exporters.streamed import Streaming, stream
+from exporters.streamed import Streaming, Watch, stream
 from exporters.student import Student
 from quantization.profile import Profile
 
@@ -58,8 +59,9 @@ class Ranges:
     """
 
     def __init__(self, student: Student, options: GraphOptions, sampling: Sampling) -> None:
-        step = REHEARSED_PIXELS
-        small = replace(options, height=min(options.height, step), width=min(options.width, step))
+        patch = VAE_SCALE * student.configs["transformer"]["patch_size"]
+        side = max(patch, REHEARSED_PIXELS // patch * patch)
+        small = replace(options, height=min(options.height, side), width=min(options.width, side))
         self._specs = plan_graphs(student, small)
         self._rehearsal = rehearsal_of(student, small, sampling)
         self._peaks: dict[str, dict[str, float]] = {}
@@ -107,9 +109,14 @@ class HalfGraph:
     def overflow(self, given: Arrays) -> str:
         """The first of its parts whose result is not finite; of the graph itself where each part's is."""
         found: list[str] = []
+
+        def note(part: str, made: Tensor) -> None:
+            if not made.isfinite().all():
+                found.append(part)
+
         module = self._module(torch.float16)
         for part in _products(self.spec):
-            module.get_submodule(part).register_forward_hook(_noting_overflow(part, found))
+            module.get_submodule(part).register_forward_hook(functools.partial(_tell, note, part))
         _run(module, self.spec, given)
         return found[0] if found else "between its products"
 
@@ -133,47 +140,41 @@ class HalfGraph:
         worst = float("inf")
         for case in cases:
             for reference, got in zip(case.outputs, run(case.inputs), strict=True):
-                worst = min(worst, snr_db(reference, got) if np.isfinite(got).all() else float("-inf"))
+                overflows = np.isfinite(reference).all() and not np.isfinite(got).all()
+                worst = min(worst, float("-inf") if overflows else snr_db(reference, got))
         return worst
 
     def _parts_by_loss(self, given: Arrays) -> list[str]:
-        """Parts that compute in fp16, those first whose result is furthest from what it is in fp32 all through."""
-        results: list[dict[str, list[Tensor]]] = []
-        for compute in (torch.float32, torch.float16):
-            made: dict[str, list[Tensor]] = defaultdict(list)
-            module = self._module(compute)
+        """Parts that compute in fp16, those first whose result is furthest from what it is where nothing is rounded."""
+        exact: dict[str, list[Tensor]] = defaultdict(list)
+        losses: dict[str, float] = defaultdict(float)
+
+        def keep(part: str, made: Tensor) -> None:
+            exact[part].append(made.to(torch.float32))
+
+        def compare(part: str, made: Tensor) -> None:
+            losses[part] = max(losses[part], _loss(exact[part].pop(0), made.to(torch.float32)))
+
+        for take, watch in ((keep, lambda part, value: None), (compare, None)):
+            module = self._module(torch.float16, watch)
             for part in _products(self.spec):
-                module.get_submodule(part).register_forward_hook(_keeping(made[part]))
+                module.get_submodule(part).register_forward_hook(functools.partial(_tell, take, part))
             _run(module, self.spec, given)
-            results.append(made)
-        exact, rounded = results
-        losses = {part: _loss(exact[part], rounded[part]) for part in rounded if part not in self.wide}
-        return sorted(losses, key=losses.__getitem__, reverse=True)
+        return sorted(_products(self.spec).keys() - self.wide, key=lambda part: (-losses[part], part))  # tables read whole: last
 
-    def _module(self, compute: torch.dtype) -> Any:
+    def _module(self, compute: torch.dtype, watch: Watch | None = None) -> Any:
+        """The graph's module; with a watch its products do not round."""
         exact = {key for key in _products(self.spec).values() if self.profile.scheme(*key).name == "fp32"}
-        return stream(self.spec, Streaming(compute=compute, wide=self.wide, exact=exact))
+        return stream(self.spec, Streaming(compute=compute, wide=self.wide, exact=exact, watch=watch))
 
 
-def _noting_overflow(part: str, found: list[str]) -> Callable[[Any, Any, Tensor], None]:
-    def note(module: Any, given: Any, made: Tensor) -> None:
-        if not made.isfinite().all():
-            found.append(part)
-
-    return note
+def _tell(take: Callable[[str, Tensor], None], part: str, module: Any, given: Any, made: Tensor) -> None:
+    take(part, made)
 
 
-def _keeping(kept: list[Tensor]) -> Callable[[Any, Any, Tensor], None]:
-    def keep(module: Any, given: Any, made: Tensor) -> None:
-        kept.append(made.detach().to(torch.float32))
-
-    return keep
-
-
-def _loss(exact: list[Tensor], rounded: list[Tensor]) -> float:
+def _loss(exact: Tensor, rounded: Tensor) -> float:
     """Relative error, squared; what is not finite any more comes first."""
-    signal = sum(float(tensor.square().sum()) for tensor in exact)
-    noise = sum(float((a - b).square().sum()) for a, b in zip(exact, rounded, strict=True))
+    signal, noise = float(exact.square().sum()), float((exact - rounded).square().sum())
     return noise / signal if signal and np.isfinite(noise) else np.inf
 
 

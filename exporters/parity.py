@@ -8,6 +8,7 @@ seeded draws at the scale that it sees in use. One draw alone says little: a con
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,19 +44,14 @@ class Case:
     outputs: list[np.ndarray]
 
 
-class Inputs:
-    """What graphs are measured on, beside token ids.
+class Texts:
+    """What prompts become in a student, made when it is first asked for; graphs that are measured one after another share it."""
 
-    Attributes:
-        generators: one for each draw.
-    """
-
-    def __init__(self, student: Student, options: GraphOptions, seed: int) -> None:
+    def __init__(self, student: Student, options: GraphOptions) -> None:
         self._student, self._options = student, options
-        self.generators = [np.random.default_rng([seed, i]) for i in range(DRAWS)]
 
     @functools.cached_property
-    def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encoded(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each prompt the text states, CLIP's and then T5's or one null token, and the pooled projections.
 
         They are made by the restructured encoders, streamed, whatever the layout: they are inputs, and no reference.
@@ -67,6 +63,14 @@ class Inputs:
 
     def _ids(self, prompt: str, spec: GraphSpec) -> list[Tensor]:
         return [torch.from_numpy(token_ids(self._student, name, self._options, prompt)) for name in spec.components]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a graph is measured on, beside token ids: what prompts become, and a generator for each draw."""
+
+    texts: Texts
+    generators: tuple[np.random.Generator, ...]
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray, where: str = "output") -> float:
@@ -123,7 +127,8 @@ def measure(cases: Sequence[Case], run: Runner, spec: GraphSpec, overflow: Calla
     worst = float("inf")
     for case in cases:
         results = run(case.inputs)
-        if overflow is not None and not all(np.isfinite(array).all() for array in results):
+        sound = all(np.isfinite(array).all() for array in case.outputs)
+        if overflow is not None and sound and not all(np.isfinite(array).all() for array in results):
             complaint = Complaint(f"{spec.name}: {overflow(case.inputs)}", "outgrows fp16", "values of at most 65504")
             raise ExportError("fp16 overflows.", [complaint], FP32)
         for port, reference, got in zip(spec.outputs, case.outputs, results, strict=True):
@@ -141,11 +146,23 @@ def onnx_runner(file: Path) -> Runner:
     return lambda inputs: session.run(None, inputs)  # type: ignore[no-any-return]
 
 
-def reference_cases(spec: GraphSpec, student: Student, options: GraphOptions, seed: int = 0) -> list[Case]:
-    """Inputs and reference outputs for one graph; its components are loaded in fp32 and freed again."""
+def reference_cases(
+    spec: GraphSpec, student: Student, options: GraphOptions, seed: int = 0, texts: Texts | None = None
+) -> list[Case]:
+    """Inputs and reference outputs for one graph; its components are loaded in fp32 and freed again.
+
+    Args:
+        spec: the graph.
+        student: the student.
+        options: the shape of its graphs.
+        seed: of what is drawn.
+        texts: what prompts become in the student, where that is known already.
+    """
+    generators = tuple(np.random.default_rng([seed, i]) for i in range(DRAWS))
     with torch.no_grad():
         models = {component: reference_component(student, component) for component in spec.components}
-        return _CASES[f"{options.layout} {spec.name}"](models, student, options, Inputs(student, options, seed))
+        inputs = Inputs(texts or Texts(student, options), generators)
+        return _CASES[f"{options.layout} {spec.name}"](models, student, options, inputs)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -213,7 +230,7 @@ def _modulations(transformer: Any, timesteps: Tensor, pooled: Tensor) -> Tensor:
 def _native_conditioner(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     size = student.configs["transformer"]["pooled_projection_dim"]
     cases = []
-    for pooled in [*(pooled for _, pooled in inputs.texts), *(_normal(rng, 1, size) for rng in inputs.generators)]:
+    for pooled in [*(pooled for _, pooled in inputs.texts.encoded), *(_normal(rng, 1, size) for rng in inputs.generators)]:
         table = _modulations(models["transformer"], torch.tensor(options.timesteps), torch.from_numpy(pooled))
         cases.append(Case({"pooled_projections": pooled}, [table.numpy()]))
     return cases
@@ -233,7 +250,7 @@ def _text_cases(
     config = student.configs["transformer"]
     ends = options.timesteps[0], options.timesteps[-1]
     for i, rng in enumerate(inputs.generators):
-        states, pooled = inputs.texts[i % len(inputs.texts)]
+        states, pooled = inputs.texts.encoded[i % len(PROMPTS)]
         yield ends[i % 2], rng, states[:, :tokens], pooled
         drawn = _normal(rng, 1, tokens, config["joint_attention_dim"]), _normal(rng, 1, config["pooled_projection_dim"])
         yield ends[(i + 1) % 2], rng, *drawn
@@ -333,7 +350,7 @@ def _swift_clip(component: str) -> Callable[..., list[Case]]:
 def _swift_t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     """The mask must have no effect, because diffusers passes T5 none."""
     cases = []
-    for prompt, rng in zip(PROMPTS, inputs.generators, strict=True):
+    for prompt, rng in zip(PROMPTS, itertools.cycle(inputs.generators)):  # noqa: B905  (one is endless)
         ids = token_ids(student, "text_encoder_3", options, prompt)
         states = models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.transpose(1, 2)[:, :, None]
         mask = rng.integers(0, 2, ids.shape).astype(np.float32)

@@ -67,7 +67,7 @@ class Streaming:
         compute: what products compute in, as a graph would: fp16 rounds weights, inputs and results of each.
         wide: parts that compute in fp32 all the same (:func:`exporters.restructure.base.set_precision`).
         exact: weights that are stored in fp32, by (component, name), and so are not rounded.
-        watch: told, by part, of what its product takes and makes; then nothing is rounded.
+        watch: told, by part, of what its product takes and makes; then no product rounds.
     """
 
     substitutes: Mapping[tuple[str, str], Substitute] = field(default_factory=dict)

@@ -65,3 +65,7 @@ def test_gpu_bundle_of_a_vae_that_outgrows_fp16(tiny_folder: Path, tmp_path: Pat
     (complaint,) = verify(bundle.folder, tiny_folder, pictures=False).complaints
     message = r"vae_decoder: decoder\.up_blocks\.0\.upsamplers\.0\.conv: outgrows fp16 \(expected values of at most 65504\)"
     assert re.fullmatch(message, str(complaint))
+    older["version"] = 1
+    (bundle.folder / "manifest.json").write_text(json.dumps(older))
+    (complaint,) = verify(bundle.folder, tiny_folder, pictures=False).complaints
+    assert "it may draw NaN; build it again" in str(complaint)

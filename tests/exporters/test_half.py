@@ -119,6 +119,25 @@ def test_a_graph_below_its_threshold_gets_fp32_parts_until_it_is_above(students:
     assert every.wide == set(parts_ruled_fp32(half.spec, uniform("fp32")))
 
 
+def test_what_is_scaled_to_fit_loses_nothing_by_it(students: dict[str, Student]) -> None:
+    """T5's last product takes and makes a 256th in fp16: set beside its result in fp32, it would seem to lose everything."""
+    options = replace(OPTIONS, keep_t5=True)
+    half = HalfGraph(graph(students["tiny"], "text_encoder", options), FP16)
+    given = reference_cases(half.spec, students["tiny"], options)[0].inputs
+    losing = half._parts_by_loss(given)
+    assert len(losing) == len(parts_ruled_fp32(half.spec, uniform("fp32")))
+    assert [part for part in losing if part.endswith(".wo")] != losing[:2]
+
+
+def test_a_student_that_computes_nan_is_not_told_of_fp16(students: dict[str, Student]) -> None:
+    large = scaled(students["tiny"], "vae", {r"decoder\.conv_in\.weight": np.nan})
+    half = HalfGraph(graph(large, "vae_decoder"), FP16)
+    cases = reference_cases(half.spec, large, OPTIONS)
+    for measured in (lambda: measure(cases, half.runner(), half.spec, half.overflow), lambda: half.widened(cases, 50)):
+        with pytest.raises(ExportError, match=r"of the reference are NaN[\s\S]*its weights are damaged"):
+            measured()
+
+
 def traced(spec: GraphSpec, profile: Profile, wide: Collection[str]) -> ir.Model:
     return clean_up(trace(spec, torch.float16, wide=wide), PassOptions(profile))[0]
 
