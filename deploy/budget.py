@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from deploy.errors import Complaint, TierError
-from deploy.formats import COREML_LIVE_ACTIVATIONS, ComputeUnits, FormatName, Target, unsupported
+from deploy.formats import ComputeUnits, FormatName, Target, coreml_memory_bytes, unsupported
 from deploy.memory import RUNTIME_BYTES
 from deploy.precision import computes_in
 from deploy.tiers import Tier, all_tiers, legal_schemes
@@ -74,14 +75,12 @@ class Place:
 
 def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, place: Place) -> Sizes:
     """What a bundle will take, from the student's tensors alone: within a percent of what its graphs turn out to be."""
+    compute = computes_in(profile, place.model_format, place.tier)
     stored, memory = 0, {}
     for graph in graphs:
-        held = 0
-        for weight, scheme in _stored(graph, profile, place):
-            size = scheme.size_bytes(weight.shape)
-            stored += size
-            held += _held_bytes(weight, scheme, profile, place)
-        memory[graph.name] = held + _activation_bytes(graph, profile, place)
+        schemes = list(_stored(graph, profile, place))
+        stored += sum(scheme.size_bytes(weight.shape) for weight, scheme in schemes)
+        memory[graph.name] = _memory_bytes(graph, schemes, place, compute)
     return Sizes(stored, memory)
 
 
@@ -97,22 +96,15 @@ def _stored(graph: GraphSpec, profile: Profile, place: Place) -> Iterator[tuple[
         yield weight, scheme
 
 
-def _held_bytes(weight: Weight, scheme: Scheme, profile: Profile, place: Place) -> int:
-    compute = computes_in(profile, place.model_format, place.tier)
-    if place.model_format == "coreml":  # may be expanded to what they compute in when they are loaded
-        return parse_scheme(compute).size_bytes(weight.shape)
-    from exporters.onnx.memory import weight_bytes
-
-    return weight_bytes(_layer(weight), scheme, weight.shape, compute)
-
-
-def _activation_bytes(graph: GraphSpec, profile: Profile, place: Place) -> int:
+def _memory_bytes(
+    graph: GraphSpec, schemes: Sequence[tuple[Weight, Scheme]], place: Place, compute: Literal["fp32", "fp16"]
+) -> int:
     if place.model_format == "coreml":
-        width = 2 if computes_in(profile, "coreml", place.tier) == "fp16" else 4
-        return width * COREML_LIVE_ACTIVATIONS * graph.largest_activation
-    from exporters.onnx.memory import live_bytes
+        return coreml_memory_bytes(graph.parameters, graph, compute)
+    from exporters.onnx.memory import live_bytes, weight_bytes
 
-    return live_bytes(graph)
+    held = sum(weight_bytes(_layer(weight), scheme, weight.shape, compute) for weight, scheme in schemes)
+    return held + live_bytes(graph)
 
 
 def best_uniform(graphs: Sequence[GraphSpec], place: Place) -> tuple[str, Profile, Sizes] | None:

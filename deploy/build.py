@@ -114,6 +114,11 @@ class Plan:
     notes: tuple[str, ...] = ()
     client_schedule: ClientScheduleRecord | None = None
 
+    @property
+    def opset(self) -> Opset:
+        """Of ONNX graphs."""
+        return self.request.opset or TRACED
+
 
 class Reporter(Protocol):
     """Told how the build goes; the command line draws bars of it."""
@@ -421,7 +426,7 @@ def _recipe(made: Plan) -> Recipe:
         made.stages,
         made.target,
         made.attention,
-        opset=made.request.opset or TRACED,
+        opset=made.opset,
         required_db=REQUIRED_DB[made.request.format].get(made.precision),
         measures=lambda graph: not _parity_note(made.request.parity, graph),
         texts=Texts(made.student, made.options),
@@ -554,7 +559,7 @@ def _manifest(made: Plan, partial: Path, graphs: Iterable[GraphRecord], records:
 
 
 def _opset(made: Plan) -> Opset | None:
-    return (made.request.opset or TRACED) if made.request.format == "onnx" else None
+    return made.opset if made.request.format == "onnx" else None
 
 
 def _requires(made: Plan) -> dict[str, str]:
@@ -583,7 +588,7 @@ def _key(made: Plan, graph: GraphSpec, fingerprint: str) -> str:
         made.stages,
         made.target,
         made.attention,
-        made.request.opset or TRACED,
+        made.opset,
         msgspec.to_builtins(made.tier),
         _parity_note(made.request.parity, graph) == "",  # what is measured may get more operators in fp32
         None if made.calibration is None else msgspec.to_builtins(made.calibration.recipe),

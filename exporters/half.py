@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
-from exporters.parity import Case, snr_db
-from exporters.ranges import LIMIT, Arrays, rehearsal_of
+from exporters.parity import Case, worst_db
+from exporters.ranges import LIMIT, Arrays, growing_shares, rehearsal_of
 from exporters.restructure.base import PRODUCTS
 from exporters.sampling import Sampling
 from exporters.streamed import Streaming, Watch, stream
@@ -33,10 +33,10 @@ REHEARSED_PIXELS = 256
 
 def parts_ruled_fp32(spec: GraphSpec, profile: Profile) -> set[str]:
     """The parts of a graph's module whose weight a rule stores as fp32: they compute in fp32."""
-    return {part for part, key in _products(spec).items() if profile.scheme(*key).name == "fp32"}
+    return {part for part, key in products(spec).items() if profile.scheme(*key).name == "fp32"}
 
 
-def _products(spec: GraphSpec) -> dict[str, tuple[str, str]]:
+def products(spec: GraphSpec) -> dict[str, tuple[str, str]]:
     """The parts of a graph's module that multiply by a student's matrix, and that matrix as (component, name)."""
     with torch.device("meta"):
         module: Any = spec.module()
@@ -101,9 +101,14 @@ class HalfGraph:
     profile: Profile
     wide: frozenset[str] = frozenset()
 
+    @functools.cached_property
+    def products(self) -> dict[str, tuple[str, str]]:
+        """As :func:`products`."""
+        return products(self.spec)
+
     def runner(self) -> Callable[[Arrays], list[np.ndarray]]:
         """Runs it."""
-        module = self._module(torch.float16)
+        module = self._module()
         return lambda given: list(_run(module, self.spec, given).values())
 
     def overflow(self, given: Arrays) -> str:
@@ -114,10 +119,7 @@ class HalfGraph:
             if not made.isfinite().all():
                 found.append(part)
 
-        module = self._module(torch.float16)
-        for part in _products(self.spec):
-            module.get_submodule(part).register_forward_hook(functools.partial(_tell, note, part))
-        _run(module, self.spec, given)
+        self._listen(given, note)
         return found[0] if found else "between its products"
 
     def widened(self, cases: Sequence[Case], required_db: float) -> HalfGraph:
@@ -125,24 +127,17 @@ class HalfGraph:
 
         Where all of them are not enough it comes back with all of them: then it is the weights themselves that lose.
         """
-        if self.worst_db(cases) >= required_db:
-            return self
-        losing = self._parts_by_loss(cases[0].inputs)
-        for share in (16, 4, 2):
-            graph = replace(self, wide=self.wide | {*losing[: -(-len(losing) // share)]})
-            if graph.worst_db(cases) >= required_db:
-                return graph
-        return replace(self, wide=self.wide | {*losing})
+        graph = self
+        if graph.worst_db(cases) < required_db:
+            for more in growing_shares(self._parts_by_loss(cases[0].inputs)):
+                graph = replace(self, wide=self.wide | {*more})
+                if graph.worst_db(cases) >= required_db:
+                    break
+        return graph
 
     def worst_db(self, cases: Sequence[Case]) -> float:
-        """As :func:`exporters.parity.measure`; minus infinity where fp16 overflows."""
-        run = self.runner()
-        worst = float("inf")
-        for case in cases:
-            for reference, got in zip(case.outputs, run(case.inputs), strict=True):
-                overflows = np.isfinite(reference).all() and not np.isfinite(got).all()
-                worst = min(worst, float("-inf") if overflows else snr_db(reference, got))
-        return worst
+        """As :func:`exporters.parity.worst_db`."""
+        return worst_db(cases, self.runner())
 
     def _parts_by_loss(self, given: Arrays) -> list[str]:
         """Parts that compute in fp16, those first whose result is furthest from what it is where nothing is rounded."""
@@ -155,17 +150,21 @@ class HalfGraph:
         def compare(part: str, made: Tensor) -> None:
             losses[part] = max(losses[part], _loss(exact[part].pop(0), made.to(torch.float32)))
 
-        for take, watch in ((keep, lambda part, value: None), (compare, None)):
-            module = self._module(torch.float16, watch)
-            for part in _products(self.spec):
-                module.get_submodule(part).register_forward_hook(functools.partial(_tell, take, part))
-            _run(module, self.spec, given)
-        return sorted(_products(self.spec).keys() - self.wide, key=lambda part: (-losses[part], part))  # tables read whole: last
+        self._listen(given, keep, rounds=False)
+        self._listen(given, compare)
+        return sorted(self.products.keys() - self.wide, key=lambda part: (-losses[part], part))  # tables read whole: last
 
-    def _module(self, compute: torch.dtype, watch: Watch | None = None) -> Any:
+    def _listen(self, given: Arrays, take: Callable[[str, Tensor], None], rounds: bool = True) -> None:
+        """Run it, and tell of what each product makes."""
+        module = self._module(None if rounds else lambda part, value: None)
+        for part in self.products:
+            module.get_submodule(part).register_forward_hook(functools.partial(_tell, take, part))
+        _run(module, self.spec, given)
+
+    def _module(self, watch: Watch | None = None) -> Any:
         """The graph's module; with a watch its products do not round."""
-        exact = {key for key in _products(self.spec).values() if self.profile.scheme(*key).name == "fp32"}
-        return stream(self.spec, Streaming(compute=compute, wide=self.wide, exact=exact, watch=watch))
+        exact = {key for key in self.products.values() if self.profile.scheme(*key).name == "fp32"}
+        return stream(self.spec, Streaming(compute=torch.float16, wide=self.wide, exact=exact, watch=watch))
 
 
 def _tell(take: Callable[[str, Tensor], None], part: str, module: Any, given: Any, made: Tensor) -> None:

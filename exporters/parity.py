@@ -136,6 +136,20 @@ def measure(cases: Sequence[Case], run: Runner, spec: GraphSpec, overflow: Calla
     return worst
 
 
+def worst_db(cases: Sequence[Case], run: Runner) -> float:
+    """The worst ratio over all cases and outputs, in dB; minus infinity where a result overflows.
+
+    Raises:
+        ExportError: as :func:`snr_db`, of a reference that is not finite itself.
+    """
+    worst = float("inf")
+    for case in cases:
+        for reference, got in zip(case.outputs, run(case.inputs), strict=True):
+            overflows = np.isfinite(reference).all() and not np.isfinite(got).all()
+            worst = min(worst, float("-inf") if overflows else snr_db(reference, got))
+    return worst
+
+
 def onnx_runner(file: Path) -> Runner:
     """Run an ONNX file on onnxruntime's CPU provider, at its default optimisation."""
     import onnxruntime

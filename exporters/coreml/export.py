@@ -19,7 +19,7 @@ from exporters.graphs import GraphSpec
 from exporters.onnx.passes import simplify
 from exporters.onnx.quantize import Kept
 from exporters.onnx.trace import trace
-from exporters.ranges import Rehearsal
+from exporters.ranges import Rehearsal, growing_shares
 from exporters.restructure.denoiser import null_tokens_as_bias
 from exporters.restructure.vae import keep_group_norms
 
@@ -141,11 +141,10 @@ def write_graph(
     packages = [folder / stage.path for stage in stages]
     if check is not None and options.precision == "fp16" and not check.passes(packages):
         losing = [node for node in nodes_by_loss(programs, packages, check.inputs) if node not in wide]
-        for share in (16, 4, 2, 1):
+        for more in growing_shares(losing):
             for package in packages:
                 shutil.rmtree(package)
-            more = wide | {*losing[: -(-len(losing) // share)]}
-            programs, stages = _write_stages(spec, model, options, more, folder, None)
+            programs, stages = _write_stages(spec, model, options, wide | {*more}, folder, None)
             if check.passes(packages):
                 break
     return WrittenGraph(
