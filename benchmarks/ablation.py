@@ -22,10 +22,11 @@ from torch import Tensor
 
 from benchmarks.stock import largest_value
 from benchmarks.trial import Trial, unseen_captions, weighted_by_importance
-from exporters.parity import snr_db
+from exporters.reference.decibels import snr_db
 from exporters.restructure.denoiser import reads_modulated
-from exporters.streamed import Streaming, Substitute, input_rounding
-from exporters.student import BUILTIN_STUDENT, open_student
+from exporters.streamed.module import Streaming, Substitute, input_rounding
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
 from quantization.equalisation import input_factors, pays

@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.peers.openvino_nncf import nncf_compressed
 from benchmarks.peers.plain_export import export_transformer
 from benchmarks.timing import interleave, openvino_model, session, table
-from exporters.parity import snr_db
-from exporters.student import open_student
+from exporters.reference.decibels import snr_db
+from exporters.student.open import open_student
 
 PLAIN, NATIVE = "plain export, 333 text tokens", "native denoiser, 78 text tokens"
 
@@ -34,11 +34,12 @@ def native_export(student_path: Path, folder: Path, pixels: int, scheme: str) ->
     """Export the denoiser as a desktop-cpu bundle holds it, all weights in one scheme."""
     import torch
 
-    from exporters.graphs import GraphOptions, plan_graphs
+    from exporters.layouts.plan import plan_graphs
+    from exporters.layouts.spec import GraphOptions
     from exporters.onnx.passes import PassOptions, clean_up
     from exporters.onnx.trace import trace
     from exporters.onnx.writer import write
-    from exporters.student import open_student
+    from exporters.student.open import open_student
     from quantization.profile import uniform
 
     options = GraphOptions("native", pixels, pixels, (1000.0,), clip_tokens=77, keep_t5=False, max_sequence_length=256)

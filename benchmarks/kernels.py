@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.timing import interleave, session, table
-from exporters.parity import snr_db
+from exporters.reference.decibels import snr_db
 
 TOKENS, HEADS, HEAD_DIM = 1102, 24, 64
 

@@ -142,7 +142,7 @@ def assess(
     if len(drawn) != len(wanted):
         complaint = Complaint(where, "pictures are missing", str(len(wanted)), str(len(drawn)))
         raise InputError("The pictures cannot be compared.", [complaint])
-    from exporters.parity import psnr_db, snr_db
+    from exporters.reference.decibels import psnr_db, snr_db
 
     prompts = [one.prompt for one in wanted]
     clips = [clip([one.picture for one in side], prompts) if clip else [None] * len(wanted) for side in (drawn, reference)]

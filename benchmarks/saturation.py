@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.parity import snr_db
+from exporters.reference.decibels import snr_db
 
 EXACT_DB = 100.0
 FORMS = ("signed codes", "unsigned codes", "blocks of 8 bits", "blocks of 4 bits")

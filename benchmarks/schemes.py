@@ -21,9 +21,10 @@ import torch
 from benchmarks.shapes import accuracy, parse_caption, score
 from benchmarks.stock import coremltools_tables, largest_value, nncf_weights, onnxruntime_blocks
 from benchmarks.trial import TEST_SEED, Trial, unseen_captions, weighted_by_importance
-from exporters.streamed import Streaming, Substitute
-from exporters.student import BUILTIN_STUDENT, open_student
-from exporters.torch_pipeline import Drawn
+from exporters.streamed.module import Streaming, Substitute
+from exporters.streamed.pipeline import Drawn
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
 from quantization.schemes import parse_scheme

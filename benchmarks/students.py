@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from exporters.errors import Complaint, ExportError
-from exporters.student import BUILTIN_STUDENT
-from exporters.templates import component_class, expected_shapes
+from exporters.student.student import BUILTIN_STUDENT
+from exporters.student.weights.templates import component_class, expected_shapes
 from quantization.folders import new_folder
 
 DTYPES = {

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shapes import sample_captions
-from exporters.calibrate import calibrate
-from exporters.graphs import GraphOptions
-from exporters.sampling import Sampling, plan_sampling
-from exporters.streamed import Streaming
-from exporters.student import Student
-from exporters.torch_pipeline import TorchPipeline
+from exporters.layouts.sampling import Sampling, plan_sampling
+from exporters.layouts.spec import GraphOptions
+from exporters.streamed.calibrate import calibrate
+from exporters.streamed.module import Streaming
+from exporters.streamed.pipeline import TorchPipeline
+from exporters.student.student import Student
 from quantization.calibration import Key
 from quantization.codecs.integer import decode_integer, encode_integer
 from quantization.codecs.lookup import decode_lookup, encode_lookup

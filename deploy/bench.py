@@ -22,6 +22,7 @@ from deploy.bundle import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
 from deploy.targets import BROWSER_DEFAULT, DEFAULT, Place, RunnerTarget, find_target
 from deploy.web_page import INDEX
+from exporters.student.open import open_source
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
         if kept not in fingerprints:
             source = request.source(kept)
             assert source is not None
-            student = source.open()
+            student = open_source(source)
             absent = ", without text_encoder_3, whose weights are not there" if kept and not student.has_t5 else ""
             fingerprints[kept] = student.fingerprint() + absent
         if (made_of := bundle.manifest.student.fingerprint) != fingerprints[kept]:
@@ -165,7 +166,7 @@ def _size_bytes(job: Job) -> int:
     if made := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
         return made
     assert job.place.student is not None
-    return sum(file.stat().st_size for file in job.place.student.open().weight_files)
+    return sum(file.stat().st_size for file in open_source(job.place.student).weight_files)
 
 
 def _facts(bundle: Bundle) -> Facts:

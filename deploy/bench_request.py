@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploy.errors import Complaint, InputError
 
 if TYPE_CHECKING:
-    from exporters.student import StudentSource
+    from exporters.student.student import StudentSource
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class BenchRequest:
 
     def source(self, keep_t5: bool) -> StudentSource | None:
         """The student as a bundle with or without T5 was made of it, if one is given."""
-        from exporters.student import StudentSource
-        from exporters.templates import OPTIONAL_COMPONENTS
+        from exporters.student.student import StudentSource
+        from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if keep_t5 else OPTIONAL_COMPONENTS
         return None if self.student is None else StudentSource(self.student, self.variant, self.ignore_lora, without)

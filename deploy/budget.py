@@ -11,8 +11,8 @@ from deploy.formats import ComputeUnits, FormatName, Target, coreml_memory_bytes
 from deploy.memory import RUNTIME_BYTES
 from deploy.precision import computes_in
 from deploy.tiers import Tier, all_tiers, legal_schemes
-from exporters.graphs import GraphSpec
-from exporters.weights import Weight
+from exporters.layouts.spec import GraphSpec
+from exporters.student.weights.weight import Weight
 from quantization.calibration import Layer
 from quantization.profile import Profile, Rule
 from quantization.schemes import Scheme, parse_scheme

@@ -71,14 +71,17 @@ from deploy.swift_files import check_client_tokenizers, write_swift_files
 from deploy.tiers import Tier, check_format, check_schemes, default_profile, find_tier
 from deploy.web_page import write_page
 from deploy.web_runtime import check_web_runtime
-from exporters.files import hash_file
-from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
+from exporters.hashing import hash_file
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
+from exporters.layouts.swift import check_client_sampling
+from exporters.layouts.swift_client import T5_TOKENS
 from exporters.onnx.opset import TRACED, Opset
-from exporters.sampling import Sampling, idle_steps, plan_sampling
-from exporters.student import Student, open_student
-from exporters.swift import T5_TOKENS, check_client_sampling
-from exporters.templates import OPTIONAL_COMPONENTS
-from exporters.tokenizers import open_tokenizers
+from exporters.student.open import open_student
+from exporters.student.student import Student
+from exporters.student.tokenizers import open_tokenizers
+from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 from quantization.calibration import Calibration
 from quantization.errors import printable
 from quantization.files import write_bytes
@@ -412,7 +415,7 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _recipe(made: Plan) -> Recipe:
-    from exporters.parity import Texts
+    from exporters.reference.case import Texts
 
     return Recipe(
         made.student,
@@ -460,7 +463,7 @@ def _remove_packages(partial: Path, graph: GraphSpec) -> None:
 
 def _measured(made: Plan, recipe: Recipe, partial: Path, graph: GraphSpec, record: GraphRecord) -> GraphRecord:
     """The record with its parity, measured unless the graph is too large for that."""
-    from exporters.parity import reference_cases
+    from exporters.reference.parity import reference_cases
 
     if note := _parity_note(made.request.parity, graph):
         note = f"not measured in the build ({note}); run flash-deploy verify --student"

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifest, read_manifest
 from deploy.plain_files import plain_files
-from exporters.files import hash_file
+from exporters.hashing import hash_file
 from quantization.files import draft_name, is_own, write_bytes
 from quantization.folders import claim_folder, held, put_in_place, remove_left_behind
 

@@ -10,8 +10,8 @@ from deploy.build import plan
 from deploy.errors import Complaint, InputError
 from deploy.prompts import prompts_of_all_sorts, read_prompts
 from deploy.request import BuildRequest
-from exporters.calibrate import calibrate
-from exporters.student import Student
+from exporters.streamed.calibrate import calibrate
+from exporters.student.student import Student
 from quantization.calibration import FILE, Calibration
 from quantization.folders import new_folder, real_place
 

@@ -152,7 +152,7 @@ def build(
     from deploy.request import BuildRequest
     from deploy.tiers import find_tier
     from deploy.web_page import check_page
-    from exporters.student import BUILTIN_STUDENT
+    from exporters.student.student import BUILTIN_STUDENT
 
     request = BuildRequest(
         output=output,
@@ -221,7 +221,7 @@ def calibrate(
     need_export()
     from deploy.calibration import calibrate_student
     from deploy.request import BuildRequest
-    from exporters.student import BUILTIN_STUDENT
+    from exporters.student.student import BUILTIN_STUDENT
 
     request = BuildRequest(
         output=output,
@@ -293,7 +293,7 @@ def tune(
     from deploy.tune import TuneRequest, check_profile_file, remove_work, write_profile
     from deploy.tune import tune as tune_profile
     from deploy.tune_report import check_report, table, write_report
-    from exporters.student import BUILTIN_STUDENT
+    from exporters.student.student import BUILTIN_STUDENT
     from quantization.files import WritingError
 
     check_profile_file(output, force)
@@ -482,7 +482,7 @@ def inspect(
 
     if path is None or not (path / "manifest.json").is_file():
         need_export()
-        from exporters.student import BUILTIN_STUDENT
+        from exporters.student.student import BUILTIN_STUDENT
 
         path = path or BUILTIN_STUDENT
     content = inspect_path(path, variant, ignore_lora)

@@ -185,7 +185,7 @@ IgnoreLoraOption = Annotated[
 
 def builtin_or(student: Path) -> Path:
     """The built-in student where its name is given, and no such file is there."""
-    from exporters.student import BUILTIN_STUDENT
+    from exporters.student.student import BUILTIN_STUDENT
 
     return BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
 

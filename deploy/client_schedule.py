@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from deploy.errors import Complaint, InputError
 from deploy.manifest import ClientScheduleRecord
-from exporters.graphs import GraphOptions
-from exporters.sampling import Sampling
-from exporters.student import Student
-from exporters.swift_schedule import ClientSchedule, client_schedule
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions
+from exporters.reference.swift_schedule import ClientSchedule, client_schedule
+from exporters.student.student import Student
 
 REQUIRED_DB = 50.0  # of pictures drawn so against the student's own, beside each other not to be told apart
 LARGEST_ERROR = 0.01  # of a noise level, where no pictures are drawn: the built-in student's differ by 50 dB at about that

@@ -55,7 +55,7 @@ def run(out: Path) -> Path:
     from deploy.request import BuildRequest
     from deploy.runtime import Pipeline
     from deploy.verify import verify
-    from exporters.student import BUILTIN_STUDENT
+    from exporters.student.student import BUILTIN_STUDENT
 
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

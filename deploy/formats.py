@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from deploy.bundle import record_file
 from deploy.manifest import FileRecord, GraphRecord, KeptRecord, PortRecord, StageRecord
-from exporters.graphs import GraphOptions, GraphSpec
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.onnx.opset import Opset
 from exporters.onnx.quantize import Kept
-from exporters.sampling import Sampling
-from exporters.student import Student
+from exporters.student.student import Student
 from quantization.calibration import Calibration, Layer
 from quantization.profile import Profile
 from quantization.schemes import Scheme
@@ -25,7 +25,8 @@ from quantization.schemes import Scheme
 if TYPE_CHECKING:
     from deploy.tiers import Tier
     from exporters.half import Ranges
-    from exporters.parity import Case, Runner, Texts
+    from exporters.reference.case import Case, Texts
+    from exporters.reference.parity import Runner
 
 FormatName = Literal["onnx", "coreml"]
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
@@ -145,7 +146,7 @@ class OnnxFormat:
     def _parts_in_fp32(self, graph: GraphSpec) -> frozenset[str]:
         """The parts of a graph that compute in fp32 beside others in fp16: by rule, by range, and to be right."""
         from exporters.half import HalfGraph, parts_ruled_fp32
-        from exporters.parity import reference_cases
+        from exporters.reference.parity import reference_cases
 
         recipe = self.recipe
         wide = parts_ruled_fp32(graph, recipe.profile) | self._ranges.too_wide(graph.name)
@@ -289,7 +290,7 @@ class _ParityCheck:
 
     @functools.cached_property
     def cases(self) -> list[Case]:
-        from exporters.parity import reference_cases
+        from exporters.reference.parity import reference_cases
 
         return reference_cases(self._graph, self._recipe.student, self._recipe.options, texts=self._recipe.texts)
 
@@ -299,7 +300,7 @@ class _ParityCheck:
 
     def passes(self, packages: Sequence[Path]) -> bool:
         from exporters.coreml.chain import chain
-        from exporters.parity import worst_db
+        from exporters.reference.parity import worst_db
 
         assert self._recipe.required_db is not None
         db = worst_db(self.cases, chain(packages, [port.name for port in self._graph.outputs]))
@@ -310,7 +311,7 @@ class _ParityCheck:
 def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
     """What runs a graph of a bundle for a comparison: onnxruntime's CPU provider, or the Core ML evaluator."""
     if name == "onnx":
-        from exporters.parity import onnx_runner
+        from exporters.reference.parity import onnx_runner
 
         return onnx_runner(folder / record.path)
     from exporters.coreml.chain import chain
@@ -347,7 +348,7 @@ def graph_db(
         ExportError: a result is not finite, or has another shape.
     """
     from exporters.half import HalfGraph
-    from exporters.parity import measure
+    from exporters.reference.parity import measure
 
     if compute == "fp32":
         return measure(cases, run, spec)

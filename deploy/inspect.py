@@ -14,7 +14,7 @@ from deploy.tiers import find_tier
 from quantization.errors import printable
 
 if TYPE_CHECKING:
-    from exporters.student import Student
+    from exporters.student.student import Student
 
 
 def inspect_path(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = 
 def _open_for_inspection(path: Path, variant: str | None) -> tuple[Student, list[str]]:
     """A student as builds open it: with T5 or, where only that keeps it from being used, without; and then why."""
     from exporters.errors import StudentError
-    from exporters.student import open_student
-    from exporters.templates import OPTIONAL_COMPONENTS
+    from exporters.student.open import open_student
+    from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
     try:
         return open_student(path, variant, ignore_lora=True), []

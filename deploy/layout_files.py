@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exporters.defaults import read_json
-from exporters.graphs import GraphOptions
-from exporters.student import Student
+from exporters.layouts.spec import GraphOptions
+from exporters.student.defaults import read_json
+from exporters.student.student import Student
 from quantization.files import write_text
 
 

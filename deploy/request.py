@@ -8,9 +8,9 @@ from typing import Literal
 
 from deploy.errors import Complaint, InputError
 from deploy.formats import Attention, ComputeUnits, FormatName, Target
-from exporters.configs import LARGEST, MOST_STEPS
-from exporters.graphs import Layout
-from exporters.student import BUILTIN_STUDENT
+from exporters.choices import Layout
+from exporters.student.configs import LARGEST, MOST_STEPS
+from exporters.student.student import BUILTIN_STUDENT
 
 MAX_STAGES = 48
 

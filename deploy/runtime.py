@@ -20,7 +20,8 @@ from deploy.sampler import OnStep, sample_euler, sample_renoise
 from deploy.sessions import Run, Runtime, Sessions, fastest_runtime
 from deploy.tokenizer import encode, load_tokenizer, tokens_cut
 from deploy.torch_noise import LARGEST_SEED, TorchGenerator
-from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
+from exporters.choices import ENCODER_IDS
+from exporters.layouts.swift_client import text_states, transformer_inputs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
@@ -272,7 +273,7 @@ class _Optimum:
 
 
 class _Swift:
-    """What Apple's Swift client does between its programs (:mod:`exporters.swift`), but by the bundle's own schedule."""
+    """What Apple's Swift client does between its programs, but by the bundle's own schedule."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline

@@ -13,11 +13,11 @@ from deploy.formats import ComputeUnits, Target
 from deploy.layout_files import tokenizer_config
 from deploy.manifest import ClientScheduleRecord
 from deploy.swift_t5 import client_t5_json, t5_complaints
-from exporters.graphs import GraphOptions
-from exporters.sampling import Sampling
-from exporters.student import Student
-from exporters.swift import CLIENT, client_sizes
-from exporters.swift_schedule import client_sigmas
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions
+from exporters.layouts.swift_client import CLIENT, client_sizes
+from exporters.reference.swift_schedule import client_sigmas
+from exporters.student.student import Student
 from quantization.errors import printable
 from quantization.files import write_text
 

@@ -19,7 +19,7 @@ from deploy.bundle import Bundle
 from deploy.errors import Complaint, InputError
 
 if TYPE_CHECKING:
-    from exporters.student import StudentSource
+    from exporters.student.student import StudentSource
 
 
 @dataclass(frozen=True)

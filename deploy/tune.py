@@ -1,6 +1,6 @@
 """Choose a profile: measure how sensitive each weight is, search, then draw with what was found.
 
-1. Calibrate (:mod:`exporters.calibrate`): what an error of each weight does to the picture.
+1. Calibrate (:mod:`exporters.streamed.calibrate`): what an error of each weight does to the picture.
 2. Encode every weight in every scheme that the tier can run, and foretell each one's error.
 3. Draw with every uniform scheme; what they show corrects the forecasts, scheme by scheme.
 4. For a row of sizes, find the choice of least foretold error (:mod:`quantization.search`), and draw with it.
@@ -31,13 +31,13 @@ from deploy.formats import unsupported
 from deploy.predict import ProductTimes
 from deploy.request import BuildRequest
 from deploy.tiers import Tier, legal_schemes
-from exporters.calibrate import calibrate
-from exporters.graphs import GraphOptions
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions
 from exporters.restructure.denoiser import reads_modulated
-from exporters.sampling import Sampling
-from exporters.streamed import Streaming, Substitute, input_rounding
-from exporters.student import Student
-from exporters.torch_pipeline import Drawn, TorchPipeline
+from exporters.streamed.calibrate import calibrate
+from exporters.streamed.module import Streaming, Substitute, input_rounding
+from exporters.streamed.pipeline import Drawn, TorchPipeline
+from exporters.student.student import Student
 from quantization.calibration import FILE, Calibration, Key
 from quantization.codecs.codec import roundtrip
 from quantization.equalisation import input_factors, pays

@@ -17,7 +17,7 @@ from quantization.profile import Profile, Rule
 from quantization.schemes import parse_scheme
 
 if TYPE_CHECKING:
-    from exporters.student import StudentSource
+    from exporters.student.student import StudentSource
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
@@ -68,8 +68,8 @@ def verify(
     tell("checking files")
     report.complaints += check_files(bundle)
     if student is not None and not report.complaints:
-        from exporters.student import StudentSource
-        from exporters.templates import OPTIONAL_COMPONENTS
+        from exporters.student.student import StudentSource
+        from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if bundle.manifest.text.t5 == "kept" else OPTIONAL_COMPONENTS
         source = StudentSource(student, variant, ignore_lora, without)
@@ -79,7 +79,7 @@ def verify(
 
 def bundle_options(bundle: Bundle) -> Any:
     """The options that the bundle's graphs were made with."""
-    from exporters.graphs import GraphOptions
+    from exporters.layouts.spec import GraphOptions
 
     manifest = bundle.manifest
     return GraphOptions(
@@ -103,12 +103,14 @@ def profile_of(manifest: Manifest) -> Profile:
 def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
     from deploy.formats import REQUIRED_DB, graph_db
     from exporters.errors import ExportError
-    from exporters.graphs import plan_graphs
-    from exporters.parity import Texts, reference_cases
-    from exporters.prompts import PROMPTS
+    from exporters.layouts.plan import plan_graphs
+    from exporters.layouts.prompts import PROMPTS
+    from exporters.reference.case import Texts
+    from exporters.reference.parity import reference_cases
+    from exporters.student.open import open_source
 
     options, manifest = bundle_options(bundle), bundle.manifest
-    student = source.open()
+    student = open_source(source)
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
         got += ", without text_encoder_3, whose weights are not there" if options.keep_t5 and not student.has_t5 else ""
@@ -144,8 +146,8 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
 
 
 def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -> None:
-    from exporters.end_to_end import reference_picture
-    from exporters.parity import psnr_db
+    from exporters.reference.decibels import psnr_db
+    from exporters.reference.pictures import reference_picture
 
     manifest = bundle.manifest
     picture, sampling = manifest.picture, manifest.sampling

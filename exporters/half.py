@@ -2,8 +2,8 @@
 
 onnxruntime's CPU provider computes fp16 convolutions and products in fp32 and rounds where it must: what it makes of an fp16
 graph is not what a GPU makes of it. Here the traced module itself is run by torch, its weights streamed
-(:mod:`exporters.streamed`), in fp16 form: what every operator takes and makes is rounded, sums within an operator are fp32, as
-they are in a GPU's matrix units.
+(:mod:`exporters.streamed.module`), in fp16 form: what every operator takes and makes is rounded, sums within an operator are
+fp32, as they are in a GPU's matrix units.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporters.graphs import VAE_SCALE, GraphOptions, GraphSpec, plan_graphs
-from exporters.parity import Case, worst_db
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.ranges import LIMIT, Arrays, growing_shares, rehearsal_of
+from exporters.reference.case import Case
+from exporters.reference.parity import worst_db
 from exporters.restructure.base import PRODUCTS
-from exporters.sampling import Sampling
-from exporters.streamed import Streaming, Watch, stream
-from exporters.student import Student
+from exporters.streamed.module import Streaming, Watch, stream
+from exporters.student.student import Student
 from quantization.profile import Profile
 
 REHEARSED_PIXELS = 256
@@ -136,7 +138,7 @@ class HalfGraph:
         return graph
 
     def worst_db(self, cases: Sequence[Case]) -> float:
-        """As :func:`exporters.parity.worst_db`."""
+        """As :func:`exporters.reference.parity.worst_db`."""
         return worst_db(cases, self.runner())
 
     def _parts_by_loss(self, given: Arrays) -> list[str]:

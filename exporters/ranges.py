@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exporters.graphs import VAE_SCALE, GraphOptions
-from exporters.prompts import PROMPTS, token_ids
-from exporters.sampling import Sampling
-from exporters.student import Student
-from exporters.swift import ENCODER_IDS, text_states, transformer_inputs
+from exporters.choices import ENCODER_IDS
+from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import VAE_SCALE, GraphOptions
+from exporters.layouts.swift_client import text_states, transformer_inputs
+from exporters.student.student import Student
 
 LIMIT = 65504 / 4
 """A quarter of fp16's range: other prompts and seeds reach further than those that are measured."""
@@ -103,7 +104,7 @@ class SeparateRehearsal(Rehearsal):
 
 @dataclass
 class SwiftRehearsal(SeparateRehearsal):
-    """By the graphs of the layout ``swift`` (:mod:`exporters.swift`)."""
+    """By the graphs of the layout ``swift`` (:mod:`exporters.layouts.swift_client`)."""
 
     def play(self, graph: str, run: Run) -> None:
         """As :meth:`Rehearsal.play`."""

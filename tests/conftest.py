@@ -23,7 +23,8 @@ from deploy.build import BuildRequest, build
 from deploy.bundle import Bundle, open_bundle, record_file
 from deploy.web_page import write_page
 from deploy.web_runtime import check_web_runtime
-from exporters.student import Student, open_student
+from exporters.student.open import open_student
+from exporters.student.student import Student
 
 TINY = PRESETS["tiny"]
 # Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type.

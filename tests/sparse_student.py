@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import students
 from benchmarks.students import DTYPES, StudentShape
-from exporters.templates import expected_shapes
+from exporters.student.weights.templates import expected_shapes
 
 
 def make_sparse_student(shape: StudentShape, folder: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.peers.peer import Job
-from exporters.student import Student
+from exporters.student.student import Student
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DiffusersEager:
         """The whole pipeline in memory."""
         import torch
 
-        from exporters.reference import reference_pipeline
+        from exporters.reference.diffusers import reference_pipeline
 
         if job.threads is not None:
             torch.set_num_threads(job.threads)

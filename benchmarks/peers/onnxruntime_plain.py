@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.peers.peer import Job
 from benchmarks.timing import session
-from exporters.student import Student
+from exporters.student.student import Student
 
 QUANTIZED = ("text_encoder", "text_encoder_2", "transformer")
 """The decoder stays fp32: onnxruntime's integer convolutions take several times longer than its fp32 ones."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers.peer import Job
 from benchmarks.timing import openvino_model
-from exporters.student import Student
+from exporters.student.student import Student
 
 NAMES = ("text_encoder", "text_encoder_2", "transformer", "vae_decoder")
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from exporters.student import Student, open_student
-from exporters.templates import OPTIONAL_COMPONENTS
+from exporters.student.open import open_student
+from exporters.student.student import Student
+from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 from quantization.errors import Complaint, InputError
 
 NO_T5 = "the plain exports are of students without T5: build the bundle with --drop-t5"

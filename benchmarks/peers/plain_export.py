@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exporters.graphs import VAE_SCALE
-from exporters.reference import reference_component
-from exporters.student import Student
+from exporters.layouts.spec import VAE_SCALE
+from exporters.reference.diffusers import reference_component
+from exporters.student.student import Student
 
 CLIPS = ("text_encoder", "text_encoder_2")
 

@@ -45,7 +45,7 @@ class _Drawing:
     """A peer's pipeline that draws a job's pictures."""
 
     def __init__(self, peer: Peer, job: Job) -> None:
-        from exporters.end_to_end import PinnedPipeline
+        from exporters.reference.pictures import PinnedPipeline
 
         self.student = job.open_student()
         self.pipeline = peer.open(job, self.student)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.plain_export import CLIPS
-from exporters.reference import load_tokenizer, reference_scheduler
-from exporters.student import TOKENIZERS, Student
-from exporters.templates import reference_module
+from exporters.student.scheduler import reference_scheduler
+from exporters.student.student import TOKENIZERS, Student
+from exporters.student.tokenizers import load_tokenizer
+from exporters.student.weights.templates import reference_module
 
 Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 """Inputs by name to outputs in order."""

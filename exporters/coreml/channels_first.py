@@ -25,7 +25,7 @@ import onnx_ir as ir
 from exporters.coreml.backend import mb
 from exporters.coreml.lower import Lowering, Operand, attribute, gelu_mode, layer_norm, rms_norm, score_bias, taken, with_bias
 from exporters.onnx.weights import LazyWeight
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 
 @dataclass

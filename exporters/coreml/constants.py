@@ -26,7 +26,7 @@ import numpy as np
 
 from exporters.coreml.backend import Var, mb, types
 from exporters.onnx.quantize import Kept
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 from quantization.calibration import Calibration
 from quantization.codecs.codec import encode_codes
 from quantization.codecs.floating import encode_float

@@ -15,7 +15,7 @@ import torch
 from exporters.coreml.package import write_package
 from exporters.coreml.program import ProgramOptions, ProgramPort, StageProgram, to_programs
 from exporters.coreml.rehearsal import nodes_by_loss, wide_nodes
-from exporters.graphs import GraphSpec
+from exporters.layouts.spec import GraphSpec
 from exporters.onnx.passes import simplify
 from exporters.onnx.quantize import Kept
 from exporters.onnx.trace import trace

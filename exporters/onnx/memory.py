@@ -12,7 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporters.graphs import GraphSpec
+from exporters.layouts.spec import GraphSpec
 from quantization.calibration import Layer
 from quantization.schemes import Scheme, parse_scheme
 

@@ -40,7 +40,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from exporters.onnx.equalise import equalise_inputs
 from exporters.onnx.transpose import transposed
 from exporters.onnx.weights import STAMP, LazyWeight
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 from quantization.calibration import Calibration, Layer
 from quantization.codecs.codec import encode_codes
 from quantization.codecs.integer import IntegerTensor

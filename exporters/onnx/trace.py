@@ -13,12 +13,12 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset23 as op
 
-from exporters.graphs import GraphSpec, Port
+from exporters.layouts.spec import GraphSpec, Port
 from exporters.onnx.opset import TRACED
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 # 23 is the first opset with Attention and RMSNormalization, and 24 decomposes the latter again (torch 2.13); exporters.onnx.opset
 # makes older ones of it. The IR version is that of opset 21: every runtime that has the opset reads it, and onnxruntime-web too.

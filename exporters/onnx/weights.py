@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.transpose import transposed
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 from quantization.codecs.floating import encode_float
 
 # The metadata key that says which rewrite made a node.

@@ -65,7 +65,7 @@ def attend(
 
     Args:
         module: may have ``wide_attention`` (:func:`exporters.restructure.base.set_precision`) and ``watch_attention``, which is
-            told of the arguments (:mod:`exporters.streamed`).
+            told of the arguments (:mod:`exporters.streamed.module`).
         query: as the rest, :func:`attention`'s.
         key: likewise.
         value: likewise.

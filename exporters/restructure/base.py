@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 
 class Linear(nn.Linear):
@@ -54,7 +54,8 @@ class Module(nn.Module):
         parts: submodules by name.
 
     Attributes:
-        recomputed: whether gradients keep this module's inputs alone and compute the rest again (:mod:`exporters.streamed`).
+        recomputed: whether gradients keep this module's inputs alone and compute the rest again
+            (:mod:`exporters.streamed.module`).
     """
 
     recomputed = False

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.restructure.base import Linear, Module, RestructuredModule, as_tensor, constant, named, prefixed
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 SINUSOID_CHANNELS = 256  # fixed in diffusers' CombinedTimestepTextProjEmbeddings
 _SIX = ("shift", "scale", "gate", "shift", "scale", "gate")

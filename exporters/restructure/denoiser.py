@@ -25,7 +25,7 @@ from exporters.restructure.attention import NullForm, attend, null_bias, with_nu
 from exporters.restructure.base import Conv2d, Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim, modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 EPS = 1e-6  # of every norm in diffusers' SD3 transformer
 _MODULATED = re.compile(

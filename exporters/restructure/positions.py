@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.errors import Complaint, ExportError
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 TABLE = "pos_embed.pos_embed"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from exporters.restructure.attention import attend
 from exporters.restructure.base import Linear, Module, RestructuredModule, TokenEmbedding, constant
 from exporters.restructure.clip import activation
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 FP16_HEADROOM = 2.0**8
 

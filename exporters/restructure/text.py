@@ -17,7 +17,7 @@ from torch import Tensor
 from exporters.restructure.base import RestructuredModule, prefixed
 from exporters.restructure.clip import ClipTextModel
 from exporters.restructure.t5 import T5Encoder
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 
 class TextEncoder(RestructuredModule):

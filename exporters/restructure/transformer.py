@@ -10,7 +10,7 @@ from torch import Tensor
 from exporters.restructure.base import RestructuredModule, named, prefixed
 from exporters.restructure.conditioning import SINUSOID_CHANNELS, EmbeddingMlp, Modulations, inner_dim, sinusoid
 from exporters.restructure.denoiser import Denoiser
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 
 
 class Transformer(RestructuredModule):

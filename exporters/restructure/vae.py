@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from exporters.restructure.attention import attend
 from exporters.restructure.base import Conv2d, Linear, RestructuredModule
-from exporters.templates import reference_module
+from exporters.student.weights.templates import reference_module
 
 
 class _AttentionProcessor:

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.ablation import EQUALISED, _Measured, techniques
 from benchmarks.trial import Trial
-from exporters.parity import snr_db
-from exporters.streamed import Substitute
-from exporters.student import Student
+from exporters.reference.decibels import snr_db
+from exporters.streamed.module import Substitute
+from exporters.student.student import Student
 from quantization.sensitivity import Sensitivity
 
 RNG = np.random.default_rng(0)

@@ -16,10 +16,12 @@ from deploy.bundle import Bundle
 from exporters.coreml.evaluate.dtypes import BY_NAME
 from exporters.coreml.evaluate.program import Constant, Operation, Port, Program
 from exporters.errors import ExportError
-from exporters.graphs import GraphOptions, plan_graphs
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.spec import GraphOptions
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.trace import trace
-from exporters.student import BUILTIN_STUDENT, Student, open_student
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.profile import uniform
 
 F32, F16, I8, U8, I64 = (

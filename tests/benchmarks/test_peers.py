@@ -18,8 +18,8 @@ from benchmarks.peers.runner import _Drawing as Drawing
 from benchmarks.peers.table import BEGIN, END, into, table
 from benchmarks.quality import PictureQuality, Quality, assess
 from benchmarks.results import Entry, Measured, PictureResult, Results, Series
-from exporters.sampling import plan_sampling
-from exporters.student import Student
+from exporters.layouts.sampling import plan_sampling
+from exporters.student.student import Student
 from quantization.errors import InputError
 
 

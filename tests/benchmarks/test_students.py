@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.students import PRESETS, make_student
 from exporters.errors import ExportError
-from exporters.student import open_student
-from exporters.templates import expected_shapes
+from exporters.student.open import open_student
+from exporters.student.weights.templates import expected_shapes
 from quantization.errors import InputError
 
 TINY = PRESETS["tiny"]

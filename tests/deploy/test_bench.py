@@ -23,7 +23,7 @@ from deploy.bundle import Bundle
 from deploy.errors import InputError
 from deploy.sessions import Sessions
 from deploy.targets import TARGETS, RunnerTarget
-from exporters.student import BUILTIN_STUDENT
+from exporters.student.student import BUILTIN_STUDENT
 
 GRAPHS = ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
 

@@ -16,7 +16,7 @@ from deploy.chromium import BrowserError, find_chromium
 from deploy.errors import InputError
 from deploy.runtime import Pipeline
 from deploy.targets import Place, find_target
-from exporters.parity import psnr_db
+from exporters.reference.decibels import psnr_db
 
 PROMPT = "two green triangles on a black background"
 REQUIRED_DB = 90  # as in test_browser.py: fp32 on both sides; another seed or prompt leaves less than 30

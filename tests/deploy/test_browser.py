@@ -26,8 +26,8 @@ from deploy.errors import InputError
 from deploy.pictures import to_8_bit
 from deploy.runtime import Pipeline
 from deploy.sampler import sample_euler, sample_renoise
-from exporters.parity import psnr_db
-from exporters.student import Student
+from exporters.reference.decibels import psnr_db
+from exporters.student.student import Student
 
 PROMPT = "a red circle left of a blue square on a white background"
 SOURCES = Path(__file__).parents[2] / "deploy" / "web"

@@ -16,8 +16,9 @@ from deploy.errors import TierError
 from deploy.formats import OnnxFormat
 from deploy.tiers import find_tier
 from deploy.verify import bundle_options, profile_of
-from exporters.graphs import plan_graphs
-from exporters.student import BUILTIN_STUDENT, open_student
+from exporters.layouts.plan import plan_graphs
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT
 from tests.sparse_student import make_sparse_student
 
 LARGE = replace(PRESETS["full"], layers=38, heads=38, dual_layers=0, max_positions=192)

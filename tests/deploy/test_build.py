@@ -27,10 +27,10 @@ from deploy.formats import OnnxFormat
 from deploy.predict import costs
 from deploy.runtime import Pipeline
 from deploy.tiers import all_tiers, find_tier
-from exporters.parity import psnr_db
-from exporters.student import Student
+from exporters.reference.decibels import psnr_db
+from exporters.student.student import Student
 from tests.deploy.hub import hub_cache
-from tests.exporters.test_student import edit_json
+from tests.exporters.student.test_student import edit_json
 
 
 class Log(Silent):

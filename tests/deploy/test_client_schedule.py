@@ -9,10 +9,10 @@ import pytest
 import deploy.client_schedule
 from deploy.client_schedule import choose_client_schedule
 from deploy.errors import InputError
-from exporters.graphs import GraphOptions
-from exporters.sampling import Sampling
-from exporters.student import open_student
-from exporters.swift_schedule import ClientSchedule
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions
+from exporters.reference.swift_schedule import ClientSchedule
+from exporters.student.open import open_student
 
 SAMPLING = Sampling("euler", (1.0, 0.9, 0.75, 0.5, 0.0), (1000.0, 900.0, 750.0, 500.0))
 OPTIONS = GraphOptions("swift", 64, 64, SAMPLING.timesteps, 16, keep_t5=False, max_sequence_length=77)

@@ -21,8 +21,8 @@ from deploy.runtime import Pipeline
 from deploy.serve import Server
 from deploy.sessions import Runtime
 from deploy.verify import verify
-from exporters.files import hash_file
-from exporters.parity import psnr_db
+from exporters.hashing import hash_file
+from exporters.reference.decibels import psnr_db
 from tests.deploy.hub import hub_cache
 
 V1 = Path(__file__).parent / "bundle_v1"

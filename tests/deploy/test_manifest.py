@@ -14,7 +14,7 @@ from deploy.errors import BundleError, InputError
 from deploy.inspect import inspect_bundle, render
 from deploy.manifest import read_manifest
 from deploy.runtime import Pipeline
-from exporters.parity import psnr_db
+from exporters.reference.decibels import psnr_db
 
 Change = Callable[[dict[str, Any]], None]
 

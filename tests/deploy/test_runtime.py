@@ -18,10 +18,11 @@ from deploy.inspect import inspect_bundle, render
 from deploy.runtime import Pipeline
 from deploy.sampler import sample_euler, sample_renoise
 from deploy.sessions import Runtime
-from exporters.end_to_end import reference_picture
-from exporters.parity import psnr_db
-from exporters.reference import reference_pipeline
-from exporters.student import Student, open_student
+from exporters.reference.decibels import psnr_db
+from exporters.reference.diffusers import reference_pipeline
+from exporters.reference.pictures import reference_picture
+from exporters.student.open import open_student
+from exporters.student.student import Student
 
 PROMPT = "a red circle left of a blue square on a white background"
 

@@ -24,11 +24,12 @@ from deploy.runtime import Pipeline
 from deploy.swift_files import check_client_tokenizers
 from deploy.verify import verify
 from exporters.coreml.backend import ct
-from exporters.parity import psnr_db
-from exporters.prompts import PROMPTS
-from exporters.reference import load_tokenizer
-from exporters.student import BUILTIN_STUDENT, Student, open_student
-from tests.exporters.test_student import edit_json
+from exporters.layouts.prompts import PROMPTS
+from exporters.reference.decibels import psnr_db
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT, Student
+from exporters.student.tokenizers import load_tokenizer
+from tests.exporters.student.test_student import edit_json
 
 # TextEncoderXL.swift, TextEncoderT5.swift, MultiModalDiffusionTransformer.swift, Decoder.swift; sizes are the built-in student's:
 # 16 CLIP tokens, 64 and 96 channels, joint width 160, pictures of 64 px. 77 is the client's own.

@@ -12,9 +12,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from deploy.swift_t5 import client_t5_json, t5_complaints
-from exporters.parity import PROMPTS
-from exporters.reference import load_tokenizer
-from exporters.student import Student, open_student
+from exporters.reference.parity import PROMPTS
+from exporters.student.open import open_student
+from exporters.student.student import Student
+from exporters.student.tokenizers import load_tokenizer
 
 TEXTS = (
     *PROMPTS,

@@ -12,8 +12,9 @@ from deploy.bundle import Bundle
 from deploy.errors import BundleError
 from deploy.layout_files import tokenizer_json
 from deploy.runtime import Pipeline
-from exporters.reference import load_tokenizer as load_transformers_tokenizer
-from exporters.student import BUILTIN_STUDENT, open_student
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT
+from exporters.student.tokenizers import load_tokenizer as load_transformers_tokenizer
 
 PROMPTS = [
     "",

@@ -16,7 +16,7 @@ from deploy.prompts import read_prompts
 from deploy.tune import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
 from deploy.tune_report import check_report, picture_db, table, write_report
 from exporters.restructure.denoiser import reads_modulated
-from exporters.student import BUILTIN_STUDENT, Student
+from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration
 from quantization.profile import load_profile
 from quantization.schemes import parse_scheme

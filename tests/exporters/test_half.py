@@ -13,16 +13,17 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from exporters.errors import ExportError
-from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
 from exporters.half import HalfGraph, Ranges, parts_ruled_fp32
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.trace import trace
 from exporters.onnx.writer import write
-from exporters.parity import measure, onnx_runner, reference_cases
-from exporters.sampling import Sampling
-from exporters.streamed import Streaming, stream
-from exporters.student import Student
-from exporters.weights import Weight
+from exporters.reference.parity import measure, onnx_runner, reference_cases
+from exporters.streamed.module import Streaming, stream
+from exporters.student.student import Student
+from exporters.student.weights.weight import Weight
 from quantization.profile import Profile, Rule, uniform
 from quantization.schemes import parse_scheme
 

@@ -19,7 +19,7 @@ for options in "--keep-t5 --precision fp32" "--drop-t5 --precision fp16"; do
     "$BIN/python" - "$work" "$options" <<'PY'
 import sys
 import numpy as np
-from exporters.parity import psnr_db
+from exporters.reference.parity import psnr_db
 work, options = sys.argv[1:]
 db = psnr_db(np.load(f"{work}/optimum.npy"), np.load(f"{work}/ours.npy"))
 print(f"{options}: optimum-onnx and flash-deploy agree to {db:.1f} dB PSNR")

@@ -27,12 +27,14 @@ from exporters.coreml.package import _check_weights, write_package
 from exporters.coreml.program import Attention, ProgramOptions, to_programs
 from exporters.coreml.rehearsal import first_overflow
 from exporters.errors import ExportError
-from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
-from exporters.parity import measure, reference_cases, snr_db
-from exporters.prompts import PROMPTS, token_ids
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.ranges import Rehearsal
-from exporters.student import Student
-from exporters.weights import Weight
+from exporters.reference.decibels import snr_db
+from exporters.reference.parity import measure, reference_cases
+from exporters.student.student import Student
+from exporters.student.weights.weight import Weight
 from quantization.codecs.codec import roundtrip
 from quantization.errors import InputError, SchemeError
 from quantization.profile import uniform

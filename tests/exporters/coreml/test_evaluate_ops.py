@@ -20,7 +20,7 @@ from exporters.coreml.evaluate.ops.products import PRODUCTS
 from exporters.coreml.evaluate.ops.reductions import REDUCTIONS
 from exporters.coreml.evaluate.ops.resizing import RESIZING
 from exporters.coreml.evaluate.ops.shapes import SHAPES
-from exporters.parity import snr_db
+from exporters.reference.decibels import snr_db
 from tests.exporters.coreml.packages import built, mb
 
 RNG = np.random.default_rng(0)

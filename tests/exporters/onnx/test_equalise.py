@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from benchmarks.shapes import sample_captions
-from exporters.calibrate import calibrate
-from exporters.graphs import plan_graphs
+from exporters.layouts.plan import plan_graphs
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.quantize import LazyCodes, QuantizeWeights
 from exporters.onnx.trace import trace
 from exporters.onnx.weights import LazyWeight
-from exporters.parity import snr_db
+from exporters.reference.decibels import snr_db
 from exporters.restructure.denoiser import reads_modulated
-from exporters.student import Student
-from exporters.weights import Weight
+from exporters.streamed.calibrate import calibrate
+from exporters.student.student import Student
+from exporters.student.weights.weight import Weight
 from quantization.calibration import GRAMS, Calibration, Entry, Recipe, gram_file, save_calibration
 from quantization.profile import Profile, Rule, uniform
 from quantization.schemes import parse_scheme
 from tests.exporters.onnx.test_quantize import run
-from tests.exporters.test_calibrate import options_of
+from tests.exporters.streamed.test_calibrate import options_of
 
 RNG = np.random.default_rng(0)
 CHANNELS, OUT = 64, 48

@@ -8,12 +8,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from exporters.graphs import GraphOptions, GraphSpec, plan_graphs
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.trace import IR_VERSION, OPSET, trace
 from exporters.onnx.writer import PAGE_BYTES, write
-from exporters.parity import measure, onnx_runner, reference_cases
-from exporters.student import Student
+from exporters.reference.parity import measure, onnx_runner, reference_cases
+from exporters.student.student import Student
 from quantization.errors import SchemeError
 from quantization.profile import uniform
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from exporters.errors import ExportError
-from exporters.graphs import plan_graphs
+from exporters.layouts.plan import plan_graphs
 from exporters.onnx.opset import LowerOpset
 from exporters.onnx.passes import PassOptions, clean_up
-from exporters.student import Student
+from exporters.student.student import Student
 from quantization.profile import uniform
 from tests.exporters.onnx.test_export import CPU, OPTIONS, db, export
 

@@ -7,7 +7,7 @@ import pytest
 
 from exporters.onnx.passes import FoldTransposedWeights, RewriteAttention, StoreHalfWeights, UnaliasRows
 from exporters.onnx.weights import LazyWeight
-from exporters.weights import Weight
+from exporters.student.weights.weight import Weight
 from quantization.profile import uniform
 
 RNG = np.random.default_rng(0)

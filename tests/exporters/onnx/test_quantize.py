@@ -8,8 +8,8 @@ import pytest
 from exporters.onnx.quantize import QuantizeWeights, pack_unsigned
 from exporters.onnx.weights import LazyWeight
 from exporters.onnx.writer import parameters
-from exporters.parity import snr_db
-from exporters.weights import Weight
+from exporters.reference.decibels import snr_db
+from exporters.student.weights.weight import Weight
 from quantization.codecs.integer import decode_integer, encode_integer
 from quantization.profile import Profile, Rule, uniform
 from quantization.schemes import parse_scheme

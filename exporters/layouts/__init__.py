@@ -1,0 +1,1 @@
+"""What a bundle holds: its graphs and their ports, its sampler, by layout."""

@@ -1,0 +1,18 @@
+"""The prompts that graphs are measured on, as token ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exporters.layouts.spec import GraphOptions
+from exporters.student.student import Student
+from exporters.student.tokenizers import load_tokenizer
+
+PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
+
+
+def token_ids(student: Student, component: str, options: GraphOptions, prompt: str) -> np.ndarray:
+    """A prompt's ids for one text encoder, ``[1, tokens]``."""
+    length = options.max_sequence_length if component == "text_encoder_3" else options.clip_tokens
+    encoded = load_tokenizer(student, component)(prompt, padding="max_length", max_length=length, truncation=True)
+    return np.asarray([encoded["input_ids"]], np.int64)

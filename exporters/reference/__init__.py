@@ -1,0 +1,1 @@
+"""The proof: every graph and the whole picture against diffusers."""

@@ -1,0 +1,1 @@
+"""Traced modules in torch whose weights are read as they are needed."""

@@ -1,0 +1,197 @@
+"""Run a student over prompts, forwards and backwards, and keep what says how sensitive its weights are.
+
+One pass per prompt: draw the picture, send a random projection of it back through VAE, every denoising step, conditioner and
+text encoders. Each product's gradients are reduced to two vectors as they pass by (:mod:`quantization.sensitivity`); the Gram
+matrices of linear layers' inputs are summed in files that are mapped into memory, for those of a full-size student are larger
+than it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import GraphOptions
+from exporters.streamed.module import Product, Streaming
+from exporters.streamed.pipeline import TorchPipeline
+from exporters.student.student import Student
+from quantization.calibration import GRAMS, Calibration, Entry, Key, Layer, Recipe, gram_file, save_calibration
+from quantization.errors import Complaint
+from quantization.files import REMEDY, WritingError, reserve, writing
+from quantization.schemes import BLOCKS
+
+
+class _Sums:
+    """Running sums of one weight."""
+
+    def __init__(self, layer: Layer, rows: int, columns: int) -> None:
+        self.layer, self.inputs = layer, 0
+        self.rows, self.columns = np.zeros(rows), np.zeros(columns)
+        self.gradient: Tensor | None = None  # of the current prompt: a weight that is used at every step adds them up
+        self.rounding: dict[int, float] = {}
+        self.gram: int | None = None
+        self.shares_gram = False
+
+
+class _Collector:
+    """The observer of one calibration."""
+
+    def __init__(self, blocks: Sequence[int], folder: Path | None) -> None:
+        self.blocks, self.folder = blocks, folder
+        self.sums: dict[Key, _Sums] = {}
+        self._grams: list[np.memmap] = []
+
+    def __call__(self, product: Product, x: Tensor, weight_gradient: Tensor, x_gradient: Tensor) -> None:
+        key = (product.weight.component, product.weight.name)
+        rows = product.weight.shape[0]
+        sums = self.sums.setdefault(key, _Sums(_layer(product.layer), rows, product.weight.elements // rows))
+        flat = weight_gradient.reshape(len(weight_gradient), -1)
+        if isinstance(product.layer, nn.Embedding):  # a prompt has a few tokens; each row is as likely to be among them
+            squares = (flat**2).sum(dim=0).double().numpy()
+            sums.columns += squares
+            sums.rows += squares.sum() / rows
+            return
+        sums.gradient = flat if sums.gradient is None else sums.gradient + flat
+        channels = 1 if isinstance(product.layer, nn.Conv2d) else -1
+        stride = product.layer.stride[0] * product.layer.stride[1] if isinstance(product.layer, nn.Conv2d) else 1
+        sums.inputs += x.numel() // x.shape[channels] // int(stride)
+        for block in self.blocks:
+            error = _rounding_error(x.movedim(channels, -1), x_gradient.movedim(channels, -1), block)
+            sums.rounding[block] = sums.rounding.get(block, 0.0) + error
+        if self.folder is not None and isinstance(product.layer, nn.Linear) and not sums.shares_gram:
+            self._add_gram(sums, x.reshape(-1, x.shape[-1]))
+
+    def _add_gram(self, sums: _Sums, x: Tensor) -> None:
+        assert self.folder is not None
+        if sums.gram is None:
+            sums.gram, size = len(self._grams), x.shape[1]
+            file = gram_file(self.folder, sums.gram)
+            with writing(file):
+                self._grams.append(np.lib.format.open_memmap(file, "w+", np.float32, (size, size)))
+            reserve(file)
+        torch.from_numpy(self._grams[sums.gram]).addmm_(x.T, x)
+
+    def share_grams(self) -> None:
+        """After the first prompt: products whose Gram matrices are equal to the last bit share their input; keep one of each."""
+        assert self.folder is not None
+        first: dict[bytes, int] = {}
+        for sums in self.sums.values():
+            if sums.gram is not None:
+                owner = first.setdefault(hashlib.sha256(self._grams[sums.gram].data).digest(), sums.gram)
+                if owner != sums.gram:
+                    gram_file(self.folder, sums.gram).unlink()
+                    sums.gram, sums.shares_gram = owner, True
+
+    def finish_prompt(self) -> None:
+        """Square what the steps of one prompt have summed to."""
+        for sums in self.sums.values():
+            if sums.gradient is not None:
+                squares = sums.gradient**2
+                sums.rows += squares.sum(dim=1).double().numpy()
+                sums.columns += squares.sum(dim=0).double().numpy()
+                sums.gradient = None
+
+
+def _layer(module: nn.Module) -> Layer:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "convolution" if isinstance(module, nn.Conv2d) else "embedding"
+
+
+def _rounding_error(x: Tensor, gradient: Tensor, block: int) -> float:
+    """Squared gradient times the variance of rounding: one range for the tensor (block 0), or one for each block."""
+    if block == 0:
+        step = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
+        return float((gradient**2).sum() * step**2 / 12)
+    padding = -x.shape[-1] % block
+    x, gradient = (nn.functional.pad(t, (0, padding)).unflatten(-1, (-1, block)) for t in (x, gradient))
+    step = x.abs().amax(dim=-1) / 127
+    return float(((gradient**2).sum(dim=-1) * step**2).sum() / 12)
+
+
+def _check_disk(folder: Path, pipeline: TorchPipeline) -> None:
+    """All Gram matrices lie on the disk at once until the first prompt has shown which of them are equal."""
+    linear = {
+        (p.weight.component, p.weight.name): p.weight.shape[1] for p in pipeline.products() if isinstance(p.layer, nn.Linear)
+    }
+    needed, free = sum(4 * size**2 for size in linear.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        complaint = Complaint(str(folder.parent), "too little disk", f"{needed / 1e6:.2f} MB", f"{free / 1e6:.2f} MB free")
+        raise WritingError("The calibration does not fit on the disk.", [complaint], REMEDY)
+
+
+def calibrate(
+    student: Student,
+    options: GraphOptions,
+    sampling: Sampling,
+    prompts: Sequence[str],
+    folder: Path,
+    grams: bool = True,
+    blocks: Sequence[int] = (0, *BLOCKS),
+    seed: int = 0,
+    on_prompt: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Measure the sensitivity of every matrix of the student.
+
+    Args:
+        student: the student.
+        options: ``native``, of a fixed size.
+        sampling: the schedule.
+        prompts: one pass each.
+        folder: an empty folder for the calibration.
+        grams: keep Gram matrices: four bytes for each pair of a layer's inputs, 10 GB for SD3.5-Medium.
+        blocks: block sizes for which rounding of activations is measured; 0 for whole tensors.
+        seed: of the noise and the projections.
+        on_prompt: called with the number of prompts that are done.
+
+    Raises:
+        WritingError: the disk is too small, which is seen before the start, or fills up.
+    """
+    (folder / GRAMS).mkdir(exist_ok=True)
+    collector = _Collector(blocks, folder if grams else None)
+    pipeline = TorchPipeline(student, options, sampling, Streaming({}, collector))
+    if grams:
+        _check_disk(folder, pipeline)
+    noise, step_noise = pipeline.noise(len(prompts), seed)
+    generator = torch.Generator().manual_seed(seed)
+    for i, prompt in enumerate(prompts):
+        start = noise[i : i + 1].requires_grad_()
+        picture = pipeline.draw([prompt], start, step_noise[:, i : i + 1]).pictures
+        projection = torch.randn(picture.shape, generator=generator) / picture.numel() ** 0.5
+        picture.backward(projection)  # type: ignore[no-untyped-call]
+        collector.finish_prompt()
+        if i == 0 and grams:
+            collector.share_grams()
+        if on_prompt:
+            on_prompt(i + 1)
+    recipe = Recipe(
+        fingerprint=student.fingerprint(),
+        prompts=tuple(prompts),
+        seed=seed,
+        height=options.height,
+        width=options.width,
+        timesteps=sampling.timesteps,
+        keep_t5=options.keep_t5,
+        max_sequence_length=options.max_sequence_length,
+    )
+    count = len(prompts)
+    entries = [
+        Entry(
+            component=component,
+            name=name,
+            layer=sums.layer,
+            inputs=sums.inputs // count,
+            rounding={b: e / count for b, e in sums.rounding.items()},
+            gram=sums.gram,
+        )
+        for (component, name), sums in collector.sums.items()
+    ]
+    save_calibration(folder, recipe, entries, [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()])
+    return Calibration(folder)

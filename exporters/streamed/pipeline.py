@@ -1,0 +1,129 @@
+"""The native graphs one after another in torch: text to latents to picture, differentiable from end to end.
+
+The chain computes what a ``native`` bundle computes; its weights are streamed
+(:mod:`exporters.streamed.module`) and may be replaced by what a profile would store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporters.layouts.plan import plan_graphs
+from exporters.layouts.prompts import token_ids
+from exporters.layouts.sampling import Sampling
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
+from exporters.streamed.module import Product, Streaming, stream
+from exporters.student.student import Student
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn: latents ``[images, channels, height / 8, width / 8]`` and pictures ``[images, 3, height, width]``."""
+
+    latents: Tensor
+    pictures: Tensor
+
+
+class TorchPipeline:
+    """A student in torch.
+
+    Args:
+        student: the student.
+        options: ``native``, of a fixed size.
+        sampling: the schedule.
+        streaming: how its products get their weights.
+    """
+
+    def __init__(self, student: Student, options: GraphOptions, sampling: Sampling, streaming: Streaming | None = None) -> None:
+        self.student, self.options, self.sampling = student, options, sampling
+        self.streaming = streaming or Streaming({})
+        self._specs = {spec.name: spec for spec in plan_graphs(student, options)}
+
+    def spec(self, graph: str) -> GraphSpec:
+        """A graph's specification."""
+        return self._specs[graph]
+
+    @cached_property
+    def _modules(self) -> dict[str, Any]:
+        return {name: stream(spec, self.streaming) for name, spec in self._specs.items()}
+
+    def products(self) -> list[Product]:
+        """Every layer with a weight matrix."""
+        layers = (layer for module in self._modules.values() for layer in module.modules())
+        return [layer.forward for layer in layers if isinstance(layer.forward, Product)]
+
+    def token_ids(self, prompt: str) -> list[Tensor]:
+        """Ids for every kept encoder, ``[1, tokens]`` each."""
+        kept = self._specs["text_encoder"].components
+        return [torch.from_numpy(token_ids(self.student, name, self.options, prompt)) for name in kept]
+
+    def condition(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        tables = [self.modulations(pooled) for _, pooled in encoded]
+        return torch.cat([states for states, _ in encoded]), torch.stack(tables, dim=1)
+
+    def encode(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Text states ``[1, tokens, joint]`` and the pooled text ``[1, pooled]``."""
+        states, pooled = self._modules["text_encoder"](*self.token_ids(prompt))
+        return states, pooled
+
+    def modulations(self, pooled: Tensor) -> Tensor:
+        """Of every step, ``[steps, rows, channels]``."""
+        table: Tensor = self._modules["conditioner"](pooled)
+        return table
+
+    def sample(self, condition: tuple[Tensor, Tensor], noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """Latents from noise, both ``[images, channels, height / 8, width / 8]``.
+
+        Args:
+            condition: of :meth:`condition`.
+            noise: the initial latents.
+            step_noise: what a re-noising sampler adds, ``[steps, images, ...]``.
+        """
+        latents = noise
+        for i in range(len(self.sampling.sigmas) - 1):
+            latents = self.step(i, latents, self.velocity(i, latents, condition), step_noise)
+        return latents
+
+    def velocity(self, i: int, latents: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
+        """What the denoiser predicts at step ``i``, shaped like the latents."""
+        states, modulations = condition
+        rows = modulations[i] if len(latents) > 1 else modulations[i, 0]  # a single picture takes the graph's own path
+        velocity: Tensor = self._modules["denoiser"](latents, states, rows)
+        return velocity
+
+    def step(self, i: int, latents: Tensor, velocity: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """The latents after step ``i``; arguments as of :meth:`sample`."""
+        sigmas = self.sampling.sigmas
+        if self.sampling.method == "euler":
+            return latents + (sigmas[i + 1] - sigmas[i]) * velocity
+        assert step_noise is not None
+        return (1 - sigmas[i + 1]) * (latents - sigmas[i] * velocity) + sigmas[i + 1] * step_noise[i]
+
+    def draw(self, prompts: Sequence[str], noise: Tensor, step_noise: Tensor | None = None) -> Drawn:
+        """Draw one picture of each prompt; arguments as of :meth:`sample`."""
+        latents = self.sample(self.condition(prompts), noise, step_noise)
+        return Drawn(latents, self.decode(latents))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures ``[images, 3, height, width]`` of latents."""
+        pictures: Tensor = self._modules["vae_decoder"](latents)
+        return pictures
+
+    def noise(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Initial noise of some pictures and what a re-noising sampler adds; picture i is the same whatever their number."""
+        options, channels = self.options, self.student.configs["transformer"]["in_channels"]
+        shape = (channels, options.height // VAE_SCALE, options.width // VAE_SCALE)
+        made = []
+        for i in range(images):
+            generator = torch.Generator().manual_seed((seed << 20) + i)
+            made.append(torch.randn(len(self.sampling.sigmas), *shape, generator=generator))
+        stacked = torch.stack(made, dim=1)
+        return stacked[0], stacked[1:]

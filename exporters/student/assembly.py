@@ -1,0 +1,161 @@
+"""A student put together of its parts: components from the folder, or given by a single file; every complaint at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters.errors import Complaint, StudentError
+from exporters.student.configs import check_config, check_values
+from exporters.student.defaults import StudentDefaults, read_defaults, read_json
+from exporters.student.guidance import card_of, guidance_note, names_of
+from exporters.student.structure import check_fit, check_scheduler, check_tokenizer
+from exporters.student.student import TOKENIZERS, Student, StudentSource, stamp
+from exporters.student.weights import adapters
+from exporters.student.weights.checkpoint import Opened, open_component, quantized
+from exporters.student.weights.recognise import quantization_of
+from exporters.student.weights.templates import check_weights, resolve_config
+from exporters.student.weights.weight import Weight
+from quantization.errors import LONGEST_HEADLINE, shortened
+
+ABSENT = "{} (T5) is listed and its weights are not there: the student is one without it"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a single file brings.
+
+    Attributes:
+        parts: configuration and weights of each component that is in it.
+        notes: what to say of it.
+    """
+
+    parts: dict[str, tuple[dict[str, Any], dict[str, Weight]]]
+    notes: Sequence[str] = ()
+
+
+class _Parts:
+    """What has been read so far, and what is wrong with it."""
+
+    def __init__(self, source: StudentSource, folder: Path, given: Given | None) -> None:
+        self.source, self.folder, self.given = source, folder, given or Given({})
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.weights: dict[str, dict[str, Weight]] = {}
+        self.files: list[Path] = [] if given is None else [source.path]
+        self.notes: list[str] = list(self.given.notes)
+        self.errors: list[StudentError] = []
+
+    def complain(self, complaints: Sequence[Complaint], remedy: str = "") -> None:
+        if complaints:
+            self.errors.append(StudentError("", complaints, remedy))
+
+    def read(self, component: str) -> None:
+        """Read and check a component."""
+        try:
+            if component in self.given.parts:
+                self.configs[component], self.weights[component] = self.given.parts[component]
+            else:
+                opened = self._open(component)
+                self.weights[component] = opened.weights
+                self.files += opened.files
+                self.notes += opened.notes
+            self.complain(_check_component(component, self.configs, self.weights))
+            if component in TOKENIZERS:
+                check_tokenizer(self.folder / TOKENIZERS[component])
+        except StudentError as error:
+            self.errors.append(
+                error if error.complaints else StudentError("", [Complaint(component, error.headline)], error.remedy)
+            )
+
+    def _open(self, component: str) -> Opened:
+        folder = self.folder / component
+        config = self.configs[component] = read_json(folder / "config.json")
+        if tool := quantization_of(config):
+            raise quantized(component, str(folder / "config.json"), tool)
+        return open_component(folder, component, self.source.variant)
+
+    def read_rest(self) -> StudentDefaults:
+        """Scheduler and student.json."""
+        try:
+            self.configs["scheduler"] = read_json(self.folder / "scheduler" / "scheduler_config.json")
+            check_scheduler(self.configs["scheduler"])
+        except StudentError as error:
+            self.errors.append(error)
+        try:
+            return read_defaults(self.folder / "student.json")
+        except StudentError as error:
+            self.errors.append(error)
+        return StudentDefaults()
+
+
+def assemble(
+    source: StudentSource, folder: Path, components: Iterable[str], notes: Sequence[str] = (), given: Given | None = None
+) -> Student:
+    """Read the components from ``folder`` but those that are ``given``, check all, and make the student.
+
+    Args:
+        source: what was asked for.
+        folder: with configurations, tokenizers, scheduler and licence.
+        components: to read.
+        notes: what to say already.
+        given: what a single file brings.
+
+    Raises:
+        StudentError: every complaint at once.
+    """
+    parts = _Parts(source, folder, given)
+    for component in components:
+        parts.read(component)
+    variant = source.variant
+    if variant is not None and parts.files and not any(f".{variant}" in file.name for file in parts.files):
+        parts.complain([Complaint("--variant", "no component has it", "the variant of some weight files", variant)])
+    defaults = parts.read_rest()
+    found = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)
+    if found and not source.ignore_lora:
+        parts.errors.append(adapters.refusal(folder, found))
+    if parts.errors:
+        raise StudentError.of(f"{source.path} is not a usable student", parts.errors)
+    check_fit(source.path, parts.configs)
+    said = [*notes, *parts.notes]
+    said += [adapters.note(folder, found)] if found else []
+    said += [] if given else _loose_notes(folder, found)
+    said += filter(None, [_guidance(source.path, folder, parts, defaults)])
+    student = Student(
+        source.path, folder, parts.configs, parts.weights, tuple(parts.files), defaults, notes=_printable(said), adapters=found
+    )
+    student.stamps.update({file: stamp(file) for file in student.files()})
+    return student
+
+
+def _printable(notes: Sequence[str]) -> tuple[str, ...]:
+    """What foreign files say, such as names of tensors, must neither fill a screen nor drive it."""
+    return tuple(shortened(note, LONGEST_HEADLINE) for note in notes)
+
+
+def _loose_notes(folder: Path, found: Sequence[Path]) -> list[str]:
+    """Checkpoints beside complete component folders, as many repositories have them: the folders are read."""
+    loose = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".gguf", ".ckpt") and f not in found]
+    if not loose:
+        return []
+    names = ", ".join(file.name for file in loose[:3]) + (f" and {len(loose) - 3} more" if len(loose) > 3 else "")
+    return [f"not read, the component folders are: {names} (give a single .safetensors file itself to use it)"]
+
+
+def _guidance(path: Path, folder: Path, parts: _Parts, defaults: StudentDefaults) -> str:
+    named = [str(read_json(file).get("_name_or_path", "")) for file in (folder / "model_index.json",) if file.is_file()]
+    named.append(str(parts.configs["transformer"].get("_name_or_path", "")))
+    # A scheduler that draws noise anew in every step is one of few-step students.
+    scheduler = "few steps" if parts.configs["scheduler"].get("stochastic_sampling") else repr(parts.configs["scheduler"])
+    return guidance_note(defaults.guidance_scale, [*names_of(path), *named, scheduler, card_of(folder)])
+
+
+def _check_component(
+    component: str, configs: dict[str, dict[str, Any]], weights: dict[str, dict[str, Weight]]
+) -> list[Complaint]:
+    """Check a configuration, fill in its defaults, and check the weights against it."""
+    if wrong := check_values(component, configs[component]):
+        return wrong
+    configs[component] = resolve_config(component, configs[component])
+    return check_config(component, configs[component]) or check_weights(component, configs[component], weights[component])

@@ -1,0 +1,102 @@
+"""The JSON files of a student, and how it wants to be run: ``student.json`` beside ``model_index.json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from exporters.errors import Complaint, StudentError
+from exporters.student.configs import LARGEST, MOST_STEPS
+from exporters.student.weights.recognise import file_kind
+
+
+@dataclass(frozen=True)
+class StudentDefaults:
+    """How a student wants to be run: ``student.json`` beside ``model_index.json``.
+
+    Attributes:
+        steps: denoising steps.
+        sigmas: one sigma for each step, before the scheduler's shift.
+        guidance_scale: only 1.0 (no guidance; diffusers' 0.0 is the same) can be run. None: nothing is said of it.
+        height: picture height in pixels.
+        width: picture width in pixels.
+        max_sequence_length: T5 tokens, kept or (as zeros) dropped.
+    """
+
+    steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    max_sequence_length: int = 256
+
+
+def read_defaults(file: Path) -> StudentDefaults:
+    """How a student wants to be run; diffusers' defaults where there is no such file.
+
+    Raises:
+        StudentError: it cannot be read, or says what cannot be.
+    """
+    if not file.exists() and not file.is_symlink():
+        return StudentDefaults()
+    content = read_json(file)
+    known = {f.name for f in fields(StudentDefaults)}
+    complaints = [
+        Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known
+    ]
+    complaints += [
+        Complaint(str(file), f"{key} is wrong", f"a whole number from 1 to {most}", repr(content[key]))
+        for key, most in (("steps", MOST_STEPS), ("height", LARGEST), ("width", LARGEST), ("max_sequence_length", LARGEST))
+        if key in content and not (_is_number(content[key], int) and 1 <= content[key] <= most)
+    ]
+    if not _is_number(content.get("guidance_scale", 1.0), int, float):
+        complaints.append(Complaint(str(file), "guidance_scale is wrong", "a number", repr(content["guidance_scale"])))
+    sigmas = content.get("sigmas")
+    if sigmas is not None and not (isinstance(sigmas, list) and sigmas and all(_is_number(s, int, float) for s in sigmas)):
+        complaints.append(Complaint(str(file), "sigmas is wrong", "a list of numbers", repr(sigmas)))
+    elif sigmas is not None:
+        content["sigmas"] = tuple(float(s) for s in sigmas)
+        if len(sigmas) != content.get("steps", len(sigmas)):
+            complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
+    if complaints:
+        raise StudentError("student.json is not usable.", complaints)
+    return StudentDefaults(**content)
+
+
+def _is_number(value: object, *kinds: type) -> bool:
+    """Whether it is a finite number of those types that a float can hold; booleans are none."""
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a student.
+
+    Raises:
+        StudentError: the file is missing or is not a JSON object.
+    """
+    try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise StudentError("A file of the student cannot be read.", [Complaint(str(file), "is not a file", "a JSON object")])
+        if (kind := file_kind(file)) is not None:
+            complaint = Complaint(str(file), kind.what, "a JSON object")
+            raise StudentError("A file of the student cannot be read.", [complaint], kind.remedy, f"{file.name} {kind.what}")
+        content = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise StudentError(
+            "A file of the student is missing.",
+            [Complaint(str(file), "no such file")],
+            "check that the download is complete",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StudentError(
+            "A file of the student cannot be read.", [Complaint(str(file), str(error), "a JSON object")]
+        ) from error
+    if not isinstance(content, dict):
+        raise StudentError(
+            "A file of the student cannot be read.",
+            [Complaint(str(file), "wrong content", "a JSON object", type(content).__name__)],
+        )
+    return content

@@ -1,0 +1,78 @@
+"""Open a student: a folder in diffusers' layout, or an original single-file checkpoint that lies in one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from exporters.errors import Complaint, StudentError
+from exporters.student.assembly import ABSENT, assemble
+from exporters.student.defaults import read_json
+from exporters.student.single_file import open_single_file
+from exporters.student.structure import COMPONENTS, check_index, is_listed
+from exporters.student.student import BUILTIN_STUDENT, Student, StudentSource
+from exporters.student.weights.files import has_weight_files
+from exporters.student.weights.recognise import Kind, file_kind, path_kind
+from exporters.student.weights.templates import OPTIONAL_COMPONENTS
+
+
+def open_student(
+    path: Path | str = BUILTIN_STUDENT,
+    variant: str | None = None,
+    without: Collection[str] = (),
+    ignore_lora: bool = False,
+) -> Student:
+    """Open a student and check it against its own configuration.
+
+    Args:
+        path: a folder in diffusers layout, or an original single-file checkpoint inside one.
+        variant: which variant of the weight files to take (``fp16`` for ``model.fp16.safetensors``).
+        without: optional components that are not opened even if they are there.
+        ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
+
+    Raises:
+        StudentError: every complaint at once, each with component, tensor, expected and got.
+    """
+    return open_source(StudentSource(Path(path), variant, ignore_lora, tuple(without)))
+
+
+def open_source(source: StudentSource) -> Student:
+    """Open a student and check it against its own configuration.
+
+    Raises:
+        StudentError: every complaint at once, each with component, tensor, expected and got.
+    """
+    path = source.path
+    if path.exists() and not path.is_dir():
+        _check_single_file(path)
+        return open_single_file(source)
+    _check_folder(path)
+    index = read_json(path / "model_index.json")
+    check_index(path, index)
+    listed = [c for c in COMPONENTS if is_listed(index, c) and c not in source.without]
+    absent = [c for c in listed if c in OPTIONAL_COMPONENTS and not has_weight_files(path / c)]
+    return assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent])
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "model_index.json").is_file():
+        return
+    kind = path_kind(path)
+    where = (
+        []
+        if not path.exists()
+        else [Complaint(str(path / "model_index.json"), "no such file", "a folder in diffusers StableDiffusion3Pipeline layout")]
+    )
+    if kind is not None:
+        raise StudentError(f"{path} {kind.what}.", where, kind.remedy, kind.what)
+    remedy = "save the pipeline with save_pretrained, or give the single .safetensors file itself"
+    raise StudentError(f"{path} is not a student.", where, remedy)
+
+
+def _check_single_file(path: Path) -> None:
+    """Complain of what is no safetensors file; a file that is one by its name is looked at when it is opened."""
+    if path.suffix == ".safetensors":
+        return
+    kind = file_kind(path) if path.is_file() else Kind("is not a file", "give a single .safetensors file")
+    kind = kind or Kind("is not a safetensors file", "convert it to safetensors where you trust it")
+    raise StudentError(f"{path} {kind.what}.", remedy=kind.remedy, kind=kind.what)

@@ -1,0 +1,214 @@
+"""Safetensors files, memory-mapped: nothing is read but headers until a weight is asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from exporters.errors import Complaint, StudentError
+from exporters.student.weights.adapters import adapter_tensors, holds_unfused, unfused
+from exporters.student.weights.files import choose_weight_files
+from exporters.student.weights.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
+from exporters.student.weights.templates import DEAD_TENSORS
+from exporters.student.weights.weight import Weight
+
+_DTYPES = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+}
+# What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of what they wrap.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The weights of a component.
+
+    Attributes:
+        weights: by name.
+        files: that they lie in.
+        notes: what to say of names and of files that are not read.
+    """
+
+    weights: dict[str, Weight]
+    files: list[Path]
+    notes: list[str]
+
+
+class SafetensorsFile:
+    """One safetensors file, mapped.
+
+    Attributes:
+        file: its path.
+        names: the name of each tensor in the file, by its name without wrappers.
+        wrappers: that were in the names.
+
+    Raises:
+        StudentError: it cannot be read, is no safetensors file, or is truncated.
+    """
+
+    def __init__(self, file: Path, component: str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.file = file
+        _check_readable(file, component)
+        try:
+            # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
+            self._handle: Any = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            what = "cannot be read" if isinstance(error, OSError) else "truncated or not a safetensors file"
+            complaint = Complaint(f"{component}: {file}", f"{what}: {error}")
+            raise StudentError("A weight file cannot be read.", [complaint], AGAIN) from error
+        self.names: dict[str, str] = {}
+        self.wrappers: set[str] = set()
+        twice = []
+        for name in self._handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
+            plain = unwrapped(name)
+            if plain != name:
+                self.wrappers |= set(_WRAPPER.findall(name))
+            if plain in self.names:
+                twice.append(Complaint(f"{component}: {plain}", "is stored twice", got=f"as {self.names[plain]} and {name}"))
+            self.names[plain] = name
+        if twice:
+            raise StudentError(f"{file} cannot be used.", twice, "remove the copies")
+
+    def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
+        """The named tensors, without their wrappers' names.
+
+        Raises:
+            StudentError: some have types that are not supported.
+        """
+        weights: dict[str, Weight] = {}
+        foreign: dict[str, list[str]] = {}
+        for name in names:
+            stored = self.names[name]
+            header = self._handle.get_slice(stored)
+            kind = header.get_dtype()
+            if kind not in _DTYPES:
+                foreign.setdefault(kind, []).append(name)
+                continue
+            origin = f"{component}: {stored} in {self.file.name}"
+            weights[name] = Weight(
+                tuple(header.get_shape()), _DTYPES[kind], _loader(self._handle, stored), origin, component, name
+            )
+        if foreign:
+            raise _unsupported(component, foreign)
+        return weights
+
+    def wrapper_notes(self, component: str) -> list[str]:
+        """What to say of names that were stripped."""
+        if not self.wrappers:
+            return []
+        return [f"{component}: tensors are named with {' and '.join(f'{w}.' for w in sorted(self.wrappers))} and read without it"]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers add to it.
+
+    >>> unwrapped("module._orig_mod.blocks.0._orig_mod.proj.weight")
+    'blocks.0.proj.weight'
+    """
+    return _WRAPPER.sub("", name)
+
+
+def open_component(folder: Path, component: str, variant: str | None = None) -> Opened:
+    """Memory-map the weights of the component in ``folder``.
+
+    Args:
+        folder: the component's folder, for example ``student/transformer``.
+        component: its name, for complaints.
+        variant: the variant to take, for example ``fp16``; by default the plain files, or the only variant there is.
+
+    Raises:
+        StudentError: no usable file, a damaged file, a shard that is missing, or a path out of the folder.
+    """
+    files, notes = choose_weight_files(folder, component, variant)
+    weights: dict[str, Weight] = {}
+    errors: list[StudentError] = []
+    opened: list[SafetensorsFile] = []
+    for file in files:
+        try:
+            opened.append(SafetensorsFile(file, component))
+        except StudentError as error:
+            errors.append(error)
+    names = [name for found in opened for name in found.names]
+    if holds_unfused(names) or adapter_tensors(names):
+        raise unfused(component, str(folder))
+    if tool := quantization(names):
+        raise quantized(component, str(folder), tool)
+    for found in opened:
+        try:
+            more = found.weights([name for name in found.names if name not in DEAD_TENSORS], component)
+        except StudentError as error:
+            errors.append(error)
+            continue
+        twice = sorted(more.keys() & weights.keys())
+        complaints = [Complaint(f"{component}: {name}", "is stored twice", got=f"again in {found.file.name}") for name in twice]
+        errors += [StudentError("", complaints)] if complaints else []
+        weights.update(more)
+    if errors:
+        raise StudentError.of(f"The weights of {component} cannot be read", errors)
+    notes += dict.fromkeys(note for found in opened for note in found.wrapper_notes(component))
+    return Opened(weights, files, notes)
+
+
+def quantized(component: str, where: str, tool: str) -> StudentError:
+    """What is said of weights that were quantized: their tensors are codes, scales and tables."""
+    complaint = Complaint(where, f"is quantized with {tool}", "floating-point weights")
+    return StudentError(f"{component} is quantized.", [complaint], UNQUANTIZED, f"{component} is quantized with {tool}")
+
+
+def _unsupported(component: str, foreign: dict[str, list[str]]) -> StudentError:
+    complaints = []
+    for kind, names in sorted(foreign.items()):
+        where = f"{component}: {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        complaints.append(Complaint(where, "stored in an unsupported type", " or ".join(_DTYPES), kind))
+    remedy = "convert the checkpoint to fp32, fp16 or bf16"
+    if component == "text_encoder_3":
+        remedy += ", or leave T5 out (--drop-t5)"
+    return StudentError(
+        f"{component} cannot be used.", complaints, remedy, f"{component} is stored as {', '.join(sorted(foreign))}"
+    )
+
+
+def _check_readable(file: Path, component: str) -> None:
+    """Complain of what is no file, may not be read, or is recognised as something else."""
+    where = f"{component}: {file}"
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device read for ever
+        raise StudentError("A weight file cannot be read.", [Complaint(where, "is not a file")], AGAIN)
+    try:
+        kind = file_kind(file)
+    except OSError as error:
+        what = (
+            "leads to a file that is not there"
+            if file.is_symlink() and not file.exists()
+            else f"cannot be read: {os.strerror(error.errno or 0)}"
+        )
+        remedy = "check its permissions" if isinstance(error, PermissionError) else AGAIN
+        raise StudentError("A weight file cannot be read.", [Complaint(where, what)], remedy) from error
+    if kind is not None:
+        raise StudentError(
+            "A weight file cannot be read.", [Complaint(where, kind.what)], kind.remedy, f"{file.name} of {component} {kind.what}"
+        )
+
+
+def _loader(handle: Any, name: str) -> Callable[[], np.ndarray]:
+    def load() -> np.ndarray:
+        import torch
+
+        tensor = handle.get_tensor(name)
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
+        return tensor.numpy()  # type: ignore[no-any-return]
+
+    return load
