@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.advice import Forecast, Tier
+from benchmarks.results.advice import Forecast, Tier
 from deploy.bundle import open_bundle
 from deploy.errors import TierError
 from deploy.predict import costs, predictions

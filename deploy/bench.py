@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.picture_grid import Pictures
-from benchmarks.quality import can_be_scored
-from benchmarks.results import FORMAT, VERSION, Entry, Facts, Measured, Results
+from benchmarks.quality.pictures import can_be_scored
+from benchmarks.results.picture_grid import Pictures
+from benchmarks.results.record import FORMAT, VERSION, Entry, Facts, Measured, Results
 from deploy.bench_processes import Job, measure, prepare
 from deploy.bench_quality import Judge, Judgement
 from deploy.bench_request import BenchRequest

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.drawing import Drawn, Wanted, from_line, wanted_lines
-from benchmarks.results import Measured
+from benchmarks.quality.drawing import Drawn, Wanted, from_line, wanted_lines
+from benchmarks.results.record import Measured
 from deploy.bundle import Bundle
 from deploy.errors import Complaint, InputError
 from deploy.targets import PeerTarget, Place, Target

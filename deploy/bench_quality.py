@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.drawing import Drawn, Wanted
-from benchmarks.picture_grid import Pictures
-from benchmarks.quality import ClipScore, Quality, assess
-from benchmarks.shapes import sample_captions
+from benchmarks.quality.drawing import Drawn, Wanted
+from benchmarks.quality.pictures import ClipScore, Quality, assess
+from benchmarks.results.picture_grid import Pictures
 from deploy.bench_processes import Job, draw
 from deploy.bench_request import BenchRequest
 from deploy.errors import Complaint, InputError
 from deploy.targets import REFERENCE, PeerTarget, find_target
+from distillation.shape_world import sample_captions
 
-SCORE_SEED = 7  # of the captions that are scored: as in benchmarks/schemes.py, apart from those that students are calibrated on
+SCORE_SEED = (
+    7  # of the captions that are scored, as in benchmarks/studies/scheme_quality.py: others than students are calibrated on
+)
 FIRST_SCORED = 1000  # the seed of the first scored picture's noise
 
 
@@ -40,7 +42,7 @@ class Judge:
         self._request, self._wanted = request, _wanted(request)
         self._clip: ClipScore | None = None
         if request.clip is not None:
-            from benchmarks.clip_score import clip_scorer
+            from benchmarks.quality.clip_score import clip_scorer
 
             self._clip = clip_scorer(request.clip)
         self._references: dict[str, list[Drawn]] = {}

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drawing import Drawn, read_wanted, to_line
-from benchmarks.energy import EnergyMeter
-from benchmarks.measuring import cpu_name, describe_machine
+from benchmarks.measure.energy import EnergyMeter
+from benchmarks.measure.process import cpu_name, describe_machine
+from benchmarks.quality.drawing import Drawn, read_wanted, to_line
 from deploy.browser import BrowserRun, Provider, about_page, draw_in_page, opened_page
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import InputError
@@ -44,7 +44,7 @@ class _Pictures:
 
 
 def measure(bundle: Bundle, provider: Provider, runs: int, warm_ups: int) -> dict[str, Any]:
-    """What :class:`benchmarks.results.Measured` holds, as plain data; stages in the place of graphs.
+    """What :class:`benchmarks.results.record.Measured` holds, as plain data; stages in the place of graphs.
 
     Raises:
         InputError: there is no browser, or it cannot draw.

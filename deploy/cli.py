@@ -567,9 +567,9 @@ def make_student(
     need_export()
     from dataclasses import replace
 
-    from benchmarks.students import PRESETS
-    from benchmarks.students import make_student as make
     from deploy.progress import Bars
+    from distillation.random_students import PRESETS
+    from distillation.random_students import make_student as make
 
     shape = PRESETS[preset.value]
     changes: dict[str, Any] = {

@@ -65,9 +65,9 @@ def bench(
     html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
 ) -> None:
     """Measure latency, CPU time, memory and quality of bundles, side by side."""
-    from benchmarks.advice import advise
-    from benchmarks.picture_grid import grid
-    from benchmarks.report import html, markdown
+    from benchmarks.results.advice import advise
+    from benchmarks.results.picture_grid import grid
+    from benchmarks.results.report import html, markdown
     from deploy.advice import advice_tiers, forecasts
     from deploy.bench import bench as run_bench
     from deploy.bench_request import BenchRequest
@@ -81,7 +81,7 @@ def bench(
         if file is not None:
             check_writable(file, option, "The report cannot be written.")
     if tuned is not None:
-        from benchmarks.plots import heat_map
+        from benchmarks.results.plots import heat_map
 
         heat_map(tuned)  # before hours of measuring: it may be no such folder
     request = BenchRequest(
@@ -124,8 +124,8 @@ def compare(
     """Say what became slower or faster from one benchmark to another, and whether that is more than noise."""
     import numpy as np
 
-    from benchmarks.comparison import HEADS, comparison, differing, within
-    from benchmarks.results import load_results
+    from benchmarks.results.comparison import HEADS, comparison, differing, within
+    from benchmarks.results.record import load_results
 
     first = load_results(before)
     if after is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 RUNTIME_BYTES = 60_000_000
-"""The process before any graph: Python, numpy, onnxruntime, tokenizers (python -m benchmarks.memory)."""
+"""The process before any graph: Python, numpy, onnxruntime, tokenizers (python -m benchmarks.studies.memory_budget)."""
 
 
 class _Sized(Protocol):

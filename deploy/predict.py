@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost import Arithmetic, GraphCost, Work, total
-from benchmarks.roofline import GraphTime, Place, predict
+from benchmarks.forecast.cost import Arithmetic, GraphCost, Work, total
+from benchmarks.forecast.roofline import GraphTime, Place, predict
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import Complaint, TierError
 from deploy.inspect import megabytes, table
@@ -23,7 +23,7 @@ from quantization.calibration import Layer
 from quantization.schemes import Scheme
 
 NOTE = "analytical forecasts, nothing was run; loading is not counted, and work is taken to scale over cores"
-SHORT_SECONDS = 1e-3  # as the calibration has it: python -m benchmarks.calibrate_roofline
+SHORT_SECONDS = 1e-3  # as the calibration has it: python -m benchmarks.studies.roofline.fit
 EVERY_STEP = ("denoiser", "transformer")
 NOT_DRAWN_WITH = ("vae_encoder",)
 
@@ -92,14 +92,14 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
     """
     manifest = bundle.manifest
     if manifest.model_format == "coreml":
-        from benchmarks.coreml_cost import count_packages
+        from benchmarks.forecast.coreml_cost import count_packages
 
         counted = {}
         for graph in manifest.graphs:
             with bundle.plain(graph.name) as folder:
                 counted[graph.name] = count_packages(graph.name, [folder / stage.path for stage in graph.stages])
         return counted
-    from benchmarks.onnx_cost import count_onnx
+    from benchmarks.forecast.onnx_cost import count_onnx
 
     return {graph.name: count_onnx(bundle.file(graph.path), _sizes(manifest, graph)) for graph in manifest.graphs}
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drawing import Drawn, Wanted, read_wanted, to_line
-from benchmarks.energy import EnergyMeter
-from benchmarks.measuring import Part, Peak, cpu_name, describe_machine, timed
+from benchmarks.measure.energy import EnergyMeter
+from benchmarks.measure.process import Part, Peak, cpu_name, describe_machine, timed
+from benchmarks.quality.drawing import Drawn, Wanted, read_wanted, to_line
 from deploy.errors import InputError
 from deploy.runtime import Pipeline
 from deploy.sessions import PROVIDERS, Run, Runtime
@@ -74,7 +74,7 @@ def measure(
         graphs_too: measure each graph after them.
 
     Returns:
-        What :class:`benchmarks.results.Measured` holds, as plain data, times in ms, memory in bytes; and when each part was.
+        What :class:`benchmarks.results.record.Measured` holds, as plain data, times in ms, memory in bytes; and when each part was.
 
     Raises:
         InputError: the bundle or the runtime cannot be used.

@@ -3,7 +3,7 @@
 Two runtimes read the same ONNX files: onnxruntime with its execution providers, and OpenVINO, whose own choice on CPUs that have
 it is bf16. It is asked for fp32 where the bundle's weights are floating-point. Where they are integers, denoiser and VAE take
 bf16, and products round their inputs to int8 in groups, as onnxruntime's ``MatMulNBits`` does too
-(python -m benchmarks.denoiser_step). It compiles ten times longer than onnxruntime loads, so what runs once for a picture (text,
+(python -m benchmarks.studies.denoiser_step). It compiles ten times longer than onnxruntime loads, so what runs once for a picture (text,
 conditioner) stays with onnxruntime, in fp32: an error of a modulation would go into every step.
 
 Core ML packages run in Core ML on macOS, and in the evaluator elsewhere.
@@ -197,7 +197,7 @@ def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
 
     OpenVINO where the tier prefers it, on x86-64, for the provider ``cpu``, for bundles with integer weights but without
     ``w8a8``, whose operators have no fast path there, and for students that are large enough for compiling to pay; else
-    onnxruntime, which is as fast in floating point and nearer to the student (python -m benchmarks.denoiser_step).
+    onnxruntime, which is as fast in floating point and nearer to the student (python -m benchmarks.studies.denoiser_step).
     """
     if bundle.manifest.model_format == "coreml":
         return "coreml" if platform.system() == "Darwin" else "evaluator"

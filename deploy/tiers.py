@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from benchmarks.cost import Arithmetic
-from benchmarks.roofline import Place, Processor, Unit, known_efficiencies
+from benchmarks.forecast.cost import Arithmetic
+from benchmarks.forecast.roofline import Place, Processor, Unit, known_efficiencies
 from deploy.errors import Complaint, TierError
 from quantization.profile import Profile, load_profile
 
@@ -42,8 +42,8 @@ class PlaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         processor: under ``processors``.
-        efficiency: a section of ``benchmarks/efficiencies.toml``.
-        runs_as: as :class:`benchmarks.roofline.Place` has it.
+        efficiency: a section of ``benchmarks/forecast/efficiencies.toml``.
+        runs_as: as :class:`benchmarks.forecast.roofline.Place` has it.
         lacks: likewise.
     """
 
@@ -82,7 +82,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         schemes: how its runtimes can store weights.
         compute: what matrices compute in.
         attention: the attention operator of its ONNX graphs.
-        runtimes: what runs its ONNX bundles, the fastest first (python -m benchmarks.denoiser_step); OpenVINO is for x86-64.
+        runtimes: what runs its ONNX bundles, the fastest first (python -m benchmarks.studies.denoiser_step); OpenVINO is for x86-64.
         resolution: picture size in pixels unless the user or the student says otherwise.
         steps: denoising steps unless the user or the student says otherwise.
         keep_t5: whether the third text encoder is kept unless the user says otherwise.

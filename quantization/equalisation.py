@@ -10,7 +10,7 @@ of 4 bits lose by wider weights more than their inputs gain.
 SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, equation 4) takes ``s_j = max|x_j|^a / max|w_j|^(1-a)``. Here ``s_j`` is the
 root mean square of ``x_j`` to the power of a strength. That needs no more of a calibration than it holds, products that share
 their inputs agree on the factors by themselves, and on the built-in student it is as good as SmoothQuant's
-(``python -m benchmarks.ablation``).
+(``python -m benchmarks.studies.ablation``).
 """
 
 from __future__ import annotations

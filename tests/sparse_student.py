@@ -6,13 +6,13 @@ import json
 import math
 from pathlib import Path
 
-from benchmarks import students
-from benchmarks.students import DTYPES, StudentShape
+from distillation import random_students as students
+from distillation.random_students import DTYPES, StudentShape
 from exporters.student.weights.templates import expected_shapes
 
 
 def make_sparse_student(shape: StudentShape, folder: Path) -> Path:
-    """As :func:`benchmarks.students.make_student`, but that every weight is zero."""
+    """As :func:`distillation.random_students.make_student`, but that every weight is zero."""
     configs = students._configs(shape)
     tag, dtype = DTYPES[shape.dtype]
     for component, config in configs.items():

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.timing import session
 from benchmarks.peers.peer import Job
-from benchmarks.timing import session
 from exporters.student.student import Student
 
 QUANTIZED = ("text_encoder", "text_encoder_2", "transformer")

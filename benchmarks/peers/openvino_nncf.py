@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.timing import openvino_model
 from benchmarks.peers.peer import Job
-from benchmarks.timing import openvino_model
 from exporters.student.student import Student
 
 NAMES = ("text_encoder", "text_encoder_2", "transformer", "vae_decoder")

@@ -22,12 +22,12 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-from benchmarks.drawing import Drawn, noise, read_wanted, to_line
-from benchmarks.energy import EnergyMeter
-from benchmarks.measuring import Peak, cpu_name, describe_machine, timed
+from benchmarks.measure.energy import EnergyMeter
+from benchmarks.measure.process import Peak, cpu_name, describe_machine, timed
 from benchmarks.peers.diffusers_eager import DiffusersEager
 from benchmarks.peers.peer import Job, Peer, read_job
 from benchmarks.peers.registry import PEERS
+from benchmarks.quality.drawing import Drawn, noise, read_wanted, to_line
 from quantization.errors import InputError
 
 PROMPT = "a red circle left of a blue square on a white background"
@@ -80,7 +80,7 @@ class _Clock:
 
 
 def measure(peer: Peer, job: Job, runs: int, warm_ups: int) -> dict[str, Any]:
-    """What :class:`benchmarks.results.Measured` holds, as plain data; the first picture includes loading everything."""
+    """What :class:`benchmarks.results.record.Measured` holds, as plain data; the first picture includes loading everything."""
     made: list[_Drawing] = []
     clocks: dict[str, _Clock] = {}
 

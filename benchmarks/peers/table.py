@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.comparison import difference
-from benchmarks.results import Entry, Results, Series, load_results
-from benchmarks.statistics import summarize
-from benchmarks.tables import UNKNOWN, db, mb
+from benchmarks.results.comparison import difference
+from benchmarks.results.record import Entry, Results, Series, load_results
+from benchmarks.results.statistics import summarize
+from benchmarks.results.tables import UNKNOWN, db, mb
 from quantization.errors import Complaint, InputError
 from quantization.files import write_text
 

@@ -3,7 +3,7 @@
 onnxruntime's CPU provider folds a stored type that is only cast: fp16 and int8 matrices become fp32 when the session is made,
 and while it is made some exist twice. Tables that are looked up stay in the mapped file. Other weights are copied into the
 kernels' layouts and take what they take on disk, but for 4-bit blocks, whose scales and sums are unpacked. The factors were
-measured by ``python -m benchmarks.memory``, which also prints how far off they are.
+measured by ``python -m benchmarks.studies.memory_budget``, which also prints how far off they are.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class RewriteAttention(InPlacePass):
         MultiHeadAttention(q, k, v, , , [attention_bias]; num_heads, scale, unidirectional)
 
     onnxruntime's CPU kernel for the former materialises the S x S scores; the latter's is a flash attention where there is
-    no bias (``python -m benchmarks.kernels`` measures both).
+    no bias (``python -m benchmarks.studies.kernels`` measures both).
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -183,7 +183,7 @@ class UnaliasRows(InPlacePass):
     Exact: the new columns and biases are zero, GELU(0) is 0, and so are the new rows. Where ``h`` fp32 values are a multiple
     of 4096 bytes (6144 channels in SD3.5-Medium), every row of the second product's input starts on the same set of a CPU's
     first-level cache; 16 more channels cost 0.3 % of its operations and save 10 % of its time on x86
-    (``python -m benchmarks.kernels``). Does not fire elsewhere, nor where any of the values has another reader.
+    (``python -m benchmarks.studies.kernels``). Does not fire elsewhere, nor where any of the values has another reader.
     """
 
     PAGE_BYTES, EXTRA = 4096, 16

@@ -13,7 +13,7 @@ every block. Attention over scores ``s`` with K equal keys ``n`` and equal value
       sum_i exp(s_i)  + K exp(s_n)               sum_i exp(s_i)  + exp(s_n + log K)
 
 so that ONE token with ``log K`` added to its score stands for all of them. An additive bias would make onnxruntime's CPU
-kernel leave its flash attention and materialise the S x S scores of every head (``python -m benchmarks.kernels`` has the
+kernel leave its flash attention and materialise the S x S scores of every head (``python -m benchmarks.studies.kernels`` has the
 time; at 1024 px the scores of SD3.5-Medium are 1.7 GB in fp32). Here ``log K`` enters through two more channels instead:
 queries carry a constant there; keys carry zero, but for the null token, whose two entries multiply to ``log K`` (high and
 low part, so that fp16 keeps it to 2^-20). Values are untouched; a head grows from 64 to 66 channels for its scores only.

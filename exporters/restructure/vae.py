@@ -47,7 +47,7 @@ class _GroupNorm(nn.GroupNorm):
     A group of SD3's VAE has up to a million values at 512 px. Runtimes sum them one after another in fp32, and a sum that
     grows so long loses what is added to it: against fp64, onnxruntime's GroupNormalization reaches 95 dB there, its
     InstanceNormalization 100 dB, means of rows and then of their means 132 dB, in 0.6 of GroupNormalization's time
-    (``python -m benchmarks.kernels``).
+    (``python -m benchmarks.studies.kernels``).
 
     Attributes:
         whole: leave it one operation, for exporters whose targets have a wide one.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.peers.table import BEGIN, END, into, table
-from benchmarks.results import load_results
+from benchmarks.results.record import load_results
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.drawing import Wanted
 from benchmarks.peers.diffusers_eager import DiffusersEager
 from benchmarks.peers.onnxruntime_plain import QUANTIZED, OnnxruntimePlain, quantize_dynamically
 from benchmarks.peers.peer import NO_T5, Job, absent, read_job
 from benchmarks.peers.registry import PEERS
 from benchmarks.peers.runner import _Drawing as Drawing
 from benchmarks.peers.table import BEGIN, END, into, table
-from benchmarks.quality import PictureQuality, Quality, assess
-from benchmarks.results import Entry, Measured, PictureResult, Results, Series
+from benchmarks.quality.drawing import Wanted
+from benchmarks.quality.pictures import PictureQuality, Quality, assess
+from benchmarks.results.record import Entry, Measured, PictureResult, Results, Series
 from exporters.layouts.sampling import plan_sampling
 from exporters.student.student import Student
 from quantization.errors import InputError

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import deploy.runner
-from benchmarks.comparison import comparison, differing, within
-from benchmarks.measuring import Peak
-from benchmarks.memory_agreement import watched
-from benchmarks.picture_grid import grid
-from benchmarks.report import html, markdown
-from benchmarks.results import Entry, Measured, Results, load_results
+from benchmarks.measure.process import Peak
+from benchmarks.results.comparison import comparison, differing, within
+from benchmarks.results.picture_grid import grid
+from benchmarks.results.record import Entry, Measured, Results, load_results
+from benchmarks.results.report import html, markdown
+from benchmarks.studies.memory_agreement import watched
 from deploy.bench import Benchmark, bench
 from deploy.bench_request import BenchRequest
 from deploy.bundle import Bundle

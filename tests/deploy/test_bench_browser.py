@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.drawing import Wanted
+from benchmarks.quality.drawing import Wanted
 from deploy.bench import bench
 from deploy.bench_processes import Job, draw
 from deploy.bench_request import BenchRequest

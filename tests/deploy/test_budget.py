@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.students import PRESETS
 from deploy.budget import Place, best_uniform, estimated_sizes
 from deploy.build import BuildRequest, build
 from deploy.bundle import Bundle
@@ -16,6 +15,7 @@ from deploy.errors import TierError
 from deploy.formats import OnnxFormat
 from deploy.tiers import find_tier
 from deploy.verify import bundle_options, profile_of
+from distillation.random_students import PRESETS
 from exporters.layouts.plan import plan_graphs
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT

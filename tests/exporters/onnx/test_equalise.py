@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from benchmarks.shapes import sample_captions
+from distillation.shape_world import sample_captions
 from exporters.layouts.plan import plan_graphs
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.quantize import LazyCodes, QuantizeWeights

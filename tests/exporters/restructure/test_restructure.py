@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.students import PRESETS, make_student
+from distillation.random_students import PRESETS, make_student
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.reference.decibels import snr_db

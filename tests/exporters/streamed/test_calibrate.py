@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.shapes import sample_captions
+from distillation.shape_world import sample_captions
 from exporters.layouts.sampling import Sampling, plan_sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db

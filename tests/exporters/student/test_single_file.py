@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.students import PRESETS, make_student
+from distillation.random_students import PRESETS, make_student
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.student import Student

@@ -1,0 +1,1 @@
+"""One-off measurements behind figures of the docs, each a command of its own."""

@@ -1,0 +1,1 @@
+"""Where the shares and ranges of :mod:`benchmarks.forecast.roofline` come from."""

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.results.statistics import by_rounds, compare, summarize
+
+
+def rounds(rng: np.random.Generator, median: float, between: float = 0.05, count: int = 5, runs: int = 4) -> list[np.ndarray]:
+    """Rounds whose level differs from process to process by ``between`` of the median, runs by a tenth of that."""
+    levels = median * (1 + between * rng.standard_normal(count))
+    return [level * (1 + between / 10 * rng.standard_normal(runs)) for level in levels]
+
+
+def test_summary_of_hand_made_samples() -> None:
+    summary = summarize([10.0, 12.0, 11.0, 10.0, 30.0])
+    assert (summary.count, summary.median) == (5, 11.0)
+    assert summary.spread == pytest.approx(1.4826)  # deviations 1, 1, 0, 1, 19
+    assert not summary.stable
+    assert summarize([10.0] * 5).stable
+    assert not summarize([10.0] * 4).stable  # too few to know
+
+
+def test_slower_is_found_and_noise_is_not() -> None:
+    """Noise between processes ten times that within: tests on samples would call nearly every pair different."""
+    rng = np.random.default_rng(0)
+    noise = [compare(rounds(rng, 100), rounds(rng, 100), rng).verdict for _ in range(200)]
+    assert noise.count("no significant difference") >= 196  # one in a hundred may be called different
+    slow = [compare(rounds(rng, 100), rounds(rng, 130), rng) for _ in range(50)]
+    assert sum(found.verdict == "slower" for found in slow) >= 48
+    assert all(found.low < 1.3 * 1.1 and found.high > 1.3 * 0.9 for found in slow)
+    assert compare(rounds(rng, 130), rounds(rng, 100), rng).verdict == "faster"
+
+
+def test_too_few_rounds_are_said_so() -> None:
+    rng = np.random.default_rng(0)
+    assert compare(rounds(rng, 100, count=4), rounds(rng, 200, count=4), rng).verdict == "too few rounds"
+
+
+def test_small_differences_are_none() -> None:
+    """One percent, measured to a thousandth: true and of no consequence."""
+    rng = np.random.default_rng(0)
+    assert compare(rounds(rng, 100, 1e-3), rounds(rng, 101, 1e-3), rng).verdict == "no significant difference"
+
+
+def test_p_value_of_five_against_five() -> None:
+    """Parted completely: 2 of the 252 ways to deal ten medians out."""
+    first, second = ([np.array([float(i)]) for i in range(start, start + 5)] for start in (1, 101))
+    found = compare(first, second, np.random.default_rng(0))
+    assert found.p_value == pytest.approx(2 / 252)
+    assert found.verdict == "slower"
+
+
+def test_rounds_are_apart() -> None:
+    assert [part.tolist() for part in by_rounds([1.0, 2.0, 3.0, 4.0], 2)] == [[1, 2], [3, 4]]
