@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)
 
 demo: setup
-	$(BIN)/python -m deploy.demo --out out
+	$(BIN)/python -m deploy.cli.demo --out out
 
 test: lint types unit
 
@@ -40,12 +40,12 @@ unit: setup web-runtime
 	$(BIN)/pytest --numprocesses 2
 
 docs: setup
-	$(BIN)/python -m deploy.cli_reference
+	$(BIN)/python -m deploy.cli.reference
 
 # Without npm, or where it reaches no registry, the tests of the page are skipped.
 web-runtime: .web-runtime
 
-.web-runtime: deploy/npm/package-lock.json | $(STAMP)
+.web-runtime: deploy/page/npm/package-lock.json | $(STAMP)
 	@rm -rf $@
 	@$(BIN)/flash-deploy web-runtime -o $@ || echo "the tests of the page will be skipped"
 

@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from deploy.build import BuildRequest, build
-from deploy.bundle import Bundle, open_bundle, record_file
-from deploy.web_page import write_page
-from deploy.web_runtime import check_web_runtime
+from deploy.build.run import BuildRequest, build
+from deploy.bundle.folder import Bundle, open_bundle, record_file
+from deploy.page.page import write_page
+from deploy.page.vendor import check_web_runtime
 from distillation.random_students import PRESETS, StudentShape, make_student
 from exporters.student.open import open_student
 from exporters.student.student import Student

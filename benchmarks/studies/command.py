@@ -19,7 +19,7 @@ def flash_deploy(*arguments: object) -> list[str]:
 
 def runner(*arguments: object) -> list[str]:
     """What ``bench`` starts for each bundle."""
-    return [sys.executable, "-m", "deploy.runner", *map(str, arguments)]
+    return [sys.executable, "-m", "deploy.bench.runner", *map(str, arguments)]
 
 
 def build(*arguments: object) -> None:

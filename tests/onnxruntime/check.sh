@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Where deploy/requirements.py has its versions from: each kind of bundle draws the newest runtime's picture in the oldest release
+# Where deploy/bundle/requirements.py has its versions from: each kind of bundle draws the newest runtime's picture in the oldest release
 # that it asks for, and not in the release before (where one is named: the optimum layout's T5 is wrong there for batches only). A
 # random student with T5 has every kind of operator.
 set -euo pipefail

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import onnxruntime
 
-import deploy.sessions
+import deploy.runtime.sessions
+from deploy.bundle.requirements import check_onnxruntime
 from deploy.errors import InputError
-from deploy.requirements import check_onnxruntime
-from deploy.runtime import Pipeline
+from deploy.runtime.pipeline import Pipeline
 
 PROMPT = "a red circle left of a blue square on a white background"
 REQUIRED_DB = 40.0  # kernels of different releases round differently; where one is wrong, nothing is alike
@@ -41,7 +41,7 @@ def drawn_alike(pipeline: Pipeline, file: str) -> bool:
 
 def main() -> int:
     bundle, file, *keep = sys.argv[1:]
-    deploy.sessions.check_onnxruntime = lambda manifest: None
+    deploy.runtime.sessions.check_onnxruntime = lambda manifest: None
     pipeline = Pipeline(bundle, runtime="onnxruntime")
     if keep:
         np.save(file, pipeline.generate(PROMPT, seed=0))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.forecast.coreml_cost import count_program
 from benchmarks.forecast.cost import GraphCost, Operator, total
 from benchmarks.forecast.onnx_cost import count_model, count_onnx
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 from exporters.coreml.evaluate.dtypes import BY_NAME
 from exporters.coreml.evaluate.program import Constant, Operation, Port, Program
 from exporters.errors import ExportError

@@ -8,9 +8,9 @@ import pytest
 from benchmarks.quality.pictures import PictureQuality, Quality
 from benchmarks.results.advice import Forecast, Tier, advise, lead
 from benchmarks.results.record import Entry, Facts, Measured, PictureResult, Series
-from deploy.advice import advice_tiers
-from deploy.targets import TARGETS
-from deploy.tiers import all_tiers
+from deploy.bench.advice import advice_tiers
+from deploy.bench.targets import TARGETS
+from deploy.tiers.tier import all_tiers
 
 PHONE = Tier("phone", "a phone", 100, 50, {"onnx": ("int8", "fp16"), "coreml": ("lut6",)}, ("coreml",))
 DESK = Tier("desk", "a desktop", 1000, 500, {"onnx": ("int8", "fp16", "fp32")}, ("onnxruntime-cpu",))

@@ -8,7 +8,7 @@ import pytest
 
 import benchmarks.studies.memory_budget
 from benchmarks.studies.command import inspect
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 
 
 def test_measured_peak_fits_the_tier(

@@ -1,0 +1,1 @@
+"""Bundles measured side by side: what is started, watched and put together."""

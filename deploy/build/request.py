@@ -1,0 +1,128 @@
+"""What ``build`` is asked for, as checked data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deploy.build.format import Attention, ComputeUnits, FormatName, Target
+from deploy.errors import Complaint, InputError
+from exporters.choices import Layout
+from exporters.student.configs import LARGEST, MOST_STEPS
+from exporters.student.student import BUILTIN_STUDENT
+
+MAX_STAGES = 48
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build; ``None`` leaves the choice to the student, then to the tier.
+
+    Attributes:
+        student: a student's folder or single file.
+        tier: a key of ``tiers.toml``.
+        output: the bundle's folder.
+        format: ``onnx`` or ``coreml``.
+        compute_units: what Core ML programs are made for.
+        stages: programs that the denoiser becomes in Core ML.
+        target: the oldest system that shall run Core ML programs.
+        attention: of Core ML programs: one operation for all heads, or one einsum for each. Default: by the compute units.
+        opset: of ONNX graphs: 23, or 21 for older runtimes. Default: 23.
+        layout: ``native``, ``optimum`` (ONNX) or ``swift`` (Core ML).
+        precision: how matrices are stored, all alike.
+        profile: a profile's file, in place of a precision.
+        calibration: a folder that ``flash-deploy calibrate`` made of this student; without it every scheme is data-free.
+        height: picture height in pixels.
+        width: picture width in pixels.
+        dynamic: let height and width change at run time.
+        steps: denoising steps.
+        sigmas: noise levels before the scheduler's shift, one for each step.
+        sampler: ``euler`` or ``renoise``.
+        force_schedule: layout ``swift``: build however far the client's nearest schedule is from the student's.
+        keep_t5: keep the third text encoder.
+        max_sequence_length: T5 tokens, kept or dropped.
+        variant: variant of the student's weight files.
+        ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
+        parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
+        web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
+        force: replace a bundle that is there.
+    """
+
+    output: Path
+    student: Path = BUILTIN_STUDENT
+    tier: str = "desktop-cpu"
+    format: FormatName = "onnx"
+    compute_units: ComputeUnits | None = None
+    stages: int | None = None
+    target: Target | None = None
+    attention: Attention | None = None
+    opset: Literal[21, 23] | None = None
+    layout: Layout = "native"
+    precision: Literal["fp32", "fp16"] | None = None
+    profile: Path | None = None
+    calibration: Path | None = None
+    height: int | None = None
+    width: int | None = None
+    dynamic: bool = False
+    steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    sampler: Literal["euler", "renoise"] | None = None
+    force_schedule: bool = False
+    keep_t5: bool | None = None
+    max_sequence_length: int | None = None
+    variant: str | None = None
+    ignore_lora: bool = False
+    parity: Literal["auto", "always", "never"] = "auto"
+    web_runtime: Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        most = dict.fromkeys(("height", "width", "stages", "max_sequence_length"), LARGEST) | {"steps": MOST_STEPS}
+        complaints = [
+            Complaint(name, "wrong", f"a whole number from 1 to {limit}", repr(value))
+            for name, limit in most.items()
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
+        ]
+        choices: dict[str, tuple[str | int | None, ...]] = {
+            "format": ("onnx", "coreml"),
+            "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
+            "target": (None, "iOS17", "iOS18"),
+            "attention": (None, "fused", "split-einsum"),
+            "opset": (None, 21, 23),
+            "layout": ("native", "optimum", "swift"),
+            "precision": (None, "fp32", "fp16"),
+            "sampler": (None, "euler", "renoise"),
+            "parity": ("auto", "always", "never"),
+        }
+        complaints += [
+            Complaint(name, "unknown", " or ".join(map(str, known)), repr(getattr(self, name)))
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        complaints += self._format_complaints()
+        if self.force_schedule and self.layout != "swift":
+            complaints.append(Complaint("--force-schedule", "is an option of the layout swift", "--layout swift", self.layout))
+        if complaints:
+            raise InputError("The request cannot be fulfilled.", complaints)
+
+    def _format_complaints(self) -> list[Complaint]:
+        """Options of one format beside another."""
+        if self.format == "onnx":
+            given = [name for name in ("compute_units", "stages", "target", "attention") if getattr(self, name) is not None]
+            complaints = [Complaint(f"--{name.replace('_', '-')}", "is an option of --format coreml") for name in given]
+            if self.layout == "swift":
+                complaints.append(Complaint("--layout", "is a layout of Core ML bundles", "native or optimum", self.layout))
+            return complaints
+        complaints = []
+        if self.opset is not None:
+            complaints.append(Complaint("--opset", "is an option of --format onnx"))
+        if self.dynamic:
+            complaints.append(Complaint("--dynamic", "Core ML bundles have a fixed size", "--height and --width"))
+        if self.layout == "optimum":
+            complaints.append(Complaint("--layout", "is a layout of ONNX bundles", "native or swift", self.layout))
+        if self.layout == "swift" and (self.stages or 1) > 1:
+            complaints.append(Complaint("--stages", "the Swift client has one transformer", "1", str(self.stages)))
+        if (self.stages or 1) > MAX_STAGES:
+            complaints.append(Complaint("--stages", "too many", f"at most {MAX_STAGES}", str(self.stages)))
+        return complaints

@@ -1,0 +1,1 @@
+"""What Apple's Swift client needs beside the programs."""

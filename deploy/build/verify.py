@@ -1,0 +1,177 @@
+"""Check a bundle: its files against their checksums and, given the student, its graphs and pictures against diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploy.bundle.folder import Bundle, check_files, open_bundle
+from deploy.bundle.manifest import Manifest
+from deploy.errors import Complaint
+from deploy.runtime.pipeline import Pipeline
+from quantization.profile import Profile, Rule
+from quantization.schemes import parse_scheme
+
+if TYPE_CHECKING:
+    from exporters.student.student import StudentSource
+
+PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
+"""Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
+A profile with integer schemes promises nothing: its figures are reported."""
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    Attributes:
+        files: how many files were checked.
+        graph_db: worst signal-to-noise ratio of each graph, in dB.
+        picture_db: PSNR of each prompt's picture, in dB.
+        complaints: everything that is wrong; a bundle without any is good.
+    """
+
+    files: int = 0
+    graph_db: dict[str, float] = field(default_factory=dict)
+    picture_db: dict[str, float] = field(default_factory=dict)
+    complaints: list[Complaint] = field(default_factory=list)
+
+
+def verify(
+    folder: Path | str,
+    student: Path | None = None,
+    variant: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    pictures: bool = True,
+    ignore_lora: bool = False,
+) -> Report:
+    """Verify a bundle.
+
+    Args:
+        folder: the bundle.
+        student: also measure each graph and whole pictures against this student in diffusers; needs the export extra.
+        variant: variant of the student's weight files.
+        progress: told of every stage.
+        pictures: draw with the student, too; otherwise only its graphs are measured.
+        ignore_lora: do without a LoRA that lies beside the student's weights; else such a student is refused.
+
+    Raises:
+        InputError: the bundle or the student cannot be opened.
+    """
+    tell = progress or (lambda text: None)
+    bundle = open_bundle(folder)
+    report = Report(files=len(bundle.manifest.files))
+    tell("checking files")
+    report.complaints += check_files(bundle)
+    if student is not None and not report.complaints:
+        from exporters.student.student import StudentSource
+        from exporters.student.weights.templates import OPTIONAL_COMPONENTS
+
+        without = () if bundle.manifest.text.t5 == "kept" else OPTIONAL_COMPONENTS
+        source = StudentSource(student, variant, ignore_lora, without)
+        _verify_numerics(bundle, source, pictures, report, tell)
+    return report
+
+
+def bundle_options(bundle: Bundle) -> Any:
+    """The options that the bundle's graphs were made with."""
+    from exporters.layouts.spec import GraphOptions
+
+    manifest = bundle.manifest
+    return GraphOptions(
+        layout=manifest.layout,
+        height=manifest.picture.height,
+        width=manifest.picture.width,
+        timesteps=manifest.sampling.timesteps,
+        clip_tokens=manifest.text.tokenizers[0].max_length,
+        keep_t5=manifest.text.t5 == "kept",
+        max_sequence_length=manifest.text.max_sequence_length,
+        dynamic=manifest.picture.dynamic,
+    )
+
+
+def profile_of(manifest: Manifest) -> Profile:
+    """The profile that a bundle was made with."""
+    rules = [Rule(r.component, r.weights, parse_scheme(r.scheme), r.reason) for r in manifest.profile]
+    return Profile(tuple(rules))
+
+
+def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
+    from deploy.build.format import REQUIRED_DB, graph_db
+    from exporters.errors import ExportError
+    from exporters.layouts.plan import plan_graphs
+    from exporters.layouts.prompts import PROMPTS
+    from exporters.reference.case import Texts
+    from exporters.reference.parity import reference_cases
+    from exporters.student.open import open_source
+
+    options, manifest = bundle_options(bundle), bundle.manifest
+    student = open_source(source)
+    tell("fingerprinting the student")
+    if (got := student.fingerprint()) != manifest.student.fingerprint:
+        got += ", without text_encoder_3, whose weights are not there" if options.keep_t5 and not student.has_t5 else ""
+        report.complaints.append(
+            Complaint(str(source.path), "the bundle was made of another student", manifest.student.fingerprint, got)
+        )
+        return
+    profile, sessions, texts = profile_of(manifest), Pipeline(bundle), Texts(student, options)
+    compute = manifest.compute
+    if manifest.version == 1 and manifest.model_format == "onnx" and compute == "fp16":
+        what = "was made before builds looked at what fp16 cannot hold: on hardware that computes in fp16 it may draw NaN"
+        report.complaints.append(Complaint(f"{bundle.folder}: version 1", f"{what}; build it again"))
+        compute = "fp32"  # as the file runs here: how it rounds elsewhere is not known
+    required = REQUIRED_DB[manifest.model_format].get(manifest.precision, float("-inf"))
+    for graph in plan_graphs(student, options):
+        tell(f"measuring {graph.name}")
+        try:
+            record, cases = manifest.graph(graph.name), reference_cases(graph, student, options, texts=texts)
+            run = sessions.load(graph.name)  # the kernels that `generate` runs
+            with bundle.plain(graph.name) as folder:
+                db = graph_db(manifest.model_format, compute, profile, graph, record, folder, run, cases)
+        except ExportError as error:
+            report.complaints += error.complaints
+            continue
+        report.graph_db[graph.name] = db
+        if not db >= required:
+            report.complaints.append(
+                Complaint(graph.name, "does not compute what diffusers computes", f"{required} dB", f"{db} dB")
+            )
+    for prompt in PROMPTS if pictures else ():
+        tell(f"drawing {prompt!r}")
+        _verify_picture(bundle, student, prompt, report)
+
+
+def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -> None:
+    from exporters.reference.decibels import psnr_db
+    from exporters.reference.pictures import reference_picture
+
+    manifest = bundle.manifest
+    picture, sampling = manifest.picture, manifest.sampling
+    rng = np.random.default_rng(0)
+    shape = (
+        picture.latent_channels,
+        picture.height // picture.pixels_per_latent,
+        picture.width // picture.pixels_per_latent,
+    )
+    latents = rng.standard_normal((1, *shape), np.float32)
+    noise = rng.standard_normal((1, len(sampling.timesteps), *shape), np.float32)
+    got = Pipeline(bundle).generate(prompt, latents=latents, step_noise=noise)
+    reference = reference_picture(
+        student,
+        prompt,
+        latents,
+        sampling.sigmas,
+        sampling.timesteps,
+        sampling.method,
+        manifest.text.t5 == "kept",
+        manifest.text.max_sequence_length,
+        noise[0],
+    )
+    db = report.picture_db[prompt] = psnr_db(reference, got)
+    required = PSNR_REQUIRED_DB.get(manifest.precision, float("-inf"))
+    if not db >= required:
+        report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))

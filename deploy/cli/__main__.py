@@ -1,0 +1,5 @@
+"""``python -m deploy.cli``: the command line."""
+
+from deploy.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""A browser bundle's page: its files, its server, and a browser that is driven."""

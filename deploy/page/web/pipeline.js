@@ -1,0 +1,208 @@
+/** Text to picture from a bundle of the native layout; deploy/runtime/pipeline.py in JavaScript. Runs in browsers and in Node.js. */
+
+import { BundleError } from "./errors.js";
+import { Generator } from "./noise.js";
+import { sampleEuler, sampleRenoise } from "./sampler.js";
+import { Sessions, loadRuntime } from "./sessions.js";
+import { PromptTokenizer } from "./tokenizer.js";
+
+/**
+ * @typedef {import("./sessions.js").Value} Value
+ *
+ * @typedef {{manifest: () => Promise<any>, read: import("./sessions.js").Read}} Files
+ *
+ * @typedef {object} Picture
+ * @property {Float32Array} data RGB in [0, 1], `[3, height, width]`
+ * @property {number} height in pixels
+ * @property {number} width in pixels
+ * @property {Record<string, number>} cut how many tokens each text encoder does not see of the prompt, where there are any
+ * @property {Record<string, number>} timings_ms of each stage, of loading graphs (which is part of their stages), and in all
+ *
+ * @typedef {(stage: "text" | "denoise" | "decode" | "load", done: number, total: number) => void} Progress what is being done,
+ *   how many parts of it are done and how many there are; parts of `load` are bytes
+ */
+
+/** A bundle that can be asked for pictures. */
+export class Pipeline {
+  /**
+   * Open a bundle; graphs are loaded when they are needed.
+   *
+   * @param {Files} files
+   * @param {{provider?: "wasm" | "webgpu", threads?: number, keepGraphs?: boolean}} [options] `keepGraphs` keeps graphs loaded
+   *   between stages and pictures: faster the second time, more memory
+   */
+  static async open(files, { provider = "wasm", threads, keepGraphs = false } = {}) {
+    const manifest = await files.manifest();
+    const ort = await loadRuntime(provider, threads);
+    const tokenizers = await Promise.all(
+      manifest.text.tokenizers.map(async (/** @type {any} */ record) => {
+        const content = JSON.parse(new TextDecoder().decode(await files.read(record.path)));
+        return [record.input, new PromptTokenizer(content, record)];
+      }),
+    );
+    return new Pipeline(manifest, new Map(tokenizers), new Sessions(ort, manifest, files, provider, keepGraphs));
+  }
+
+  /**
+   * @param {any} manifest
+   * @param {Map<string, PromptTokenizer>} tokenizers by graph input
+   * @param {Sessions} sessions
+   */
+  constructor(manifest, tokenizers, sessions) {
+    this.manifest = manifest;
+    this._tokenizers = tokenizers;
+    this._sessions = sessions;
+  }
+
+  /**
+   * Draw a picture of a prompt.
+   *
+   * @param {string} prompt what to draw
+   * @param {object} [options]
+   * @param {number | bigint} [options.seed] of the initial noise; the Python runtime draws the same picture of it
+   * @param {Float32Array} [options.latents] initial noise `[channels, height / 8, width / 8]` in place of the seed's
+   * @param {Float32Array[]} [options.stepNoise] what a re-noising sampler adds after each step, in place of the seed's
+   * @param {Progress} [options.onProgress]
+   * @returns {Promise<Picture>}
+   */
+  async generate(prompt, { seed = 0, latents, stepNoise, onProgress = () => {} } = {}) {
+    const clock = new Clock();
+    const loadedBefore = this._sessions.load_ms;
+    const generator = new Generator(seed);
+    const start = this._initial(generator, latents);
+    const noise = (/** @type {number} */ step) => stepNoise?.[step] ?? generator.normal(start.length);
+    try {
+      onProgress("text", 0, 1);
+      const { ids, cut } = this.tokenize(prompt);
+      const condition = await this._condition(ids, onProgress);
+      clock.lap("text");
+      const sample = await this._sample(condition, start, noise, onProgress);
+      clock.lap("denoise");
+      onProgress("decode", 0, 1);
+      const [picture] = await this._run("vae_decoder", { latent_sample: this._latentArray(sample) }, onProgress);
+      await this._sessions.endStage();
+      clock.lap("decode");
+      const { height, width } = this.manifest.picture;
+      const timings = { ...clock.laps, load: this._sessions.load_ms - loadedBefore, total: clock.total() };
+      return { data: /** @type {Float32Array} */ (picture.data), height, width, cut, timings_ms: timings };
+    } catch (error) {
+      await this.free();
+      throw error;
+    }
+  }
+
+  /**
+   * @param {string} prompt
+   * @returns {{ids: Record<string, Value>, cut: Record<string, number>}} token ids by graph input, each
+   *   `[1, length]`, and how many tokens were cut where there were any
+   */
+  tokenize(prompt) {
+    /** @type {Record<string, Value>} */
+    const ids = {};
+    /** @type {Record<string, number>} */
+    const cut = {};
+    for (const [input, tokenizer] of this._tokenizers) {
+      const found = tokenizer.encode(prompt);
+      ids[input] = { data: found.ids, dims: [1, found.ids.length] };
+      if (found.cut) {
+        cut[input] = found.cut;
+      }
+    }
+    return { ids, cut };
+  }
+
+  /** Free all graphs. */
+  async free() {
+    await this._sessions.free();
+  }
+
+  /** @param {Record<string, Value>} ids @param {Progress} onProgress */
+  async _condition(ids, onProgress) {
+    const [states, pooled] = await this._run("text_encoder", ids, onProgress);
+    const [modulations] = await this._run("conditioner", { pooled_projections: pooled }, onProgress);
+    await this._sessions.endStage();
+    return { states, modulations };
+  }
+
+  /**
+   * @param {{states: Value, modulations: Value}} condition
+   * @param {Float32Array} start
+   * @param {(step: number) => Float32Array} noise
+   * @param {Progress} onProgress
+   */
+  async _sample({ states, modulations }, start, noise, onProgress) {
+    const { method, sigmas, timesteps } = this.manifest.sampling;
+    const [, rows, channels] = modulations.dims;
+    const velocity = async (/** @type {Float32Array} */ latents, /** @type {number} */ step) => {
+      const row = modulations.data.subarray(step * rows * channels, (step + 1) * rows * channels);
+      const inputs = {
+        hidden_states: this._latentArray(latents),
+        encoder_hidden_states: states,
+        modulation: { data: row, dims: [rows, channels] },
+      };
+      const [predicted] = await this._run("denoiser", inputs, onProgress);
+      return /** @type {Float32Array} */ (predicted.data);
+    };
+    const onStep = (/** @type {number} */ step) => onProgress("denoise", step + 1, timesteps.length);
+    onProgress("denoise", 0, timesteps.length);
+    const sample =
+      method === "euler"
+        ? await sampleEuler(velocity, start, sigmas, onStep)
+        : await sampleRenoise(velocity, start, sigmas, noise, onStep);
+    await this._sessions.endStage();
+    return sample;
+  }
+
+  /**
+   * @param {string} graph
+   * @param {Record<string, Value>} inputs
+   * @param {Progress} onProgress
+   */
+  async _run(graph, inputs, onProgress) {
+    return this._sessions.run(graph, inputs, (done, total) => onProgress("load", done, total));
+  }
+
+  /** @param {Generator} generator @param {Float32Array | undefined} given */
+  _initial(generator, given) {
+    const count = this._latentDims().reduce((product, size) => product * size, 1);
+    if (given === undefined) {
+      return generator.normal(count);
+    }
+    if (given.length !== count || !given.every(Number.isFinite)) {
+      const complaint = `expected ${count} finite numbers, got ${given.length}`;
+      throw new BundleError("The latents do not fit the bundle.", complaint, "give one latent of the bundle's size, in fp32");
+    }
+    return given;
+  }
+
+  /** @param {Float32Array} data */
+  _latentArray(data) {
+    return { data, dims: this._latentDims() };
+  }
+
+  _latentDims() {
+    const { latent_channels, height, width, pixels_per_latent } = this.manifest.picture;
+    return [1, latent_channels, height / pixels_per_latent, width / pixels_per_latent];
+  }
+}
+
+/** Milliseconds of stages that follow one another. */
+class Clock {
+  constructor() {
+    this._began = performance.now();
+    this._last = this._began;
+    /** @type {Record<string, number>} */
+    this.laps = {};
+  }
+
+  /** @param {string} stage the stage that has just ended */
+  lap(stage) {
+    const now = performance.now();
+    this.laps[stage] = now - this._last;
+    this._last = now;
+  }
+
+  total() {
+    return this._last - this._began;
+  }
+}

@@ -1,0 +1,1 @@
+"""Text to picture from a bundle: numpy, onnxruntime, tokenizers and Pillow."""

@@ -1,0 +1,1 @@
+"""Device tiers as data: budgets, formats, schemes, profiles."""

@@ -1,0 +1,110 @@
+"""Budgets are told before anything is traced, from headers alone: the student here is SD3.5-Large's shape, in files of holes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deploy.build.budget import Place, best_uniform, estimated_sizes
+from deploy.build.format import OnnxFormat
+from deploy.build.run import BuildRequest, build
+from deploy.build.verify import bundle_options, profile_of
+from deploy.bundle.folder import Bundle
+from deploy.errors import TierError
+from deploy.tiers.tier import find_tier
+from distillation.random_students import PRESETS
+from exporters.layouts.plan import plan_graphs
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT
+from tests.sparse_student import make_sparse_student
+
+LARGE = replace(PRESETS["full"], layers=38, heads=38, dual_layers=0, max_positions=192)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sparse_student(LARGE, tmp_path_factory.mktemp("large") / "student")
+
+
+class TracedError(Exception):
+    pass
+
+
+@pytest.fixture
+def nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TracedError
+
+    monkeypatch.setattr(OnnxFormat, "draft", refuse)
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("tier", "scheme", "default"), [("desktop-gpu-24gb", "int8g32", "27.36 GB"), ("desktop-cpu", "uint4g32", "9.35 GB")]
+)
+@pytest.mark.usefixtures("nothing_is_traced")
+def test_default_that_does_not_fit_gives_way_to_what_does(
+    tier: str, scheme: str, default: str, large: Path, tmp_path: Path
+) -> None:
+    told = Notes()
+    with pytest.raises(TracedError):  # it goes on
+        build(BuildRequest(output=tmp_path / "b", student=large, tier=tier), told)
+    (note,) = [note for note in told.notes if "default profile" in note]
+    assert default in note
+    assert f"{scheme} for all in its place" in note
+    assert not list(tmp_path.iterdir())
+
+
+TOO_LARGE = {
+    "no scheme fits": (
+        {"tier": "phone"},
+        r"at most 2\.70 GB, got 9\.20 GB[\s\S]*no uniform profile of this tier fits; tiers with one",
+    ),
+    "what was asked for": (
+        {"tier": "desktop-cpu", "precision": "fp16"},
+        r"at most 7\.00 GB, got 17\.8\d GB[\s\S]*uint4g32 for all fits \(5\.\d+ GB\); `flash-deploy tune",
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_is_traced")
+@pytest.mark.parametrize(("changes", "message"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_cannot_fit_is_refused_untraced(changes: dict, message: str, large: Path, tmp_path: Path) -> None:
+    with pytest.raises(TierError, match=message):
+        build(BuildRequest(output=tmp_path / "b", student=large, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_estimates_are_what_graphs_turn_out_to_be(builtin_bundle: Bundle) -> None:
+    """But for constants of the trace and rows that are padded, which weigh a percent of so small a student."""
+    manifest = builtin_bundle.manifest
+    graphs = plan_graphs(open_student(BUILTIN_STUDENT), bundle_options(builtin_bundle))
+    place = Place("desktop-cpu", find_tier("desktop-cpu"))
+    sizes = estimated_sizes(graphs, profile_of(manifest), place)
+    assert sizes.stored_bytes == pytest.approx(sum(graph.weight_bytes for graph in manifest.graphs), rel=0.02)
+    assert sizes.memory == pytest.approx({graph.name: graph.memory_bytes for graph in manifest.graphs}, rel=0.03)
+
+
+def test_largest_scheme_that_fits_is_chosen(builtin_bundle: Bundle) -> None:
+    graphs = plan_graphs(open_student(BUILTIN_STUDENT), bundle_options(builtin_bundle))
+    tier = find_tier("desktop-cpu")
+    weights = sum(graph.parameters for graph in graphs)
+    chosen = []
+    for bits in (40, 20, 13, 8, 3):
+        narrow = msgspec.structs.replace(tier, download_bytes=weights * bits // 8)
+        found = best_uniform(graphs, Place("desktop-cpu", narrow))
+        chosen.append(found and found[0])
+    assert chosen == ["fp32", "fp16", "int8g32", "uint4g32", None]
