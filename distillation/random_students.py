@@ -96,6 +96,22 @@ class StudentShape:
     vae_groups: int
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
 
+    def __post_init__(self) -> None:
+        """Refuse a shape that no student has.
+
+        Raises:
+            ExportError: with every complaint.
+        """
+        complaints = []
+        if not 0 <= self.dual_layers <= self.layers:
+            complaints.append(
+                Complaint("dual_layers", "more than there are", f"0 to {self.layers} layers", str(self.dual_layers))
+            )
+        if self.head_dim % 4:
+            complaints.append(Complaint("head_dim", "wrong", "a multiple of 4", str(self.head_dim)))
+        if complaints:
+            raise ExportError("The student cannot be made.", complaints)
+
 
 _FULL = StudentShape(
     layers=24,
@@ -135,6 +151,25 @@ PRESETS = {
     "mid": replace(_FULL, layers=6, dual_layers=4, t5=None),
     "full": _FULL,
 }
+
+
+def preset_shape(name: str, t5: bool | None = None, **changes: Any) -> StudentShape:
+    """A preset with some of its sizes changed.
+
+    Args:
+        name: a key of :data:`PRESETS`.
+        t5: with or without the third text encoder; by default as the preset has it.
+        changes: other fields of :class:`StudentShape`. Where only the layers change, no more of them have dual attention than
+            there are.
+
+    Raises:
+        ExportError: there is no such student.
+    """
+    shape = PRESETS[name]
+    if t5 is not None:
+        changes["t5"] = (shape.t5 or PRESETS["full"].t5) if t5 else None
+    changes.setdefault("dual_layers", min(shape.dual_layers, changes.get("layers", shape.layers)))
+    return replace(shape, **changes)
 
 
 def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Path:

@@ -11,6 +11,7 @@ Products that share an input (query, key and value) share its Gram matrix.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,10 @@ Key = tuple[str, str]
 
 class CalibrationError(InputError):
     """A calibration cannot be used."""
+
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+"""What numpy raises of arrays that are missing, cut short or none."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,11 +106,25 @@ class Calibration:
             content = msgspec.json.decode((folder / FILE).read_bytes(), type=_Content)
             with np.load(folder / VECTORS, allow_pickle=False) as vectors:
                 self._vectors = dict(vectors)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (*UNREADABLE, msgspec.MsgspecError) as error:
             remedy = "flash-deploy calibrate makes it"
-            raise CalibrationError("The calibration cannot be read.", [Complaint(str(folder), str(error))], remedy) from error
+            raise CalibrationError(
+                "The calibration cannot be read.", [Complaint(str(folder), str(error) or type(error).__name__)], remedy
+            ) from error
         self.recipe = content.recipe
         self._entries = {(entry.component, entry.name): (i, entry) for i, entry in enumerate(content.entries)}
+
+    def check_student(self, fingerprint: str) -> None:
+        """Refuse it for another student than its own.
+
+        Raises:
+            CalibrationError: the fingerprint is another's.
+        """
+        if self.recipe.fingerprint != fingerprint:
+            complaint = Complaint(str(self.folder), "is of another student", fingerprint, self.recipe.fingerprint)
+            raise CalibrationError(
+                "The calibration cannot be used.", [complaint], "flash-deploy calibrate makes one of this student"
+            )
 
     def weights(self) -> list[Key]:
         """The weights that it knows, in the order in which the student uses them last."""
@@ -131,8 +150,10 @@ class Calibration:
         try:
             rows, columns = self._vectors[f"{index}.rows"], self._vectors[f"{index}.columns"]
             gram = None if entry.gram is None else np.load(gram_file(self.folder, entry.gram), mmap_mode="r")
-        except (OSError, KeyError, ValueError) as error:
-            raise CalibrationError("The calibration is damaged.", [Complaint(f"{self.folder}: {name}", str(error))]) from error
+        except UNREADABLE as error:
+            raise CalibrationError(
+                "The calibration is damaged.", [Complaint(f"{self.folder}: {name}", str(error) or type(error).__name__)]
+            ) from error
         arrays = [rows, columns, *([] if gram is None else [np.diagonal(gram)])]
         if not all(np.isfinite(array).all() and (array >= 0).all() for array in arrays):
             raise CalibrationError(

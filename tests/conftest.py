@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from deploy.build.run import BuildRequest, build
+from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle, open_bundle, record_file
 from deploy.page.page import write_page
 from deploy.page.vendor import check_web_runtime

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from deploy.build.format import ComputeUnits, FormatName, Target, coreml_memory_bytes, unsupported
-from deploy.build.precision import computes_in
+from deploy.build.format import unsupported
+from deploy.build.plan import Plan
 from deploy.bundle.memory import RUNTIME_BYTES
-from deploy.errors import Complaint, TierError
+from deploy.errors import Complaint, InputError, TierError
+from deploy.text import megabytes
+from deploy.tiers.profiles import computes_in
 from deploy.tiers.tier import Tier, all_tiers, legal_schemes
+from exporters.choices import Compute, ComputeUnits, FormatName, System
 from exporters.layouts.spec import GraphSpec
 from exporters.student.weights.weight import Weight
 from quantization.calibration import Layer
@@ -23,12 +27,17 @@ class Sizes:
     """What a bundle takes.
 
     Attributes:
-        stored_bytes: of all graphs on disk.
-        memory: of each graph when it is loaded and run, in bytes.
+        stored: bytes of each graph's weights on disk.
+        memory: bytes of each graph when it is loaded and run.
     """
 
-    stored_bytes: int
+    stored: Mapping[str, int]
     memory: Mapping[str, int]
+
+    @property
+    def stored_bytes(self) -> int:
+        """All graphs on disk."""
+        return sum(self.stored.values())
 
     @property
     def largest(self) -> str:
@@ -46,7 +55,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """What a bundle is for.
 
     Attributes:
@@ -54,60 +63,65 @@ class Place:
         tier: the tier.
         model_format: of the bundle.
         compute_units: of a Core ML bundle.
-        target: the oldest system that shall run a Core ML bundle.
+        system: the oldest that must run a Core ML bundle.
     """
 
     name: str
     tier: Tier
     model_format: FormatName = "onnx"
     compute_units: ComputeUnits | None = None
-    target: Target | None = None
+    system: System | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> Destination:
+        """What a plan's bundle is for."""
+        return cls(plan.request.tier, plan.tier, plan.request.format, plan.compute_units, plan.system)
 
     @property
     def schemes(self) -> tuple[str, ...]:
         """How its runtimes can store weights."""
-        return legal_schemes(self.tier, self.model_format, self.compute_units, self.target)
+        return legal_schemes(self.tier, self.model_format, self.compute_units, self.system)
 
     def unsupported(self, weight: Weight, scheme: Scheme) -> bool:
         """Whether its format has no form for a weight in a scheme."""
-        return bool(unsupported(self.model_format, _layer(weight), weight.shape, scheme, self.tier, self.target))
+        return bool(unsupported(self.model_format, _layer(weight), weight.shape, scheme, self.tier, self.system))
 
 
-def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, place: Place) -> Sizes:
+def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, goal: Destination) -> Sizes:
     """What a bundle will take, from the student's tensors alone: within a percent of what its graphs turn out to be."""
-    compute = computes_in(profile, place.model_format, place.tier)
-    stored, memory = 0, {}
+    compute = computes_in(profile, goal.model_format, goal.tier)
+    stored, memory = {}, {}
     for graph in graphs:
-        schemes = list(_stored(graph, profile, place))
-        stored += sum(scheme.size_bytes(weight.shape) for weight, scheme in schemes)
-        memory[graph.name] = _memory_bytes(graph, schemes, place, compute)
+        schemes = list(_stored(graph, profile, goal))
+        stored[graph.name] = sum(scheme.size_bytes(weight.shape) for weight, scheme in schemes)
+        memory[graph.name] = _memory_bytes(graph, schemes, goal, compute)
     return Sizes(stored, memory)
 
 
-def _stored(graph: GraphSpec, profile: Profile, place: Place) -> Iterator[tuple[Weight, Scheme]]:
+def _stored(graph: GraphSpec, profile: Profile, goal: Destination) -> Iterator[tuple[Weight, Scheme]]:
     """Each of a graph's tensors, and how it will be stored: as its rule says, where the format has such a form."""
-    vectors = parse_scheme("fp16" if place.model_format == "coreml" else "fp32")
+    vectors = parse_scheme("fp16" if goal.model_format == "coreml" else "fp32")
     for weight in graph.student_weights.values():
         scheme = vectors
         if len(weight.shape) > 1:
             scheme = profile.scheme(weight.component, weight.name)
-            if scheme.kind != "float" and place.unsupported(weight, scheme):
+            if scheme.kind != "float" and goal.unsupported(weight, scheme):
                 scheme = parse_scheme("fp16")
         yield weight, scheme
 
 
-def _memory_bytes(
-    graph: GraphSpec, schemes: Sequence[tuple[Weight, Scheme]], place: Place, compute: Literal["fp32", "fp16"]
-) -> int:
-    if place.model_format == "coreml":
-        return coreml_memory_bytes(graph.parameters, graph, compute)
+def _memory_bytes(graph: GraphSpec, schemes: Sequence[tuple[Weight, Scheme]], goal: Destination, compute: Compute) -> int:
+    if goal.model_format == "coreml":
+        from exporters.coreml.memory import memory_bytes
+
+        return memory_bytes(graph.parameters, graph, compute)
     from exporters.onnx.memory import live_bytes, weight_bytes
 
     held = sum(weight_bytes(_layer(weight), scheme, weight.shape, compute) for weight, scheme in schemes)
     return held + live_bytes(graph)
 
 
-def best_uniform(graphs: Sequence[GraphSpec], place: Place) -> tuple[str, Profile, Sizes] | None:
+def best_uniform(graphs: Sequence[GraphSpec], goal: Destination) -> tuple[str, Profile, Sizes] | None:
     """The largest of a tier's schemes with which all weights that can take it fit its budgets; none where none does.
 
     Size stands for quality here: among uniform schemes more bits are better, and `tune` measures.
@@ -116,23 +130,23 @@ def best_uniform(graphs: Sequence[GraphSpec], place: Place) -> tuple[str, Profil
         Its name, the profile, and what the bundle takes with it.
     """
     found = []
-    for name in place.schemes:
-        profile = _uniform(graphs, parse_scheme(name), place)
-        sizes = estimated_sizes(graphs, profile, place)
-        if sizes.fits(place.tier):
+    for name in goal.schemes:
+        profile = _uniform(graphs, parse_scheme(name), goal)
+        sizes = estimated_sizes(graphs, profile, goal)
+        if sizes.fits(goal.tier):
             found.append((name, profile, sizes))
     return max(found, key=lambda item: item[2].stored_bytes, default=None)
 
 
-def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, place: Place) -> Profile:
+def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, goal: Destination) -> Profile:
     """One scheme for every matrix that can take it; the others take 8 bits, where the tier has them, or fp16."""
-    rest = parse_scheme("int8" if "int8" in place.schemes and scheme.kind != "float" else "fp16")
+    rest = parse_scheme("int8" if "int8" in goal.schemes and scheme.kind != "float" else "fp16")
     reason = f"the tier's default does not fit its budgets, {scheme.name} for all does"
     rules = [Rule("*", "*", scheme if scheme.kind == "float" else rest, reason)]
     if scheme.kind == "float":
         return Profile(tuple(rules))
     matrices = {(w.component, w.name): w for graph in graphs for w in graph.student_weights.values() if len(w.shape) > 1}
-    unfit = {key for key, weight in matrices.items() if place.unsupported(weight, scheme)}
+    unfit = {key for key, weight in matrices.items() if goal.unsupported(weight, scheme)}
     for component in dict.fromkeys(component for component, _ in matrices):
         own = {key for key in matrices if key[0] == component}
         if len(own & unfit) > len(own - unfit):  # a VAE: fewer rules the other way round
@@ -143,39 +157,39 @@ def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, place: Place) -> Profi
     return Profile(tuple(rules))
 
 
-def check_budget(sizes: Sizes, place: Place, graphs: Sequence[GraphSpec], profile: Profile) -> None:
+def check_budget(sizes: Sizes, goal: Destination, graphs: Sequence[GraphSpec], profile: Profile) -> None:
     """Refuse a bundle that its tier has no room for.
 
     Args:
         sizes: what it takes.
-        place: what it is for.
+        goal: what it is for.
         graphs: its graphs.
         profile: how it stores weights.
 
     Raises:
         TierError: with the numbers and what would fit: the best uniform profile, roomier tiers.
     """
-    tier, complaints, remedies = place.tier, [], []
+    tier, complaints, remedies = goal.tier, [], []
     if sizes.fits(tier):
         return
-    best = best_uniform(graphs, place)
+    best = best_uniform(graphs, goal)
     if best is not None and _schemes(best[1]) != _schemes(profile):
         remedies.append(f"a profile of {best[0]} for all fits ({best[2].stored_bytes / 1e9:.2f} GB)")
         if sizes.stored_bytes > tier.download_bytes:
-            remedies.append(f"`flash-deploy tune --tier {place.name} --max-bytes {tier.download_bytes}` finds a better one")
+            remedies.append(f"`flash-deploy tune --tier {goal.name} --max-bytes {tier.download_bytes}` finds a better one")
     elif best is None:
-        able = [name for name, other in all_tiers().items() if _could_hold(graphs, name, other, place.model_format)]
+        able = [name for name, other in all_tiers().items() if _could_hold(graphs, name, other, goal.model_format)]
         remedies.append(f"no uniform profile of this tier fits; tiers with one that does: {', '.join(able) or 'none'}")
     if sizes.stored_bytes > tier.download_bytes:
         complaints.append(_over("download", tier.download_bytes, sizes.stored_bytes))
     if sizes.peak_bytes > tier.memory_bytes:
         complaints.append(_over(f"memory ({sizes.largest}, the largest graph)", tier.memory_bytes, sizes.peak_bytes))
-        compressed = " or smaller weights" if place.model_format == "onnx" else ""  # Core ML may expand them when it loads them
-        roomier = [n for n, it in all_tiers().items() if place.model_format in it.formats and it.memory_bytes >= sizes.peak_bytes]
+        compressed = " or smaller weights" if goal.model_format == "onnx" else ""  # Core ML may expand them when it loads them
+        roomier = [n for n, it in all_tiers().items() if goal.model_format in it.formats and it.memory_bytes >= sizes.peak_bytes]
         remedies.append(
             f"a smaller picture{compressed} would take less memory; tiers with as much: {', '.join(roomier) or 'none'}"
         )
-    raise TierError(f"The bundle exceeds the budget of the tier {place.name}.", complaints, "; ".join(remedies))
+    raise TierError(f"The bundle exceeds the budget of the tier {goal.name}.", complaints, "; ".join(remedies))
 
 
 def _schemes(profile: Profile) -> list[tuple[str, str, str]]:
@@ -183,7 +197,7 @@ def _schemes(profile: Profile) -> list[tuple[str, str, str]]:
 
 
 def _could_hold(graphs: Sequence[GraphSpec], name: str, tier: Tier, model_format: FormatName) -> bool:
-    return model_format in tier.formats and best_uniform(graphs, Place(name, tier, model_format)) is not None
+    return model_format in tier.formats and best_uniform(graphs, Destination(name, tier, model_format)) is not None
 
 
 def _over(what: str, budget: int, got: int) -> Complaint:
@@ -196,3 +210,44 @@ def _layer(weight: Weight) -> Layer:
         return "convolution"
     tables = "embedding" in weight.name or weight.name in ("shared.weight", "encoder.embed_tokens.weight")
     return "embedding" if tables or "relative_attention_bias" in weight.name else "linear"
+
+
+def estimate(plan: Plan) -> Sizes:
+    """What a plan's bundle will take."""
+    return estimated_sizes(plan.graphs, plan.profile, Destination.of(plan))
+
+
+def fitted(plan: Plan) -> Plan:
+    """The plan, with a smaller profile where the tier's own is the user's choice by default and does not fit the tier.
+
+    Sizes need no trace: what cannot fit is told at once.
+
+    Raises:
+        TierError: the profile that was asked for does not fit, or none does.
+    """
+    goal, sizes = Destination.of(plan), estimate(plan)
+    if sizes.fits(plan.tier):
+        return plan
+    best = best_uniform(plan.graphs, goal)
+    if best is None or plan.request.profile is not None or plan.request.precision is not None:
+        check_budget(sizes, goal, plan.graphs, plan.profile)
+    assert best is not None
+    name, profile, smaller = best
+    note = (
+        f"the default profile of {plan.request.tier} takes {sizes.stored_bytes / 1e9:.2f} GB and {sizes.peak_bytes / 1e9:.2f} GB "
+        f"of memory, more than the tier has: {name} for all in its place ({smaller.stored_bytes / 1e9:.2f} GB and "
+        f"{smaller.peak_bytes / 1e9:.2f} GB of memory)"
+    )
+    return replace(plan, profile=profile, notes=(*plan.notes, note))
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse to write what the disk has no room for.
+
+    Raises:
+        InputError: it has too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        complaint = Complaint(str(folder), "too little disk", megabytes(needed), f"{megabytes(free)} free")
+        raise InputError("The bundle does not fit on the disk.", [complaint], "free some space or build elsewhere")

@@ -9,18 +9,17 @@ from typing import Any
 from exporters.layouts.spec import GraphOptions
 from exporters.student.defaults import read_json
 from exporters.student.student import Student
+from exporters.student.tokenizers import Tokenizers
 from quantization.files import write_text
 
 
-def write_layout_files(
-    student: Student, options: GraphOptions, tokenizers: tuple[tuple[str, str, Any], ...], folder: Path
-) -> list[str]:
+def write_layout_files(student: Student, options: GraphOptions, tokenizers: Tokenizers, folder: Path) -> list[str]:
     """Write them into ``folder``.
 
     Args:
         student: the student.
         options: the bundle's shape.
-        tokenizers: ``(graph input, folder, transformers tokenizer)`` of each kept encoder.
+        tokenizers: of each kept encoder.
         folder: the bundle's folder.
 
     Returns:
@@ -46,7 +45,7 @@ def tokenizer_json(tokenizer: Any) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def _optimum_files(student: Student, options: GraphOptions, tokenizers: tuple[tuple[str, str, Any], ...]) -> dict[str, str]:
+def _optimum_files(student: Student, options: GraphOptions, tokenizers: Tokenizers) -> dict[str, str]:
     """What ``ORTStableDiffusion3Pipeline.from_pretrained`` reads beside the graphs (optimum-onnx 0.1.0)."""
     configs = {name: dict(config) for name, config in student.configs.items() if name not in ("scheduler", "vae")}
     if not options.keep_t5:

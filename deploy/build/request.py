@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from deploy.build.format import Attention, ComputeUnits, FormatName, Target
 from deploy.errors import Complaint, InputError
-from exporters.choices import Layout
+from exporters.choices import (
+    AttentionForm,
+    Compute,
+    ComputeUnits,
+    FormatName,
+    Layout,
+    Opset,
+    Parity,
+    Sampler,
+    System,
+    options,
+)
 from exporters.student.configs import LARGEST, MOST_STEPS
 from exporters.student.student import BUILTIN_STUDENT
 
 MAX_STAGES = 48
+
+
+_WORDS: dict[str, tuple[str | int | None, ...]] = {
+    "format": options(FormatName),
+    "compute_units": (None, *options(ComputeUnits)),
+    "system": (None, *options(System)),
+    "attention": (None, *options(AttentionForm)),
+    "opset": (None, *options(Opset)),
+    "layout": options(Layout),
+    "precision": (None, *options(Compute)),
+    "sampler": (None, *options(Sampler)),
+    "parity": options(Parity),
+}
+_COREML_OPTIONS = {"compute_units": "--compute-units", "stages": "--stages", "system": "--target", "attention": "--attention"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +49,7 @@ class BuildRequest:
         format: ``onnx`` or ``coreml``.
         compute_units: what Core ML programs are made for.
         stages: programs that the denoiser becomes in Core ML.
-        target: the oldest system that shall run Core ML programs.
+        system: the oldest that must run Core ML programs (``--target``).
         attention: of Core ML programs: one operation for all heads, or one einsum for each. Default: by the compute units.
         opset: of ONNX graphs: 23, or 21 for older runtimes. Default: 23.
         layout: ``native``, ``optimum`` (ONNX) or ``swift`` (Core ML).
@@ -55,11 +78,11 @@ class BuildRequest:
     format: FormatName = "onnx"
     compute_units: ComputeUnits | None = None
     stages: int | None = None
-    target: Target | None = None
-    attention: Attention | None = None
-    opset: Literal[21, 23] | None = None
+    system: System | None = None
+    attention: AttentionForm | None = None
+    opset: Opset | None = None
     layout: Layout = "native"
-    precision: Literal["fp32", "fp16"] | None = None
+    precision: Compute | None = None
     profile: Path | None = None
     calibration: Path | None = None
     height: int | None = None
@@ -67,13 +90,13 @@ class BuildRequest:
     dynamic: bool = False
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
-    sampler: Literal["euler", "renoise"] | None = None
+    sampler: Sampler | None = None
     force_schedule: bool = False
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
     variant: str | None = None
     ignore_lora: bool = False
-    parity: Literal["auto", "always", "never"] = "auto"
+    parity: Parity = "auto"
     web_runtime: Path | None = None
     force: bool = False
 
@@ -84,21 +107,10 @@ class BuildRequest:
             for name, limit in most.items()
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
         ]
-        choices: dict[str, tuple[str | int | None, ...]] = {
-            "format": ("onnx", "coreml"),
-            "compute_units": (None, "cpu-and-ne", "cpu-and-gpu"),
-            "target": (None, "iOS17", "iOS18"),
-            "attention": (None, "fused", "split-einsum"),
-            "opset": (None, 21, 23),
-            "layout": ("native", "optimum", "swift"),
-            "precision": (None, "fp32", "fp16"),
-            "sampler": (None, "euler", "renoise"),
-            "parity": ("auto", "always", "never"),
-        }
         complaints += [
-            Complaint(name, "unknown", " or ".join(map(str, known)), repr(getattr(self, name)))
-            for name, known in choices.items()
-            if getattr(self, name) not in known
+            Complaint(name, "unknown", " or ".join(map(str, words)), repr(getattr(self, name)))
+            for name, words in _WORDS.items()
+            if getattr(self, name) not in words
         ]
         complaints += self._format_complaints()
         if self.force_schedule and self.layout != "swift":
@@ -109,8 +121,8 @@ class BuildRequest:
     def _format_complaints(self) -> list[Complaint]:
         """Options of one format beside another."""
         if self.format == "onnx":
-            given = [name for name in ("compute_units", "stages", "target", "attention") if getattr(self, name) is not None]
-            complaints = [Complaint(f"--{name.replace('_', '-')}", "is an option of --format coreml") for name in given]
+            given = [option for name, option in _COREML_OPTIONS.items() if getattr(self, name) is not None]
+            complaints = [Complaint(option, "is an option of --format coreml") for option in given]
             if self.layout == "swift":
                 complaints.append(Complaint("--layout", "is a layout of Core ML bundles", "native or optimum", self.layout))
             return complaints

@@ -101,7 +101,8 @@ def profile_of(manifest: Manifest) -> Profile:
 
 
 def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
-    from deploy.build.format import REQUIRED_DB, graph_db
+    from deploy.build.measure import graph_db
+    from deploy.build.parity import REQUIRED_DB
     from exporters.errors import ExportError
     from exporters.layouts.plan import plan_graphs
     from exporters.layouts.prompts import PROMPTS

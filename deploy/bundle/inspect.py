@@ -10,6 +10,7 @@ import msgspec
 
 from deploy.bundle.folder import open_bundle
 from deploy.bundle.memory import peak_memory_bytes
+from deploy.text import megabytes, table
 from deploy.tiers.tier import find_tier
 from quantization.errors import printable
 
@@ -105,19 +106,16 @@ def _open_for_inspection(path: Path, variant: str | None) -> tuple[Student, list
         return student, [f"text_encoder_3 (T5) is there and cannot be used; builds without it (--drop-t5) can be made{why}"]
 
 
-def render(content: dict[str, Any]) -> str:
-    """The description as aligned text."""
-    lines = _render_bundle(content) if content["kind"] == "bundle" else _render_student(content)
-    return "\n".join(printable(line) for line in lines)
+def render(content: dict[str, Any], with_notes: bool = True) -> str:
+    """The description as aligned text.
 
-
-def megabytes(size: int) -> str:
-    """Bytes in MB (10^6), as people read them.
-
-    >>> megabytes(2703360)
-    '2.70 MB'
+    Args:
+        content: of :func:`inspect_path`.
+        with_notes: whether to end in what whoever uses it should know.
     """
-    return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+    lines = _render_bundle(content) if content["kind"] == "bundle" else _render_student(content)
+    lines += _notes(content) if with_notes else []
+    return "\n".join(printable(line) for line in lines)
 
 
 def _render_student(content: dict[str, Any]) -> list[str]:
@@ -132,7 +130,7 @@ def _render_student(content: dict[str, Any]) -> list[str]:
         f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
         for title in ("transformer", "scheduler", "defaults")
     ]
-    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}", *_notes(content)]
+    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
 
 
 def _notes(content: dict[str, Any]) -> list[str]:
@@ -176,7 +174,6 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"student: {content['student']['name']}, {content['student']['fingerprint']}",
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
-        *_notes(content),
     ]
 
 
@@ -217,9 +214,3 @@ def _reasons(kept: list[dict[str, str]]) -> str:
     """How many weights kept their floating-point form, for each reason."""
     counts = collections.Counter(f"{entry['component']}, {entry['scheme']}: {entry['reason']}" for entry in kept)
     return "; ".join(f"{count} of {reason}" for reason, count in counts.items())
-
-
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines, columns aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

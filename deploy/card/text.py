@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bundle.folder import PAGE, Bundle
-from deploy.bundle.inspect import megabytes
 from deploy.bundle.manifest import GraphRecord, Manifest
 from deploy.bundle.memory import peak_memory_bytes
 from deploy.card.licences import OTHER, Licence, find_licence
 from deploy.page.page import INDEX
 from deploy.runtime.sessions import COREML_EXTRA
+from deploy.text import megabytes
 from deploy.tiers.tier import all_tiers
 from quantization.errors import printable
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import BundleArgument, RuntimeName, messages
+from deploy.cli.options import BundleArgument, ThreadsOption, messages
 from deploy.errors import Complaint, InputError
+from exporters.choices import Runtime
 
 MAX_PICTURES = 100
 
@@ -52,16 +53,16 @@ def card(
         typer.Option("--license", help="Licence as the hub names it. Default: what the bundle's texts say.", show_default=False),
     ] = None,
     runtime: Annotated[
-        RuntimeName | None,
+        Runtime | None,
         typer.Option(help="What draws the pictures. Default: the fastest that is installed.", show_default=False),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
-    ] = None,
+    threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a page that is there, and its pictures.")] = False,
 ) -> None:
-    """Write the page that a model hub shows of a bundle: what it is, how good, how to run it, pictures."""
+    """Write a bundle's page for a model hub.
+
+    It says what the bundle is, how good, how to run it, and shows pictures.
+    """
     from deploy.bundle.folder import open_bundle
     from deploy.card.files import CardFiles
     from deploy.card.text import default_place, page
@@ -75,7 +76,7 @@ def card(
     samples, drawn = files.samples(chosen, seed), []
     if samples:
         try:
-            pipeline = Pipeline(opened, threads=threads, runtime=None if runtime is None else runtime.value)
+            pipeline = Pipeline(opened, threads=threads, runtime=runtime)
         except InputError as error:  # a phone's bundle may have no runtime on this machine
             remedies = [*([error.remedy] if error.remedy else []), "--pictures 0 writes the page without pictures"]
             raise InputError(error.headline, error.complaints, "; or ".join(remedies)) from error

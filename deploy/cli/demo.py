@@ -6,11 +6,12 @@ python -m deploy.cli.demo --out out
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 import numpy as np
+
+from exporters.quiet import quiet_libraries
 
 PROMPTS = (
     "a red circle left of a blue square on a white background",
@@ -46,8 +47,7 @@ def contact_sheet(pictures: list[np.ndarray], captions: tuple[str, ...]) -> np.n
 
 def run(out: Path) -> Path:
     """Build, verify and draw into ``out``; returns the contact sheet's path."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    quiet_libraries()
     from deploy.build.request import BuildRequest
     from deploy.build.run import build
     from deploy.build.verify import verify

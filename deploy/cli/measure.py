@@ -1,4 +1,4 @@
-"""The commands that measure, compare and foretell."""
+"""The commands that measure, compare and predict."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import IgnoreLoraOption, VariantOption, builtin_or, messages, need_export
+from deploy.cli.options import IgnoreLoraOption, ThreadsOption, VariantOption, builtin_or, messages, need_export
 from deploy.errors import Complaint, InputError
+from deploy.text import table
 from quantization.files import check_writable, write_bytes, write_text
 
 
@@ -24,10 +25,7 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each graph and picture in each round.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes of each, interleaved; `compare` needs 5.")] = 5,
     warm_ups: Annotated[int, typer.Option(min=0, help="Runs of each graph before those, recorded apart.")] = 1,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
-    ] = None,
+    threads: ThreadsOption = None,
     student: Annotated[
         Path | None,
         typer.Option(help="Also compare with this student in diffusers; 'builtin' is the built-in one.", show_default=False),
@@ -64,7 +62,11 @@ def bench(
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
 ) -> None:
-    """Measure latency, CPU time, memory and quality of bundles, side by side."""
+    """Measure bundles side by side: time, memory, quality.
+
+    Rounds of fresh processes are interleaved; figures are latency and CPU time of graphs and pictures, memory, energy where it
+    can be read, and pictures against the student's own.
+    """
     from benchmarks.results.advice import advise
     from benchmarks.results.picture_grid import grid
     from benchmarks.results.report import html, markdown
@@ -121,7 +123,10 @@ def compare(
         list[str] | None, typer.Option(help="A circumstance that may differ, e.g. runtime (repeatable).", show_default=False)
     ] = None,
 ) -> None:
-    """Say what became slower or faster from one benchmark to another, and whether that is more than noise."""
+    """Say what became slower or faster between benchmarks.
+
+    And whether that is more than noise.
+    """
     import numpy as np
 
     from benchmarks.results.comparison import HEADS, comparison, differing, within
@@ -142,16 +147,11 @@ def compare(
         missing = Complaint(str(after), "has no bundle on a target in common")
     if not rows:
         raise InputError("The benchmarks cannot be compared.", [missing])
-    for row in (HEADS, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, _widths([HEADS, *rows]), strict=True)).rstrip())
-
-
-def _widths(rows: list[tuple[str, ...]]) -> list[int]:
-    return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    typer.echo("\n".join(table([HEADS, *rows])))
 
 
 def predict(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles to foretell.", show_default=False)],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles.", show_default=False)],
     tier: Annotated[
         list[str] | None,
         typer.Option(help="Device tier (repeatable), of the bundle's format. Default: the bundle's own.", show_default=False),
@@ -160,10 +160,14 @@ def predict(
         Path | None, typer.Option("--json", help="File for every figure, operators by kind.", show_default=False)
     ] = None,
 ) -> None:
-    """Foretell latency on devices that are not here, from FLOPs, bytes and what the devices can do."""
+    """Predict latency on devices that are not here.
+
+    From FLOPs, bytes and what the devices can do; nothing is run.
+    """
     need_export()
     from deploy.bundle.folder import open_bundle
-    from deploy.forecast.predict import as_data, costs, predictions, render
+    from deploy.forecast.predict import costs, predictions
+    from deploy.forecast.show import as_data, render
 
     if json_file is not None:
         check_writable(json_file, "--json", "The forecast cannot be written.")

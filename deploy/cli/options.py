@@ -2,124 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from deploy.errors import InputError
+from exporters.choices import (
+    AttentionForm,
+    Compute,
+    ComputeUnits,
+    FormatName,
+    Layout,
+    Parity,
+    Runtime,
+    Sampler,
+    System,
+)
+
+if TYPE_CHECKING:
+    from deploy.build.request import BuildRequest
 
 # Progress and messages go to stderr, results to stdout; neither is drawn where there is no terminal.
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
-
-
-class Layout(StrEnum):
-    """Layouts of a bundle."""
-
-    native = "native"
-    optimum = "optimum"
-    swift = "swift"
-
-
-class Precision(StrEnum):
-    """How matrices are stored."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class Format(StrEnum):
-    """Model formats."""
-
-    onnx = "onnx"
-    coreml = "coreml"
-
-
-class Units(StrEnum):
-    """What Core ML programs are made for."""
-
-    cpu_and_ne = "cpu-and-ne"
-    cpu_and_gpu = "cpu-and-gpu"
-
-
-class System(StrEnum):
-    """Systems that Core ML programs are made for."""
-
-    ios17 = "ios17"
-    ios18 = "ios18"
-
-    @property
-    def coreml(self) -> Literal["iOS17", "iOS18"]:
-        """As Core ML's tools call it."""
-        return "iOS17" if self is System.ios17 else "iOS18"
-
-
-class Attention(StrEnum):
-    """Forms of attention in Core ML programs."""
-
-    fused = "fused"
-    split_einsum = "split-einsum"
-
-
-class Sampler(StrEnum):
-    """How few-step samplers go on."""
-
-    euler = "euler"
-    renoise = "renoise"
-
-
 MAX_IMAGES = 10_000
 SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
-
-
-class RuntimeName(StrEnum):
-    """What runs the graphs."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    coreml = "coreml"
-    evaluator = "evaluator"
-
-
-class Parity(StrEnum):
-    """When graphs are measured in a build."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class OpsetName(StrEnum):
-    """Opsets of ONNX graphs."""
-
-    twenty_one = "21"
-    twenty_three = "23"
-
-    @property
-    def number(self) -> Literal[21, 23]:
-        """As ONNX counts them."""
-        return 21 if self is OpsetName.twenty_one else 23
-
-
-class Preset(StrEnum):
-    """Sizes of random students."""
-
-    tiny = "tiny"
-    mid = "mid"
-    full = "full"
-
-
-class Dtype(StrEnum):
-    """Types that weights are stored in."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
-
 
 StudentArgument = Annotated[
     Path | None,
@@ -136,6 +46,11 @@ TierOption = Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers`
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help="Prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of noise and projections.")]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of `flash-deploy calibrate`: better codes from it; data-free without.", show_default=False),
 ]
 HeightOption = Annotated[
     int | None,
@@ -156,6 +71,12 @@ SigmasOption = Annotated[
         show_default=False,
     ),
 ]
+SamplerOption = Annotated[
+    Sampler | None,
+    typer.Option(
+        help="euler, or renoise for students trained so. Default: what the student's scheduler says.", show_default=False
+    ),
+]
 KeepT5Option = Annotated[
     bool | None,
     typer.Option(
@@ -164,14 +85,54 @@ KeepT5Option = Annotated[
         show_default=False,
     ),
 ]
-FormatOption = Annotated[Format, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")]
+MaxSequenceLengthOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="T5 tokens, or null tokens in their place. Default: the student's, then 256.", show_default=False),
+]
+FormatOption = Annotated[FormatName, typer.Option(help="Model format; coreml needs flash-deploy[coreml].")]
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(
+        help="native: for this runtime. optimum: loads in ORTStableDiffusion3Pipeline. "
+        "swift (coreml): for Apple's Swift StableDiffusion3Pipeline."
+    ),
+]
 UnitsOption = Annotated[
-    Units | None,
+    ComputeUnits | None,
     typer.Option(help="coreml: Neural Engine or GPU beside the CPU. Default: the tier's.", show_default=False),
+]
+StagesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="coreml: programs that the denoiser becomes. Default: the tier's.", show_default=False),
 ]
 TargetOption = Annotated[
     System | None,
-    typer.Option(help="coreml: oldest system that shall run it (ios17: also macOS 14). Default: the tier's.", show_default=False),
+    typer.Option(
+        case_sensitive=False,
+        help="coreml: the oldest system that must run it (ios17: also macOS 14). Default: the tier's.",
+        show_default=False,
+    ),
+]
+AttentionOption = Annotated[
+    AttentionForm | None,
+    typer.Option(
+        help="coreml: one operation for all heads, or one einsum for each. Default: what the compute units want.",
+        show_default=False,
+    ),
+]
+OpsetOption = Annotated[
+    Literal["21", "23"] | None,
+    typer.Option(help="onnx: 21 makes graphs for runtimes as old as onnxruntime 1.20. Default: 23.", show_default=False),
+]
+PrecisionOption = Annotated[
+    Compute | None, typer.Option(help="Store all matrices alike. Default: the tier's profile.", show_default=False)
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option(help="Profile (TOML): how each weight is stored, in place of the tier's.", show_default=False)
+]
+ParityOption = Annotated[
+    Parity,
+    typer.Option(help="Measure graphs against diffusers; auto leaves out those that would take over 1 GiB of memory."),
 ]
 VariantOption = Annotated[
     str | None,
@@ -181,16 +142,50 @@ IgnoreLoraOption = Annotated[
     bool,
     typer.Option("--ignore-lora", help="Do without a LoRA beside the student's weights; else a student that has one is refused."),
 ]
+RuntimeOption = Annotated[
+    Runtime | None,
+    typer.Option(
+        help="What runs the graphs: onnxruntime or openvino (flash-deploy[openvino]) for ONNX, coreml (macOS) or evaluator "
+        "(anywhere, slowly, to check) for Core ML. Default: the fastest that is installed.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Threads of one operator. Default: the runtime's choice.", show_default=False),
+]
+
+
+def build_request(given: Mapping[str, Any]) -> BuildRequest:
+    """A build request of a command's options, by their names; options that it does not have are left out."""
+    from dataclasses import fields
+
+    from deploy.build.request import BuildRequest
+    from exporters.student.student import BUILTIN_STUDENT
+
+    names = {field.name for field in fields(BuildRequest)}
+    request = {name: value for name, value in given.items() if name in names}
+    request["student"] = given["student"] or BUILTIN_STUDENT
+    request["sigmas"] = parse_sigmas(given["sigmas"])
+    request["system"] = given.get("target")
+    if given.get("opset") is not None:
+        request["opset"] = int(given["opset"])
+    return BuildRequest(**request)
 
 
 def builtin_or(student: Path) -> Path:
-    """The built-in student where its name is given, and no such file is there."""
+    """The student's path, where ``builtin`` that is no path means the built-in one."""
     from exporters.student.student import BUILTIN_STUDENT
 
     return BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
 
 
 def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
+    """Noise levels of a list with commas.
+
+    Raises:
+        InputError: it is none.
+    """
     if text is None:
         return None
     try:
@@ -207,11 +202,15 @@ def tell_note(text: str) -> None:
 
 
 def need_export() -> None:
-    """A plain word instead of an import error where only the runtime is installed."""
+    """A plain word instead of an import error where only the runtime is installed.
+
+    Raises:
+        InputError: packages of the extra ``export`` are missing.
+    """
     from importlib.util import find_spec
+
+    from exporters.quiet import quiet_libraries
 
     if missing := [name for name in ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"This command needs packages that are not installed: {', '.join(missing)}.", remedy=EXPORT_EXTRA)
-    # Set before their first import: they log advice (an image processor without torchvision) that is not for this user.
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
+    quiet_libraries()

@@ -38,6 +38,11 @@ def write_page(folder: Path, web_runtime: Path | None) -> list[str]:
     return sorted(paths)
 
 
+def has_page(manifest: Manifest) -> bool:
+    """Whether a bundle has a page."""
+    return any(record.path == INDEX for record in manifest.files)
+
+
 def check_page(manifest: Manifest) -> str:
     """Whether a bundle has its page, and what is still to be done for it.
 
@@ -48,7 +53,7 @@ def check_page(manifest: Manifest) -> str:
         InputError: the bundle has no page.
     """
     paths = {record.path for record in manifest.files}
-    if INDEX not in paths:
+    if not has_page(manifest):
         complaint = Complaint("manifest.json", "lists no page", INDEX, f"a bundle of the tier {manifest.tier}")
         raise InputError("The bundle has no page.", [complaint], "build it with `--tier browser`, in the native layout")
     if any(path.startswith(f"{VENDOR}/") for path in paths):

@@ -6,14 +6,12 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 
-from benchmarks.forecast.cost import Arithmetic
-from benchmarks.forecast.roofline import Place, Processor, Unit, known_efficiencies
 from deploy.errors import Complaint, TierError
-from quantization.profile import Profile, load_profile
+from exporters.choices import AttentionForm, AttentionOperator, Compute, ComputeUnits, FormatName, OnnxRuntime, System
 
 IOS17_SCHEMES = ("fp32", "fp16", "int8", "lut1", "lut2", "lut4", "lut6", "lut8")
 """Without blocks, and with one table for a tensor: coremltools' ``constexpr`` operations up to iOS 17."""
@@ -25,16 +23,16 @@ class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         compute_units: what its programs are made for unless the user says otherwise.
         stages: programs that the denoiser becomes.
-        target: the oldest system.
+        system: the oldest that runs them.
         attention: its form, by compute units.
         schemes: how weights can be stored, by compute units.
     """
 
-    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"]
+    compute_units: ComputeUnits
     stages: Annotated[int, msgspec.Meta(gt=0)]
-    target: Literal["iOS17", "iOS18"]
-    attention: dict[Literal["cpu-and-ne", "cpu-and-gpu"], Literal["fused", "split-einsum"]]
-    schemes: dict[Literal["cpu-and-ne", "cpu-and-gpu"], tuple[str, ...]]
+    system: System
+    attention: dict[ComputeUnits, AttentionForm]
+    schemes: dict[ComputeUnits, tuple[str, ...]]
 
 
 class PlaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,13 +41,13 @@ class PlaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         processor: under ``processors``.
         efficiency: a section of ``benchmarks/forecast/efficiencies.toml``.
-        runs_as: as :class:`benchmarks.forecast.roofline.Place` has it.
-        lacks: likewise.
+        runs_as: what is multiplied as something else, beyond what the efficiency says: ``{ blocks8 = "fp32" }``.
+        lacks: kinds of operators that it does not run.
     """
 
     processor: str
     efficiency: str
-    runs_as: dict[Arithmetic, Unit] = msgspec.field(default_factory=dict)
+    runs_as: dict[str, str] = msgspec.field(default_factory=dict)
     lacks: tuple[str, ...] = ()
 
 
@@ -61,11 +59,11 @@ class ForecastTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         compute_units: of Core ML bundles.
         places: the first choice first; an operator goes to the first that runs it.
         run_once: places of graphs that run once for a picture (text, conditioner), where they are others.
-        only_mixed: whether it foretells bundles with integer weights only.
+        only_mixed: whether it is for bundles with integer weights only.
     """
 
-    format: Literal["onnx", "coreml"]
-    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
+    format: FormatName
+    compute_units: ComputeUnits | None = None
     places: Annotated[tuple[PlaceRecord, ...], msgspec.Meta(min_length=1)]
     run_once: tuple[PlaceRecord, ...] = ()
     only_mixed: bool = False
@@ -93,16 +91,16 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     description: str
-    formats: tuple[Literal["onnx", "coreml"], ...]
+    formats: tuple[FormatName, ...]
     memory_bytes: Annotated[int, msgspec.Meta(gt=0)]
     download_bytes: Annotated[int, msgspec.Meta(gt=0)]
     schemes: tuple[str, ...]
-    compute: Literal["fp32", "fp16"]
-    attention: Literal["MultiHeadAttention", "Attention"]
+    compute: Compute
+    attention: AttentionOperator
     resolution: Annotated[int, msgspec.Meta(gt=0)]
     steps: Annotated[int, msgspec.Meta(gt=0)]
     keep_t5: bool
-    runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
+    runtimes: tuple[OnnxRuntime, ...] = ("onnxruntime",)
     targets: dict[str, ForecastTarget]
     coreml: CoreMLTier | None = None
     page: bool = False
@@ -110,10 +108,15 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 @dataclass(frozen=True)
 class TierData:
-    """All of ``tiers.toml``."""
+    """All of ``tiers.toml``.
+
+    Attributes:
+        tiers: by name.
+        processors: by name, as :mod:`deploy.forecast.targets` reads them.
+    """
 
     tiers: dict[str, Tier]
-    processors: dict[str, Processor]
+    processors: dict[str, dict[str, Any]]
 
 
 @lru_cache(maxsize=1)
@@ -126,46 +129,20 @@ def parse_tiers(text: str) -> TierData:
     """Check the content of a tiers file.
 
     Raises:
-        TierError: it is no TOML, has unknown or missing keys or wrong values, or names a processor or an efficiency that is not
-            there.
+        TierError: it is no TOML, or has unknown or missing keys or wrong values.
     """
     try:
         content = tomllib.loads(text)
-        processors = msgspec.convert(content.pop("processors", {}), dict[str, Processor])
+        processors = msgspec.convert(content.pop("processors", {}), dict[str, dict[str, Any]])
         tiers = msgspec.convert(content, dict[str, Tier])
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise TierError("The tiers cannot be read.", [Complaint("tiers.toml", str(error))]) from error
-    complaints = []
-    for name, tier in tiers.items():
-        for target_name, target in tier.targets.items():
-            for place in (*target.places, *target.run_once):
-                where = f"{name}.targets.{target_name}"
-                for what, given, known in (
-                    ("processor", place.processor, processors.keys()),
-                    ("efficiency", place.efficiency, known_efficiencies().keys()),
-                ):
-                    if given not in known:
-                        complaints.append(Complaint(where, f"no such {what}", " or ".join(known), given))
-    if complaints:
-        raise TierError("The tiers cannot be read.", complaints)
     return TierData(tiers, processors)
 
 
 def all_tiers() -> dict[str, Tier]:
     """Every tier by name."""
     return tier_data().tiers
-
-
-def places(target: ForecastTarget, run_once: bool = False) -> dict[str, Place]:
-    """Where a target's operators run, by the processor's name.
-
-    Args:
-        target: which.
-        run_once: of graphs that run once for a picture.
-    """
-    processors, known = tier_data().processors, known_efficiencies()
-    records = target.run_once if run_once and target.run_once else target.places
-    return {r.processor: Place(processors[r.processor], known[r.efficiency], r.runs_as, r.lacks) for r in records}
 
 
 def find_tier(name: str) -> Tier:
@@ -193,38 +170,12 @@ def check_format(name: str, model_format: str) -> None:
         raise TierError("The tier cannot have this bundle.", [complaint], f"tiers that run {model_format}: {able}")
 
 
-def default_profile(name: str, model_format: str = "onnx") -> Profile:
-    """The profile of a tier's bundles unless the user says otherwise: ``profiles/NAME.toml``, ``profiles/NAME.coreml.toml``."""
-    file_name = f"{name}.toml" if model_format == "onnx" else f"{name}.{model_format}.toml"
-    with resources.as_file(resources.files("deploy.tiers").joinpath("profiles", file_name)) as file:
-        return load_profile(file)
-
-
 def legal_schemes(
-    tier: Tier, model_format: str = "onnx", compute_units: str | None = None, target: str | None = None
+    tier: Tier, model_format: FormatName = "onnx", compute_units: ComputeUnits | None = None, system: System | None = None
 ) -> tuple[str, ...]:
     """How a tier's runtimes can store weights."""
     if model_format == "onnx":
         return tier.schemes
     assert tier.coreml is not None
-    able = tier.coreml.schemes[compute_units or tier.coreml.compute_units]  # type: ignore[index]
-    return able if (target or tier.coreml.target) == "iOS18" else tuple(name for name in able if name in IOS17_SCHEMES)
-
-
-def check_schemes(
-    name: str, profile: Profile, model_format: str = "onnx", compute_units: str | None = None, target: str | None = None
-) -> None:
-    """Refuse schemes that a tier's runtimes cannot run.
-
-    Raises:
-        TierError: there are such.
-    """
-    legal = legal_schemes(find_tier(name), model_format, compute_units, target)
-    where = "the tier" if target != "iOS17" else "iOS 17"
-    complaints = [
-        Complaint(f"rule {i + 1}", f"{where} cannot run its scheme", " or ".join(legal), rule.scheme.name)
-        for i, rule in enumerate(profile.rules)
-        if rule.scheme.name not in legal
-    ]
-    if complaints:
-        raise TierError(f"The tier {name} cannot run this profile.", complaints, "`flash-deploy tiers` lists what each can run")
+    able = tier.coreml.schemes[compute_units or tier.coreml.compute_units]
+    return able if (system or tier.coreml.system) == "iOS18" else tuple(name for name in able if name in IOS17_SCHEMES)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+from deploy.build.plan import settle
 from deploy.build.request import BuildRequest
-from deploy.build.run import plan
-from deploy.errors import Complaint, InputError
+from deploy.errors import InputError
 from deploy.prompts import prompts_of_all_sorts, read_prompts
 from exporters.streamed.calibrate import calibrate
 from exporters.student.student import Student
@@ -30,11 +29,9 @@ def open_calibration(folder: Path, student: Student) -> Calibration:
     Raises:
         InputError: it is damaged, or of another student.
     """
-    found = Calibration(folder)
-    if found.recipe.fingerprint != (wanted := student.fingerprint()):
-        complaint = Complaint(str(folder), "is of another student", wanted, found.recipe.fingerprint)
-        raise InputError("The calibration cannot be used.", [complaint], "flash-deploy calibrate makes one of this student")
-    return found
+    calibration = Calibration(folder)
+    calibration.check_student(student.fingerprint())
+    return calibration
 
 
 def calibrate_student(
@@ -56,15 +53,15 @@ def calibrate_student(
     if output.exists() and not (request.force and (output / FILE).is_file()):
         remedy = "give another folder" if request.force else "give another folder, or --force to replace a calibration"
         raise InputError(f"{output} is there already.", remedy=remedy)
-    made = plan(replace(request, output=output / "never"))
-    for text in made.notes:
+    settled = settle(request)
+    for text in settled.notes:
         note(text)
-    chosen = (default_prompts(made.student.path) if prompts is None else read_prompts(prompts))[:count]
+    chosen = (default_prompts(settled.student.path) if prompts is None else read_prompts(prompts))[:count]
     with new_folder(output, replace=request.force) as draft:
         calibrate(
-            made.student,
-            made.options,
-            made.sampling,
+            settled.student,
+            settled.options,
+            settled.sampling,
             chosen,
             draft,
             seed=seed,

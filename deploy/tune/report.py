@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import Complaint, InputError
-from deploy.tune.tuning import Point, Tuned
+from deploy.tune.choose import Point, Tuned
 from quantization.files import check_writable, new_file, write_text, writing
 
 FILES = ("pareto.csv", "pareto.png", "sensitivity.csv")

@@ -20,10 +20,11 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from exporters.choices import System
 from exporters.coreml.backend import Var, mb, types
 from exporters.onnx.quantize import Kept
 from exporters.student.weights.weight import Weight
@@ -36,7 +37,6 @@ from quantization.profile import Profile
 from quantization.schemes import Scheme
 
 Load = Callable[[], np.ndarray]
-Target = Literal["iOS17", "iOS18"]
 PACKED_BITS, INT8_BITS = (1, 2, 4, 6, 8), 8
 _SIGNED: dict[int, Any] = {8: np.dtype(np.int8), 4: types.np_int4_dtype}
 _INDICES: dict[int, Any] = {
@@ -60,9 +60,9 @@ def unsupported_on_ios17(scheme: Scheme) -> str:
     return ""
 
 
-def unsupported(shape: tuple[int, ...], scheme: Scheme, target: Target = "iOS18") -> str:
+def unsupported(shape: tuple[int, ...], scheme: Scheme, system: System = "iOS18") -> str:
     """Why Core ML has no constant of a shape in a scheme; empty where it has one."""
-    if target == "iOS17" and (reason := unsupported_on_ios17(scheme)):
+    if system == "iOS17" and (reason := unsupported_on_ios17(scheme)):
         return reason
     rows, columns = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     if scheme.dynamic_activations:
@@ -107,7 +107,7 @@ class Constants:
 
     Args:
         profile: how weights are stored.
-        target: the oldest system that shall run the program.
+        system: the oldest that must run the program.
         calibration: what is known of the weights; without it every scheme is data-free.
 
     Attributes:
@@ -116,8 +116,8 @@ class Constants:
         parameters: how many of the student's numbers the program's weights stand for.
     """
 
-    def __init__(self, profile: Profile, target: Target = "iOS18", calibration: Calibration | None = None) -> None:
-        self.profile, self.target, self.calibration = profile, target, calibration
+    def __init__(self, profile: Profile, system: System = "iOS18", calibration: Calibration | None = None) -> None:
+        self.profile, self.system, self.calibration = profile, system, calibration
         self.loads: dict[str, Load] = {}
         self.kept: list[Kept] = []
         self.parameters = 0
@@ -149,7 +149,7 @@ class Constants:
         self.parameters += weight.elements if weight.component else 0
         scheme = self.profile.scheme(weight.component, weight.name) if weight.name and len(weight.shape) > 1 else None
         if scheme is not None and scheme.kind != "float":
-            if not (reason := unsupported(weight.shape, scheme, self.target)):
+            if not (reason := unsupported(weight.shape, scheme, self.system)):
                 return self._coded(weight, scheme, wide, target)
             self.kept.append(Kept(weight.component, weight.name, scheme.name, reason))
         half = len(weight.shape) > 1 and weight.name and (scheme is None or scheme.name != "fp32")
@@ -169,13 +169,13 @@ class Constants:
         if scheme.kind == "lookup":
             tables = 1 if scheme.block is None else shape[0] // scheme.block
             entries = 1 << scheme.bits
-            if self.target == "iOS17":
+            if self.system == "iOS17":
                 return self._packed(weight, scheme, encoded, shape, values)
             table_shape = (tables, *rest, entries, 1)
             indices = self.lazy(f"{weight.name}.indices", shape, _INDICES[scheme.bits], lambda: _codes(encoded, shape))
             lut = self.lazy(f"{weight.name}.lut", table_shape, values, lambda: _tables(encoded, table_shape, values))
             return mb.constexpr_lut_to_dense(indices=indices, lut=lut, name=self.name(f"{weight.name}.dense"))
-        if self.target == "iOS17":
+        if self.system == "iOS17":
             return mb.constexpr_affine_dequantize(
                 quantized_data=self.lazy(f"{weight.name}.codes", shape, np.int8, lambda: _codes(encoded, shape)),
                 scale=self.lazy(f"{weight.name}.scales", shape[:1], values, lambda: _scales(encoded, shape[:1], values)),

@@ -139,7 +139,7 @@ def write_graph(
     wide = set() if rehearsal is None else wide_nodes(rehearsal, spec.name, model, options)
     programs, stages = _write_stages(spec, model, options, wide, folder, progress)
     packages = [folder / stage.path for stage in stages]
-    if check is not None and options.precision == "fp16" and not check.passes(packages):
+    if check is not None and options.compute == "fp16" and not check.passes(packages):
         losing = [node for node in nodes_by_loss(programs, packages, check.inputs) if node not in wide]
         for more in growing_shares(losing):
             for package in packages:

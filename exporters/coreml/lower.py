@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporters.choices import System
 from exporters.coreml.backend import mb, types
-from exporters.coreml.constants import Constants, Target
+from exporters.coreml.constants import Constants
 from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import LazyWeight
 
@@ -35,14 +36,14 @@ class Lowering:
 
     Attributes:
         constants: where its weights go.
-        target: the oldest system that shall run it.
+        system: the oldest that must run it.
         wide: whether the node at hand computes in fp32.
         values: what each value of the graph has become; arrays are constants that are not weights.
         casts: of values, by name and whether to fp32: each is cast once.
     """
 
     constants: Constants
-    target: Target
+    system: System
     wide: bool
     values: dict[ir.Value, Operand]
     casts: dict[tuple[str, bool], Operand] = field(default_factory=dict)
@@ -360,7 +361,7 @@ def _attention(at: Lowering, node: ir.Node) -> Operand:
     heads, scale = attribute(node, "q_num_heads"), attribute(node, "scale")
     q, k, v = (_heads(at.operand(x), heads) for x in node.inputs[:3])
     bias = score_bias(at, node, q.shape[2], k.shape[2])
-    if at.target == "iOS18":
+    if at.system == "iOS18":
         factor = scale * math.sqrt(q.shape[-1])  # the operation divides by the root of the head's size itself
         q = q if math.isclose(factor, 1) else mb.mul(x=q, y=at.number(factor))
         mask = {} if bias is None else {"attn_mask": bias}

@@ -91,7 +91,7 @@ def write_package(
     weights = data / "weights"
     weights.mkdir(parents=True)
     try:
-        version = getattr(ct.target, made.target).value
+        version = getattr(ct.target, made.system).value
         with _weights_of(folder):
             writer = _Streamed(made, weights, version, progress)
             program = writer.export()

@@ -13,34 +13,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from exporters.choices import AttentionForm, Compute, System
 from exporters.coreml.backend import Function, Program, Var, ct, mb, types
 from exporters.coreml.channels_first import ChannelsFirst
-from exporters.coreml.constants import Constants, Target
+from exporters.coreml.constants import Constants
 from exporters.coreml.lower import Lowering
 from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import LazyWeight
 from quantization.calibration import Calibration
 from quantization.profile import Profile
 
-Precision = Literal["fp16", "fp32"]
-Attention = Literal["fused", "split-einsum"]
-LOWERINGS: dict[Attention, type[Lowering]] = {"fused": Lowering, "split-einsum": ChannelsFirst}
+LOWERINGS: dict[AttentionForm, type[Lowering]] = {"fused": Lowering, "split-einsum": ChannelsFirst}
 NEAR = 0.35  # of a stage's share of the weights: how far a cut may move for fewer values to cross it
 
 
 @dataclass(frozen=True)
 class ProgramOptions:
-    """What a Core ML target wants.
+    """How a Core ML program is made.
 
     Attributes:
         profile: how weights are stored.
-        precision: what programs compute in.
-        target: the oldest system that shall run them.
+        compute: what programs compute in.
+        system: the oldest that must run them.
         calibration: what is known of the weights, for schemes that make use of it.
         stages: how many programs the graph becomes.
         attention: one operation for all heads, which GPUs have; or an einsum for each head and all tokens in the Neural Engine's
@@ -48,11 +47,11 @@ class ProgramOptions:
     """
 
     profile: Profile
-    precision: Precision = "fp16"
-    target: Target = "iOS18"
+    compute: Compute = "fp16"
+    system: System = "iOS18"
     calibration: Calibration | None = None
     stages: int = 1
-    attention: Attention = "fused"
+    attention: AttentionForm = "fused"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class StageProgram:
         inputs: what it takes.
         outputs: what it returns.
         wide: names of the operators that compute in fp32 in an fp16 program.
-        target: the oldest system that runs it.
+        system: the oldest that runs it.
         origins: by the name of each of its values, the node that it was made for.
         readers: by the name of a value that stands for one of the graph's, the nodes that read that.
     """
@@ -84,7 +83,7 @@ class StageProgram:
     inputs: tuple[ProgramPort, ...]
     outputs: tuple[ProgramPort, ...]
     wide: tuple[str, ...]
-    target: Target
+    system: System
     origins: dict[str, ir.Node]
     readers: dict[str, tuple[ir.Node, ...]]
 
@@ -113,7 +112,7 @@ def to_programs(model: ir.Model, options: ProgramOptions, wide: Collection[ir.No
             complaint = Complaint(str(port.name), "has a dynamic size", "a fixed one", str(port.shape))
             raise ExportError("The graph cannot become a Core ML program.", [complaint], "build without --dynamic")
     nodes = list(model.graph)
-    wide = {*wide, *_digits(nodes), *_ruled(nodes, options.profile)} if options.precision == "fp16" else set(nodes)
+    wide = {*wide, *_digits(nodes), *_ruled(nodes, options.profile)} if options.compute == "fp16" else set(nodes)
     stages = list(_stages(model, nodes, options.stages))
     names = _crossing_names(model, stages)
     ports = {value: _port(value, names[value]) for value in model.graph.inputs}
@@ -162,15 +161,15 @@ def _program(
     ports: dict[ir.Value, ProgramPort],
 ) -> StageProgram:
     """Lower one stage; ``ports`` are of what there is before it, and gain what it makes."""
-    constants = Constants(options.profile, options.target, options.calibration)
+    constants = Constants(options.profile, options.system, options.calibration)
     inputs = tuple(ports[value] for value in stage.inputs)
     for value in (*stage.inputs, *stage.outputs):
         constants.name(names[value])  # no constant may take it
     mb.name_count.clear()  # coremltools numbers unnamed operations on and on: equal graphs shall be equal programs
     program = Program()
     placeholders = {p.name: mb.placeholder(p.shape, types.int32 if p.dtype == "int32" else types.fp32) for p in inputs}
-    with Function(placeholders, opset_version=getattr(ct.target, options.target)) as function:
-        lowering = LOWERINGS[options.attention](constants, options.target, options.precision == "fp32", {})
+    with Function(placeholders, opset_version=getattr(ct.target, options.system)) as function:
+        lowering = LOWERINGS[options.attention](constants, options.system, options.compute == "fp32", {})
         for value, port in zip(stage.inputs, inputs, strict=True):
             lowering.receive(value, function.inputs[port.name])
             if not value.uses():  # a client feeds it all the same
@@ -187,12 +186,12 @@ def _program(
     outputs = tuple(ProgramPort(var.name, "float32", tuple(var.shape)) for var in results)
     ports |= dict(zip(stage.outputs, outputs, strict=True))
     program.add_function("main", function)
-    exact = tuple(str(node.name) for node in stage.nodes if node in wide) if options.precision == "fp16" else ()
+    exact = tuple(str(node.name) for node in stage.nodes if node in wide) if options.compute == "fp16" else ()
     readers: dict[str, tuple[ir.Node, ...]] = {}
     for value, became in lowering.forms():
         if not isinstance(became, np.ndarray):  # two values are one where a product has taken its bias
             readers[became.name] = (*readers.get(became.name, ()), *value.consumers())
-    return StageProgram(program, constants, inputs, outputs, exact, options.target, origins, readers)
+    return StageProgram(program, constants, inputs, outputs, exact, options.system, origins, readers)
 
 
 def _bits(var: Var) -> int:

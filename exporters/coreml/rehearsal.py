@@ -22,7 +22,7 @@ from quantization.profile import uniform
 
 def wide_nodes(rehearsal: Rehearsal, graph: str, model: ir.Model, options: ProgramOptions) -> set[ir.Node]:
     """The nodes of a model that cannot compute in fp16; what it makes becomes known to the rehearsal."""
-    plain = ProgramOptions(uniform("fp16"), "fp32", options.target, attention=options.attention)
+    plain = ProgramOptions(uniform("fp16"), "fp32", options.system, attention=options.attention)
     with tempfile.TemporaryDirectory() as folder:
         programs = to_programs(model, plain)
         packages = [write_package(made, Path(folder) / f"{i}.mlpackage") for i, made in enumerate(programs)]

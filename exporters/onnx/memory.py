@@ -8,10 +8,9 @@ measured by ``python -m benchmarks.studies.memory_budget``, which also prints ho
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx_ir as ir
 
+from exporters.choices import Compute
 from exporters.layouts.spec import GraphSpec
 from quantization.calibration import Layer
 from quantization.schemes import Scheme, parse_scheme
@@ -27,7 +26,7 @@ def live_bytes(spec: GraphSpec) -> int:
     return 4 * LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE) * spec.largest_activation
 
 
-def weight_bytes(layer: Layer, scheme: Scheme, shape: tuple[int, ...], compute: Literal["fp32", "fp16"]) -> int:
+def weight_bytes(layer: Layer, scheme: Scheme, shape: tuple[int, ...], compute: Compute) -> int:
     """What a weight will take in memory, known before its graph is traced: the same factors as :func:`memory_bytes`.
 
     Args:

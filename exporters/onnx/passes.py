@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import InPlacePass, PassError, PassResult, Sequential, common
 
-from exporters.onnx.opset import TRACED, LowerOpset, Opset
+from exporters.choices import AttentionOperator, Opset
+from exporters.onnx.opset import TRACED, LowerOpset
 from exporters.onnx.quantize import Kept, QuantizeWeights
 from exporters.onnx.weights import STAMP, LazyWeight
 from quantization.calibration import Calibration
 from quantization.errors import InputError
 from quantization.profile import Profile
-
-AttentionKernel = Literal["MultiHeadAttention", "Attention"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class PassOptions:
     """
 
     profile: Profile
-    attention: AttentionKernel = "MultiHeadAttention"
+    attention: AttentionOperator = "MultiHeadAttention"
     calibration: Calibration | None = None
     unalias_rows: bool = False
     opset: Opset = TRACED

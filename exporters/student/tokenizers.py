@@ -8,9 +8,12 @@ from exporters.choices import ENCODER_IDS
 from exporters.errors import Complaint, StudentError
 from exporters.student.student import Student
 
+Tokenizers = tuple[tuple[str, str, Any], ...]
+"""``(graph input, folder name, transformers tokenizer)`` of each text encoder."""
 
-def open_tokenizers(student: Student, keep_t5: bool) -> tuple[tuple[str, str, Any], ...]:
-    """``(graph input, folder name, transformers tokenizer)`` of each encoder that is kept.
+
+def open_tokenizers(student: Student, keep_t5: bool) -> Tokenizers:
+    """The tokenizers of each encoder that is kept.
 
     Raises:
         StudentError: a tokenizer cannot be read, or does not fit its encoder.

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.build.budget import Place, best_uniform, estimated_sizes
-from deploy.build.format import OnnxFormat
-from deploy.build.run import BuildRequest, build
+from deploy.build import BuildRequest, build
+from deploy.build.budget import Destination, best_uniform, estimated_sizes
+from deploy.build.onnx_format import OnnxFormat
 from deploy.build.verify import bundle_options, profile_of
 from deploy.bundle.folder import Bundle
 from deploy.errors import TierError
@@ -92,7 +92,7 @@ def test_estimates_are_what_graphs_turn_out_to_be(builtin_bundle: Bundle) -> Non
     """But for constants of the trace and rows that are padded, which weigh a percent of so small a student."""
     manifest = builtin_bundle.manifest
     graphs = plan_graphs(open_student(BUILTIN_STUDENT), bundle_options(builtin_bundle))
-    place = Place("desktop-cpu", find_tier("desktop-cpu"))
+    place = Destination("desktop-cpu", find_tier("desktop-cpu"))
     sizes = estimated_sizes(graphs, profile_of(manifest), place)
     assert sizes.stored_bytes == pytest.approx(sum(graph.weight_bytes for graph in manifest.graphs), rel=0.02)
     assert sizes.memory == pytest.approx({graph.name: graph.memory_bytes for graph in manifest.graphs}, rel=0.03)
@@ -105,6 +105,6 @@ def test_largest_scheme_that_fits_is_chosen(builtin_bundle: Bundle) -> None:
     chosen = []
     for bits in (40, 20, 13, 8, 3):
         narrow = msgspec.structs.replace(tier, download_bytes=weights * bits // 8)
-        found = best_uniform(graphs, Place("desktop-cpu", narrow))
+        found = best_uniform(graphs, Destination("desktop-cpu", narrow))
         chosen.append(found and found[0])
     assert chosen == ["fp32", "fp16", "int8g32", "uint4g32", None]

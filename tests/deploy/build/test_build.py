@@ -19,9 +19,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import deploy.build.budget
+import deploy.build.parity
 import deploy.build.run
-from deploy.build.format import OnnxFormat
-from deploy.build.run import BuildRequest, Silent, build, plan
+from deploy.build import BuildRequest, build
+from deploy.build.onnx_format import OnnxFormat
+from deploy.build.plan import plan
+from deploy.build.resume import resume_key
+from deploy.build.run import Silent
 from deploy.bundle.folder import Bundle, check_files, locked, open_bundle, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
 from deploy.forecast.predict import costs
@@ -97,18 +101,18 @@ def test_interrupted_build_goes_on_where_it_stopped(
 ) -> None:
     output = tmp_path / "bundle"
     request = small(students, output)
-    write = deploy.build.run._write
+    write = deploy.build.run._Build._write
 
-    def interrupted(partial, shape, graph, *rest):
+    def interrupted(job, graph, draft):
         if graph.name == "denoiser":
             interrupt()
-        return write(partial, shape, graph, *rest)
+        return write(job, graph, draft)
 
-    monkeypatch.setattr(deploy.build.run, "_write", interrupted)
+    monkeypatch.setattr(deploy.build.run._Build, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(request)
     assert not output.exists()
-    monkeypatch.setattr(deploy.build.run, "_write", write)
+    monkeypatch.setattr(deploy.build.run._Build, "_write", write)
     log = Log()
     bundle = build(request, log)
     assert log.traced == ["denoiser", "vae_decoder"]
@@ -118,7 +122,7 @@ def test_interrupted_build_goes_on_where_it_stopped(
 
 def test_other_options_take_nothing_over(students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "bundle"
-    monkeypatch.setattr(deploy.build.run, "_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(small(students, output))
     monkeypatch.undo()
@@ -132,7 +136,7 @@ def test_damaged_leftovers_are_not_taken_over(
     students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "bundle"
-    monkeypatch.setattr(deploy.build.run, "_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(small(students, output))
     monkeypatch.undo()
@@ -208,11 +212,11 @@ def test_only_bundles_are_replaced_and_nothing_with_them(students: dict[str, Stu
     (bundle.folder / ".DS_Store").touch()
     (bundle.folder / "image.png").touch()
     with pytest.raises(InputError, match=r"holds more than a bundle[\s\S]*image.png: not a file of this bundle"):
-        deploy.build.run.plan(small(students, bundle.folder, force=True))
+        plan(small(students, bundle.folder, force=True))
     (bundle.folder / "image.png").unlink()
-    deploy.build.run.plan(small(students, bundle.folder, force=True))
+    plan(small(students, bundle.folder, force=True))
     (bundle.folder / "manifest.json").write_text('{"format": "flash-deploy bundle", "version": 1}')
-    deploy.build.run.plan(small(students, bundle.folder, force=True))  # `build the bundle again` is what its complaint says
+    plan(small(students, bundle.folder, force=True))  # `build the bundle again` is what its complaint says
 
 
 def test_links_in_a_partial_folder_lead_nowhere(students: dict[str, Student], tmp_path: Path) -> None:
@@ -239,13 +243,13 @@ def test_links_in_a_partial_folder_lead_nowhere(students: dict[str, Student], tm
 def test_a_student_that_changes_meanwhile_is_not_sealed(
     tiny_folder: Path, students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = deploy.build.run._write
+    write = deploy.build.run._Build._write
 
     def changing(*arguments: Any) -> Any:
         edit_json(tiny_folder / "vae" / "config.json", scaling_factor=0.5)
         return write(*arguments)
 
-    monkeypatch.setattr(deploy.build.run, "_write", changing)
+    monkeypatch.setattr(deploy.build.run._Build, "_write", changing)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=r"is being written to[\s\S]*vae/config.json: has changed since the student was opened"):
         build(small(students, tmp_path / "out" / "bundle", student=tiny_folder))
@@ -274,7 +278,7 @@ def test_names_of_students_hold_no_control_characters(tiny_folder: Path, student
 def test_licences_that_no_bundle_can_hold(tiny_folder: Path, students: dict[str, Student], tmp_path: Path) -> None:
     (tiny_folder / "LICENSE:x").write_text("free")
     with pytest.raises(InputError, match="has a name that not every system can hold"):
-        deploy.build.run.plan(small(students, tmp_path / "bundle", student=tiny_folder))
+        plan(small(students, tmp_path / "bundle", student=tiny_folder))
 
 
 BAD_REQUESTS = {
@@ -321,7 +325,7 @@ def test_a_disk_that_fills_up(students: dict[str, Student], tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "denoiser.onnx.data")
 
-    monkeypatch.setattr(deploy.build.run, "_write", full)
+    monkeypatch.setattr(deploy.build.run._Build, "_write", full)
     with pytest.raises(InputError, match=r"denoiser.onnx.data: No space left on device[\s\S]*free some space"):
         build(small(students, tmp_path / "bundle"))
     assert left_behind(tmp_path) == []
@@ -330,13 +334,13 @@ def test_a_disk_that_fills_up(students: dict[str, Student], tmp_path: Path, monk
 def test_what_came_to_the_place_meanwhile_stays(
     students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = deploy.build.run._measured
+    with_parity = deploy.build.run.with_parity
 
     def meanwhile(*arguments):
         (tmp_path / "bundle").mkdir(exist_ok=True)
-        return measured(*arguments)
+        return with_parity(*arguments)
 
-    monkeypatch.setattr(deploy.build.run, "_measured", meanwhile)
+    monkeypatch.setattr(deploy.build.run, "with_parity", meanwhile)
     with pytest.raises(InputError, match="has come to be while the bundle was built"):
         build(small(students, tmp_path / "bundle"))
     assert left_behind(tmp_path) == ["bundle"]
@@ -359,7 +363,7 @@ def test_a_schedule_that_depends_on_the_size_is_not_pinned_for_all(tiny_folder: 
 def test_the_tiers_steps_are_the_fallback(students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = msgspec.structs.replace(find_tier("desktop-cpu"), steps=3)
     monkeypatch.setattr(deploy.build.run, "find_tier", lambda _: tier)
-    assert len(deploy.build.run.plan(small(students, tmp_path / "b")).sampling.timesteps) == 3
+    assert len(plan(small(students, tmp_path / "b")).sampling.timesteps) == 3
 
 
 BUDGETS = {
@@ -397,7 +401,7 @@ def test_a_rule_for_what_is_dropped_is_no_typo(students: dict[str, Student], tmp
 
 @pytest.mark.parametrize("tier", all_tiers())
 def test_every_tier_has_a_profile_that_it_can_run(tier: str, tmp_path: Path) -> None:
-    made = deploy.build.run.plan(BuildRequest(output=tmp_path / "b", tier=tier))
+    made = plan(BuildRequest(output=tmp_path / "b", tier=tier))
     assert {rule.scheme.name for rule in made.profile.rules} <= set(made.tier.schemes)
 
 
@@ -444,7 +448,7 @@ def test_a_wrong_graph_is_not_sealed(students: dict[str, Student], tmp_path: Pat
 def test_large_graphs_are_not_measured_unless_asked(
     students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploy.build.run, "PARITY_LIMIT_BYTES", 500_000)
+    monkeypatch.setattr(deploy.build.parity, "LIMIT_BYTES", 500_000)
     bundle = build(small(students, tmp_path / "bundle", parity="auto"))
     notes = {graph.name: graph.parity_note for graph in bundle.manifest.graphs if graph.parity_db is None}
     assert "denoiser" in notes
@@ -532,7 +536,7 @@ def test_another_profile_takes_nothing_over(
     output, profile = tmp_path / "bundle", tmp_path / "profile.toml"
     rule = '[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "{}"\n'
     profile.write_text(rule.format("int4g32"))
-    monkeypatch.setattr(deploy.build.run, "_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(small(students, output, profile=profile))
     monkeypatch.undo()
@@ -601,8 +605,8 @@ def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
     profile.write_text('[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "int8g32"\n')
     request = BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", profile=profile)
     with pytest.raises(InputError, match="int8g32"):
-        deploy.build.run.plan(request)
-    made = deploy.build.run.plan(replace(request, compute_units="cpu-and-gpu"))
+        plan(request)
+    made = plan(replace(request, compute_units="cpu-and-gpu"))
     assert (made.compute_units, made.attention) == ("cpu-and-gpu", "fused")
 
 
@@ -610,6 +614,6 @@ def test_the_opset_is_in_the_resume_key(students: dict[str, Student], tmp_path: 
     """A graph of another opset is not taken over from an interrupted build."""
     keys = []
     for opset in (None, 23, 21):
-        made = deploy.build.run.plan(small(students, tmp_path / "b", opset=opset))
-        keys.append(deploy.build.run._key(made, made.graphs[0], "sha256:0"))
+        made = plan(small(students, tmp_path / "b", opset=opset))
+        keys.append(resume_key(made, made.graphs[0], "sha256:0"))
     assert keys[0] == keys[1] != keys[2]

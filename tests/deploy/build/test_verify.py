@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from deploy.bench.request import BenchRequest
-from deploy.build.run import BuildRequest, build
+from deploy.build import BuildRequest, build
 from deploy.build.verify import verify
 from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render

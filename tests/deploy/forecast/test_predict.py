@@ -10,8 +10,11 @@ import pytest
 from deploy.bench.advice import forecasts
 from deploy.bundle.folder import Bundle
 from deploy.errors import InputError, TierError
-from deploy.forecast.predict import NOTE, ProductTimes, as_data, costs, predictions, render
-from deploy.tiers.tier import all_tiers, parse_tiers, places, tier_data
+from deploy.forecast.predict import NOTE, costs, predictions
+from deploy.forecast.products import ProductTimes
+from deploy.forecast.show import as_data, render
+from deploy.forecast.targets import check_places, places
+from deploy.tiers.tier import all_tiers, parse_tiers, tier_data
 from quantization.schemes import parse_scheme
 from tests.deploy.cli.test_cli import flash_deploy
 
@@ -33,7 +36,7 @@ TEXT = resources.files("deploy.tiers").joinpath("tiers.toml").read_text("utf-8")
 def test_a_tiers_file_that_is_wrong(old: str, new: str, message: str) -> None:
     assert old in TEXT
     with pytest.raises(TierError, match=message):
-        parse_tiers(TEXT.replace(old, new))
+        check_places(parse_tiers(TEXT.replace(old, new)))
 
 
 def test_every_tier_has_a_target_for_each_of_its_formats() -> None:
@@ -64,7 +67,7 @@ def test_a_bundle_on_its_own_tier(builtin_bundle: Bundle) -> None:
     assert 0 < low < made.seconds < high
     assert sum(made.shares("bounds").values()) == pytest.approx(1)
     # No operator is faster than the processor's peak.
-    peak = 1e9 * max(tier_data().processors["ryzen-7-7700"].peak_gflops.values())
+    peak = 1e9 * max(tier_data().processors["ryzen-7-7700"]["peak_gflops"].values())
     assert all(graph.time.seconds > found[graph.name].flops / peak for graph in made.graphs)
 
 

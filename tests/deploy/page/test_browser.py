@@ -18,7 +18,7 @@ import onnx
 import pytest
 from tokenizers import Tokenizer
 
-from deploy.build.run import BuildRequest, build
+from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle, open_bundle, record_file
 from deploy.errors import InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium, find_chromium

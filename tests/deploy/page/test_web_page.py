@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.build.run import BuildRequest, plan
+from deploy.build import BuildRequest
+from deploy.build.plan import plan
 from deploy.bundle.folder import Bundle, check_files
 from deploy.bundle.manifest import read_manifest
 from deploy.errors import InputError

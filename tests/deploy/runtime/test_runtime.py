@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from deploy.build.run import BuildRequest, build
+from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import BundleError, InputError

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.build.run import BuildRequest, build, plan
+from deploy.build import BuildRequest, build
+from deploy.build.plan import plan
 from deploy.errors import InputError
 from deploy.prompts import read_prompts
 from deploy.tune.calibrate import calibrate_student, default_prompts
+from deploy.tune.choose import Tuned, tune
+from deploy.tune.profile_file import check_profile_file, write_profile
 from deploy.tune.report import check_report, picture_db, table, write_report
-from deploy.tune.tuning import Tuned, TuneRequest, Tuning, check_profile_file, tune, write_profile
+from deploy.tune.tuning import TuneRequest, Tuning
 from exporters.restructure.denoiser import reads_modulated
 from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration

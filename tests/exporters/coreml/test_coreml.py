@@ -75,12 +75,12 @@ SPEC_VERSIONS = {"iOS17": 8, "iOS18": 9}
 @pytest.mark.parametrize(
     ("shape", "changes", "target"),
     [
-        ("no qk_norm, no dual", {}, replace(FP32, target="iOS17")),
+        ("no qk_norm, no dual", {}, replace(FP32, system="iOS17")),
         ("tiny", {"keep_t5": True}, replace(FP32, stages=2)),
         ("all dual, bf16", {"width": 48}, ProgramOptions(uniform("fp16"), stages=2)),
-        ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), target="iOS17")),
+        ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), system="iOS17")),
         ("no qk_norm, no dual", {"layout": "swift", "max_sequence_length": 77}, replace(FP32, attention="split-einsum")),
-        ("no qk_norm, no dual", {}, replace(FP32, attention="split-einsum", target="iOS17")),
+        ("no qk_norm, no dual", {}, replace(FP32, attention="split-einsum", system="iOS17")),
         ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), stages=2, attention="split-einsum")),
     ],
     ids=["fp32 iOS17", "fp32 T5 stages", "fp16 stages", "fp16 T5 iOS17", "swift split", "fp32 split iOS17", "fp16 T5 split"],
@@ -98,7 +98,7 @@ def test_programs_compute_what_diffusers_computes(
             before = [file.read_bytes() for file in files]
             description = ct.models.MLModel(str(tmp_path / stage.path), skip_model_load=True).get_spec()
             assert [file.read_bytes() for file in files] == before  # loading writes the package anew
-            assert description.specificationVersion == SPEC_VERSIONS[target.target]
+            assert description.specificationVersion == SPEC_VERSIONS[target.system]
             assert [p.name for p in description.description.input] == [p.name for p in stage.inputs]
             assert all(p.shortDescription for p in description.description.input if not p.name.startswith("stage_"))
 
@@ -141,7 +141,7 @@ def test_convolutions_weights_are_those_of_linear_layers(
     target: Target, scheme: str, denoiser: tuple[GraphSpec, Any], tmp_path: Path
 ) -> None:
     spec, model = denoiser
-    options = ProgramOptions(uniform(scheme), target=target)
+    options = ProgramOptions(uniform(scheme), system=target)
     linear = write_graph(spec, model, options, None, tmp_path / "linear")
     convolution = write_graph(spec, model, replace(options, attention="split-einsum"), None, tmp_path / "convolution")
     assert (linear.weight_bytes, linear.kept) == (convolution.weight_bytes, convolution.kept)
@@ -264,7 +264,7 @@ def test_compressed_constants_are_what_the_codec_made(
     """Decoded weights differ from the codec's own by the rounding of scales to fp16: 2^-11 of a weight, 66 dB."""
     student = students["tiny"]
     spec = next(spec for spec in plan_graphs(student, OPTIONS) if spec.name == "conditioner")
-    written = write_graph(spec, draft(spec), ProgramOptions(uniform(scheme), target=target), None, tmp_path)
+    written = write_graph(spec, draft(spec), ProgramOptions(uniform(scheme), system=target), None, tmp_path)
     package = tmp_path / written.stages[0].path
     assert all("72 input channels" in kept.reason for kept in written.kept)
     weight = student.weights["transformer"]["time_text_embed.text_embedder.linear_2.weight"]

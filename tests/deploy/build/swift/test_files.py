@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (flash-deploy[coreml])")
 
-from deploy.build.run import BuildRequest, build
-from deploy.build.swift.files import check_client_tokenizers
+from deploy.build import BuildRequest, build
+from deploy.build.swift.tokenizers import check_client_tokenizers
 from deploy.build.verify import verify
 from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
@@ -56,7 +56,7 @@ FLOAT32 = 65568  # Core ML's FeatureTypes.proto
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """With T5, on the oldest system that the client runs on."""
     output = tmp_path_factory.mktemp("swift") / "bundle"
-    return build(swift(output, keep_t5=True, target="iOS17"))
+    return build(swift(output, keep_t5=True, system="iOS17"))
 
 
 def swift(output: Path, **changes: Any) -> BuildRequest:
@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "renoise": ({"sampler": "renoise"}, "cannot re-noise"),
     "more T5 tokens than the client takes": ({"max_sequence_length": 128}, "max_sequence_length: the Swift client has its own"),
-    "a scheme in blocks on iOS 17": ({"precision": None, "target": "iOS17", "profile": "int4g32"}, "iOS 17"),
+    "a scheme in blocks on iOS 17": ({"precision": None, "system": "iOS17", "profile": "int4g32"}, "iOS 17"),
 }
 
 

@@ -1,0 +1,173 @@
+"""How a graph becomes ``.mlpackage`` folders: one, or several stages of the denoiser."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.build.draft import Draft, Progress, WrittenGraph, kept_records
+from deploy.build.parity import LARGEST_DB
+from deploy.bundle.manifest import GraphRecord, PortRecord, StageRecord
+from exporters.layouts.spec import GraphSpec
+
+if TYPE_CHECKING:
+    from deploy.build.plan import Plan
+    from exporters.coreml.program import ProgramOptions
+    from exporters.ranges import Rehearsal
+    from exporters.reference.case import Case
+
+
+class CoreMLFormat:
+    """The format ``coreml``.
+
+    A graph that computes in fp16 is made while a picture is drawn with it, and each graph is fed with what those before it made:
+    graphs are written, or skipped, in the order in which they run.
+
+    Args:
+        plan: what is built.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    @functools.cached_property
+    def _rehearsal(self) -> Rehearsal | None:
+        from exporters.ranges import rehearsal_of
+
+        plan = self._plan
+        return rehearsal_of(plan.student, plan.options, plan.sampling) if plan.compute == "fp16" else None
+
+    def draft(self, graph: GraphSpec) -> Draft:
+        """Trace a graph."""
+        from exporters.coreml.export import draft
+
+        return _CoreMLDraft(self._plan, graph, draft(graph), self._rehearsal)
+
+    def skip(self, folder: Path, record: GraphRecord) -> None:
+        """Draw with the packages that an earlier build has written: the graphs after them are fed with what they make."""
+        if self._rehearsal is not None:
+            from exporters.coreml.rehearsal import play_packages
+
+            play_packages(self._rehearsal, record.name, [folder / stage.path for stage in record.stages])
+
+
+@dataclass(frozen=True)
+class _CoreMLDraft:
+    """A traced graph that is to become programs.
+
+    Attributes:
+        plan: what is built.
+        graph: its specification.
+        model: of onnx_ir, as traced.
+        rehearsal: the picture that is drawn meanwhile, where the graph computes in fp16.
+    """
+
+    plan: Plan
+    graph: GraphSpec
+    model: Any
+    rehearsal: Rehearsal | None
+
+    @functools.cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights; the draft becomes programs to be asked, which takes seconds at full size."""
+        from exporters.coreml.export import draft_bytes
+
+        return draft_bytes(self.model, self._options)
+
+    @functools.cached_property
+    def disk_bytes(self) -> int:
+        """With the plain fp16 draft that is measured, for a while."""
+        from exporters.onnx.writer import stored_bytes
+
+        return self.stored_bytes + stored_bytes(self.model) // 2
+
+    @functools.cached_property
+    def memory_bytes(self) -> int:
+        from exporters.coreml.memory import memory_bytes
+        from exporters.onnx.writer import parameters
+
+        return memory_bytes(parameters(self.model), self.graph, self.plan.compute)
+
+    @functools.cached_property
+    def _options(self) -> ProgramOptions:
+        from exporters.coreml.program import ProgramOptions
+
+        plan = self.plan
+        return ProgramOptions(
+            profile=plan.profile,
+            compute=plan.compute,
+            system=plan.system,
+            calibration=plan.calibration,
+            stages=plan.stages if self.graph.name == "denoiser" else 1,  # the Swift client has one transformer
+            attention=plan.attention,
+        )
+
+    def write(self, folder: Path, progress: Progress) -> WrittenGraph:
+        from deploy.bundle.folder import record_file
+        from exporters.coreml.export import write_graph
+
+        plan, graph = self.plan, self.graph
+        gated = plan.compute == "fp16" and plan.required_db is not None and plan.measures(graph)
+        check = _ParityCheck(plan, graph) if gated else None
+        memory_bytes = self.memory_bytes
+        programs = write_graph(graph, self.model, self._options, self.rehearsal, folder, progress, check)
+        stages = tuple(
+            StageRecord(
+                path=stage.path,
+                inputs=tuple(PortRecord(**asdict(port)) for port in stage.inputs),
+                outputs=tuple(PortRecord(**asdict(port)) for port in stage.outputs),
+            )
+            for stage in programs.stages
+        )
+        ports = {port.name: port for stage in stages for port in (*stage.inputs, *stage.outputs)}
+        record = GraphRecord(
+            name=graph.name,
+            path=stages[0].path,
+            components=graph.components,
+            parameters=programs.parameters,
+            weight_bytes=programs.weight_bytes,
+            memory_bytes=memory_bytes,
+            inputs=tuple(ports[port.name] for port in graph.inputs),
+            outputs=tuple(ports[port.name] for port in graph.outputs),
+            stages=stages,
+            fp32_operators=programs.wide,
+            parity_db=None if check is None else check.db,
+            parity_cases=0 if check is None else len(check.cases),
+        )
+        paths = sorted(file for stage in stages for file in (folder / stage.path).rglob("*") if file.is_file())
+        files = tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
+        return WrittenGraph(record, files, kept_records(programs.kept))
+
+
+class _ParityCheck:
+    """Whether a graph's packages reach what the bundle promises.
+
+    Attributes:
+        db: what those that were looked at last reach.
+    """
+
+    def __init__(self, plan: Plan, graph: GraphSpec) -> None:
+        self._plan, self._graph = plan, graph
+        self.db: float | None = None
+
+    @functools.cached_property
+    def cases(self) -> list[Case]:
+        from exporters.reference.parity import reference_cases
+
+        return reference_cases(self._graph, self._plan.student, self._plan.options, texts=self._plan.texts)
+
+    @property
+    def inputs(self) -> Any:
+        return self.cases[0].inputs
+
+    def passes(self, packages: Sequence[Path]) -> bool:
+        from exporters.coreml.chain import chain
+        from exporters.reference.parity import worst_db
+
+        assert self._plan.required_db is not None
+        db = worst_db(self.cases, chain(packages, [port.name for port in self._graph.outputs]))
+        self.db = min(db, LARGEST_DB)
+        return db >= self._plan.required_db

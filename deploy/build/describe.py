@@ -1,0 +1,126 @@
+"""What a bundle says of itself: its manifest, made of the plan and of what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from deploy.build.layout_files import write_layout_files
+from deploy.build.plan import Plan
+from deploy.build.resume import Done, tools
+from deploy.build.swift.files import write_swift_files
+from deploy.bundle.folder import record_file
+from deploy.bundle.manifest import (
+    FORMAT,
+    VERSION,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    PictureRecord,
+    RuleRecord,
+    SamplingRecord,
+    StudentRecord,
+    TextRecord,
+    TokenizerRecord,
+)
+from deploy.bundle.requirements import NAME, least_onnxruntime
+from deploy.page.page import write_page
+from exporters.layouts.spec import VAE_SCALE
+from quantization.errors import printable
+
+
+def write_small_files(plan: Plan, folder: Path) -> list[FileRecord]:
+    """Write what is no graph: tokenizers, scheduler, licences, a page, the Swift client's files.
+
+    Args:
+        plan: what is built.
+        folder: the bundle's.
+    """
+    paths = write_layout_files(plan.student, plan.options, plan.tokenizers, folder)
+    if plan.has_page:
+        paths += write_page(folder, plan.request.web_runtime)
+    if plan.request.layout == "swift":
+        paths += write_swift_files(plan, folder)
+    return [record_file(folder, path) for path in paths]
+
+
+def describe(
+    plan: Plan, graphs: Sequence[GraphRecord], written: Sequence[Done], small: Sequence[FileRecord], fingerprint: str
+) -> Manifest:
+    """The manifest.
+
+    Args:
+        plan: what was built.
+        graphs: records of the graphs, with their parity.
+        written: what was written of each graph.
+        small: the other files.
+        fingerprint: of the student.
+    """
+    files = [*(file for done in written for file in done.files), *small]
+    onnx = plan.request.format == "onnx"
+    schemes = (rule.scheme for rule in plan.profile.rules)
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        created_with={tool: metadata.version(tool) for tool in tools(plan.request.format)},
+        student=StudentRecord(
+            name=printable(plan.student.path.resolve().name), fingerprint=fingerprint, licences=plan.student.licences()
+        ),
+        tier=plan.request.tier,
+        model_format=plan.request.format,
+        compute_units=plan.compute_units,
+        attention=None if onnx else plan.attention,
+        layout=plan.request.layout,
+        compute=plan.compute,
+        precision=plan.precision,
+        profile=tuple(
+            RuleRecord(component=r.component, weights=r.weights, scheme=r.scheme.name, reason=r.reason)
+            for r in plan.profile.rules
+        ),
+        kept=tuple(kept for done in written for kept in done.kept),
+        calibration_prompts=0 if plan.calibration is None or plan.precision != "mixed" else len(plan.calibration.recipe.prompts),
+        sampling=SamplingRecord(method=plan.sampling.method, sigmas=plan.sampling.sigmas, timesteps=plan.sampling.timesteps),
+        picture=_picture(plan),
+        text=_text(plan),
+        graphs=tuple(graphs),
+        notes=plan.notes,
+        opset=plan.opset if onnx else None,
+        # Core ML programs say themselves which system they need.
+        requires={NAME: least_onnxruntime(plan.opset, plan.compute, schemes)} if onnx else {},
+        client_schedule=plan.client_schedule,
+        files=tuple(sorted(files, key=lambda record: record.path)),
+    )
+
+
+def _picture(plan: Plan) -> PictureRecord:
+    config, vae = plan.student.configs["transformer"], plan.student.configs["vae"]
+    return PictureRecord(
+        height=plan.options.height,
+        width=plan.options.width,
+        dynamic=plan.options.dynamic,
+        latent_channels=config["in_channels"],
+        pixels_per_latent=VAE_SCALE,
+        multiple_of=VAE_SCALE * config["patch_size"],
+        scaling_factor=vae["scaling_factor"],
+        shift_factor=vae["shift_factor"] or 0.0,
+        largest=config["pos_embed_max_size"] * VAE_SCALE * config["patch_size"],
+    )
+
+
+def _text(plan: Plan) -> TextRecord:
+    options = plan.options
+    return TextRecord(
+        tokenizers=tuple(
+            TokenizerRecord(
+                input=name,
+                path=f"{folder}/tokenizer.json",
+                max_length=options.max_sequence_length if name == "input_ids_3" else options.clip_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for name, folder, tokenizer in plan.tokenizers
+        ),
+        t5="kept" if options.keep_t5 else "dropped",
+        max_sequence_length=options.max_sequence_length,
+        joint_dim=plan.student.configs["transformer"]["joint_attention_dim"],
+    )

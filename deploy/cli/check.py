@@ -1,0 +1,93 @@
+"""The commands that say what is there, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli.options import BundleArgument, IgnoreLoraOption, VariantOption, builtin_or, messages, need_export
+from deploy.errors import CheckFailed, Complaint, InputError
+from quantization.errors import listed
+
+
+def verify(
+    bundle: BundleArgument,
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure graphs and pictures against this student in diffusers; 'builtin' is the built-in one.",
+            show_default=False,
+        ),
+    ] = None,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
+) -> None:
+    """Check a bundle's files and what it computes.
+
+    What it computes is measured where the student is given.
+    """
+    from deploy.build.verify import verify as verify_bundle
+
+    for option, given in (("--variant", variant is not None), ("--ignore-lora", ignore_lora)):
+        if given and student is None:
+            raise InputError(f"{option} is the student's.", [Complaint(option, "no student is given", "--student", variant)])
+    if student is not None:
+        need_export()
+        student = builtin_or(student)
+    with messages.status("verifying") as status:
+        report = verify_bundle(bundle, student, variant, status.update, ignore_lora=ignore_lora)
+    typer.echo(f"files: {report.files} checked")
+    for name, db in report.graph_db.items():
+        typer.echo(f"{name}: {db:.1f} dB")
+    for prompt, db in report.picture_db.items():
+        typer.echo(f"picture {prompt!r}: PSNR {db:.1f} dB")
+    if report.complaints:
+        raise CheckFailed("\n".join(listed(report.complaints)))
+    typer.echo("good")
+
+
+def inspect(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[STUDENT|BUNDLE]", help="A student or a bundle. Default: the built-in student.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
+) -> None:
+    """Say what is in a student or a bundle."""
+    from deploy.bundle.inspect import inspect_path, render
+
+    if path is None or not (path / "manifest.json").is_file():
+        need_export()
+        from exporters.student.student import BUILTIN_STUDENT
+
+        path = path or BUILTIN_STUDENT
+    content = inspect_path(path, variant, ignore_lora)
+    typer.echo(json.dumps(content, indent=2) if as_json else render(content))
+
+
+def tiers() -> None:
+    """List the device tiers."""
+    from deploy.tiers.profiles import default_profile
+    from deploy.tiers.tier import all_tiers, legal_schemes
+
+    for name, tier in all_tiers().items():
+        t5 = "T5 kept" if tier.keep_t5 else "T5 dropped"
+        limits = f"memory {tier.memory_bytes / 1e9:.1f} GB, download {tier.download_bytes / 1e9:.1f} GB"
+        facts = ["/".join(tier.formats), f"{tier.resolution} px", f"{tier.steps} steps", t5, limits]
+        typer.echo(f"{name}: {tier.description}")
+        typer.echo(f"    {', '.join(facts)}")
+        for form in tier.formats:
+            stored = dict.fromkeys(rule.scheme.name for rule in default_profile(name, form).rules)
+            typer.echo(f"    {form}: default profile {', '.join(stored)}")
+            if form == "coreml" and tier.coreml is not None:
+                for units in tier.coreml.schemes:
+                    typer.echo(f"        {units}: can run {', '.join(legal_schemes(tier, form, units))}")
+            else:
+                typer.echo(f"        can run {', '.join(legal_schemes(tier, form))}")

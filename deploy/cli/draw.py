@@ -1,0 +1,142 @@
+"""The commands that draw, here or in a browser."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli.options import (
+    MAX_IMAGES,
+    SERVE_PORT,
+    BundleArgument,
+    RuntimeOption,
+    ThreadsOption,
+    messages,
+    tell_note,
+)
+from deploy.errors import Complaint, InputError
+
+
+def generate(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).",
+        ),
+    ] = Path("image.png"),
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the noise, which is numpy's; the same seed is another picture in torch and diffusers."),
+    ] = 0,
+    torch_noise: Annotated[
+        bool,
+        typer.Option(
+            "--torch-noise",
+            help="Draw the noise that torch's CPU generator draws for the seed, as diffusers does (fp32; picture i: seed + i).",
+        ),
+    ] = False,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Initial noise in its place: .npy, [images, 16, height/8, width/8].", show_default=False),
+    ] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_IMAGES,
+            help="How many pictures; with a picture file, image-0.png, image-1.png, ... Default: 1, or one for each latent.",
+            show_default=False,
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
+    ] = None,
+    runtime: RuntimeOption = None,
+    provider: Annotated[
+        str,
+        typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu."),
+    ] = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Draw pictures of a prompt."""
+    from deploy.cli.progress import Steps
+    from deploy.runtime.pictures import check_output, load_latents, save_pictures
+    from deploy.runtime.pipeline import Pipeline
+
+    noise = None if latents is None else load_latents(latents)
+    check_output(output, num_images or (1 if noise is None else len(noise)))
+    if noise is not None and num_images not in (None, len(noise)):
+        complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
+        raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
+    pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
+    for name, cut in pipeline.tokens_cut(prompt).items():
+        tell_note(f"the prompt is too long for {name}: its last {cut} tokens are not seen")
+    began = time.perf_counter()
+    with Steps(messages) as steps:
+        pictures = pipeline.generate(
+            prompt,
+            seed=seed,
+            num_images=num_images or 1,
+            latents=noise,
+            height=height,
+            width=width,
+            progress=steps,
+            noise="torch" if torch_noise else "numpy",
+        )
+    for file in save_pictures(pictures, output):
+        typer.echo(str(file))
+    messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s ({pipeline.runtime})")
+
+
+def web_runtime(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new web runtime.", show_default=False)],
+) -> None:
+    """Fetch with npm what browser bundles draw with.
+
+    That is onnxruntime-web and the tokenizers library, in pinned versions.
+    """
+    from deploy.page.vendor import fetch_web_runtime, pinned
+
+    with messages.status("npm ci"):
+        fetch_web_runtime(output)
+    typer.echo(f"{output}: {', '.join(f'{name} {version}' for name, version in pinned().items())}")
+
+
+def serve(
+    bundle: BundleArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes any that is free.")] = SERVE_PORT,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
+) -> None:
+    """Serve a browser bundle's page to this machine.
+
+    It is served until Ctrl-C.
+    """
+    import webbrowser
+
+    from deploy.bundle.folder import open_bundle
+    from deploy.page.page import check_page
+    from deploy.page.serve import serve as serve_bundle
+
+    opened = open_bundle(bundle)
+    if to_do := check_page(opened.manifest):
+        tell_note(to_do)
+
+    def ready(url: str) -> None:
+        typer.echo(url)
+        messages.print("Ctrl-C stops the server")
+        if open_page:
+            webbrowser.open(url)
+
+    serve_bundle(opened, port, ready)

@@ -1,0 +1,274 @@
+"""The commands that make something: bundles, calibrations, profiles, students."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from deploy.cli.options import (
+    AttentionOption,
+    CalibrationOption,
+    FormatOption,
+    HeightOption,
+    IgnoreLoraOption,
+    KeepT5Option,
+    LayoutOption,
+    MaxSequenceLengthOption,
+    OpsetOption,
+    ParityOption,
+    PrecisionOption,
+    ProfileOption,
+    PromptsOption,
+    SamplerOption,
+    SeedOption,
+    SigmasOption,
+    StagesOption,
+    StepsOption,
+    StudentArgument,
+    TargetOption,
+    TierOption,
+    UnitsOption,
+    VariantOption,
+    WidthOption,
+    build_request,
+    messages,
+    need_export,
+    tell_note,
+)
+
+
+def build(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
+    student: StudentArgument = None,
+    tier: TierOption = "desktop-cpu",
+    format: FormatOption = "onnx",  # noqa: A002
+    compute_units: UnitsOption = None,
+    stages: StagesOption = None,
+    target: TargetOption = None,
+    attention: AttentionOption = None,
+    opset: OpsetOption = None,
+    layout: LayoutOption = "native",
+    precision: PrecisionOption = None,
+    profile: ProfileOption = None,
+    calibration: CalibrationOption = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")
+    ] = False,
+    steps: StepsOption = None,
+    sigmas: SigmasOption = None,
+    sampler: SamplerOption = None,
+    force_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--force-schedule",
+            help="swift: build also where the client's nearest schedule draws pictures under 50 dB PSNR of the student's own.",
+        ),
+    ] = False,
+    keep_t5: KeepT5Option = None,
+    max_sequence_length: MaxSequenceLengthOption = None,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
+    parity: ParityOption = "auto",
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `flash-deploy web-runtime`, for the page of a browser bundle.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything and print profile, sizes, memory and disk; trace and write nothing."),
+    ] = False,
+) -> None:
+    """Build a bundle from a student for a device tier."""
+    need_export()
+    from deploy.build import build as build_bundle
+    from deploy.bundle.inspect import inspect_bundle, render
+    from deploy.cli.preview import preview
+    from deploy.cli.progress import Bars
+    from deploy.page.page import check_page, has_page
+
+    request = build_request(ctx.params)
+    if dry_run:
+        typer.echo(preview(request))
+        return
+    began = time.perf_counter()
+    try:
+        with Bars(messages) as bars:
+            bundle = build_bundle(request, bars)
+            bars.stage("done")
+    except KeyboardInterrupt:
+        messages.print("interrupted: nothing was sealed; the same command goes on where this one stopped")
+        raise typer.Exit(130) from None
+    typer.echo(render(inspect_bundle(bundle.folder), with_notes=False))  # they were told before the work
+    if has_page(bundle.manifest) and (to_do := check_page(bundle.manifest)):
+        tell_note(to_do)
+    parts = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in bars.seconds.items())
+    typer.echo(f"built in {time.perf_counter() - began:.1f} s: {parts}")
+
+
+def calibrate(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new calibration.", show_default=False)],
+    student: StudentArgument = None,
+    tier: TierOption = "desktop-cpu",
+    prompts: PromptsOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of the prompts are drawn.")] = 16,
+    seed: SeedOption = 0,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    steps: StepsOption = None,
+    sigmas: SigmasOption = None,
+    keep_t5: KeepT5Option = None,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
+) -> None:
+    """Measure how a student's weights shape its pictures.
+
+    What an error of each weight does to them gives builds better codes, and is what `tune` searches by.
+    """
+    need_export()
+    from deploy.tune.calibrate import calibrate_student
+
+    with messages.status("calibrating") as status:
+        calibration = calibrate_student(build_request(ctx.params), prompts, count, seed, status.update, tell_note)
+    typer.echo(f"{output}: {len(calibration.weights())} weights, {len(calibration.recipe.prompts)} prompts")
+
+
+def tune(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of the new profile (TOML).", show_default=False)],
+    student: StudentArgument = None,
+    tier: TierOption = "desktop-cpu",
+    format: FormatOption = "onnx",  # noqa: A002
+    compute_units: UnitsOption = None,
+    target: TargetOption = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Bytes of all weights. Default: what --min-db needs.", show_default=False)
+    ] = None,
+    min_db: Annotated[
+        float | None,
+        typer.Option(help="PSNR of pictures against the student's. Default: 40, unless bytes are given.", show_default=False),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Upper limit on the predicted time of products, relative to fp32 on this tier (0.6: 40 % less).",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: PromptsOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts that calibrate, and others that measure.")] = 16,
+    seed: SeedOption = 0,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `flash-deploy calibrate`, in place of an own calibration.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the Pareto front (picture and CSV) and every weight's options.", show_default=False),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for findings on the way. Default: beside the profile, removed at the end.", show_default=False),
+    ] = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    steps: StepsOption = None,
+    sigmas: SigmasOption = None,
+    keep_t5: KeepT5Option = None,
+    variant: VariantOption = None,
+    ignore_lora: IgnoreLoraOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
+) -> None:
+    """Choose a profile for a tier: measure, search, draw.
+
+    Sensitivities are measured, choices searched by them, and pictures drawn with what was chosen. The same command goes on where
+    it was stopped.
+    """
+    need_export()
+    from deploy.prompts import read_prompts
+    from deploy.tune.choose import tune as tune_profile
+    from deploy.tune.profile_file import check_profile_file, remove_work, write_profile
+    from deploy.tune.report import check_report, table, write_report
+    from deploy.tune.tuning import TuneRequest
+    from quantization.files import WritingError
+
+    check_profile_file(output, force)
+    if report is not None:
+        check_report(report)
+    given = {name: value for name, value in ctx.params.items() if name not in ("calibration", "force")}
+    request = TuneRequest(
+        build=build_request(given),
+        work=work or output.with_name(f".{output.name}.tuning"),
+        max_bytes=max_bytes,
+        min_db=min_db,
+        max_time=max_time,
+        prompts=() if prompts is None else read_prompts(prompts),
+        count=count,
+        calibration=calibration,
+        seed=seed,
+    )
+    began = time.perf_counter()
+    goes_on = work is not None or os.path.lexists(request.work)
+    try:
+        with messages.status("tuning") as status:
+            tuned = tune_profile(request, status.update, tell_note)
+        write_profile(tuned, request, output)
+    except WritingError:  # on a full disk, gigabytes of findings in a hidden folder would be in the way
+        if not goes_on:
+            remove_work(request.work)
+        raise
+    typer.echo(table(tuned))
+    for file in [output, *(write_report(tuned, report) if report is not None else [])]:
+        typer.echo(str(file))
+    if work is None:
+        remove_work(request.work)
+    messages.print(f"tuned in {time.perf_counter() - began:.1f} s")
+
+
+def make_student(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new student.", show_default=False)],
+    preset: Annotated[
+        Literal["tiny", "mid", "full"],
+        typer.Option(help="tiny: for tests. mid: SD3.5-Medium's width, 6 layers. full: SD3.5-Medium."),
+    ] = "tiny",
+    layers: Annotated[int | None, typer.Option(min=1, help="MMDiT blocks.", show_default=False)] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default=False)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=4, help="Channels of a head, a multiple of 4.", show_default=False)] = None,
+    dual_layers: Annotated[int | None, typer.Option(min=0, help="First blocks with dual attention.", show_default=False)] = None,
+    qk_norm: Annotated[
+        bool | None, typer.Option("--qk-norm/--no-qk-norm", help="RMS norm of queries and keys.", show_default=False)
+    ] = None,
+    t5: Annotated[
+        bool | None, typer.Option("--t5/--no-t5", help="With or without the third text encoder.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None,
+        typer.Option(help="How weights are stored. Default: the preset's.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
+) -> None:
+    """Make a student with random weights.
+
+    It is there to measure memory, time and numerics on; its pictures are noise.
+    """
+    need_export()
+    from deploy.cli.progress import Bars
+    from distillation.random_students import make_student as make
+    from distillation.random_students import preset_shape
+
+    changes = {"layers": layers, "heads": heads, "head_dim": head_dim, "dual_layers": dual_layers, "qk_norm": qk_norm}
+    shape = preset_shape(
+        preset, t5=t5, **{name: value for name, value in (changes | {"dtype": dtype}).items() if value is not None}
+    )
+    with Bars(messages) as bars:
+        make(shape, output, seed, bars.total("weights"))
+    typer.echo(str(output))

@@ -1,0 +1,42 @@
+"""The chosen profile as a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deploy.errors import InputError
+from deploy.tune.choose import Tuned
+from deploy.tune.tuning import TuneRequest
+from quantization.files import check_writable, write_text
+from quantization.folders import remove_tree
+from quantization.profile import profile_toml
+
+
+def check_profile_file(file: Path, force: bool) -> None:
+    """Refuse a place that a profile cannot be written to, before the work.
+
+    Raises:
+        InputError: it is there already, or its folder is not.
+    """
+    if file.is_dir() or (os.path.lexists(file) and not force):
+        raise InputError(f"{file} is there already.", remedy="give another file, or --force to replace it")
+    check_writable(file, "-o", "The profile cannot be written.")
+
+
+def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
+    """Write the chosen profile, with what it is beside it."""
+    found = tuned.chosen.measured
+    assert found is not None
+    prompts = "calibrated" if request.calibration is None else f"calibrated by {request.calibration.name}"
+    comment = (
+        f"Chosen by flash-deploy tune for {request.build.tier}: {tuned.chosen.size_bytes} bytes of weights, "
+        f"pictures {found.psnr_db:.1f} dB PSNR (5th percentile {found.psnr_p5_db:.1f}).\n"
+        f"Measured on {request.build.student.name}, {prompts}, seed {request.seed}. Build with --calibration for the same codes."
+    )
+    write_text(file, profile_toml(tuned.profile, comment))
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a working folder that is no longer needed."""
+    remove_tree(folder)

@@ -1,0 +1,14 @@
+"""Other libraries' advice, kept from users that it is not for."""
+
+from __future__ import annotations
+
+import os
+
+
+def quiet_libraries() -> None:
+    """Let transformers and diffusers log errors only; to be called before their first import.
+
+    They log advice (an image processor without torchvision, say) that is for those who program with them.
+    """
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
