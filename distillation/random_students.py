@@ -9,28 +9,24 @@ special tokens moved to the end of the vocabulary.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from distillation.write import Dtype, itemsize, write_clip_tokenizer, write_component, write_index
 from exporters.errors import Complaint, ExportError
 from exporters.student.student import BUILTIN_STUDENT
-from exporters.student.weights.templates import component_class, expected_shapes
+from exporters.student.weights.templates import expected_shapes
 from quantization.folders import new_folder
 
-DTYPES = {
-    "fp16": ("F16", np.dtype(np.float16)),
-    "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
-    "fp32": ("F32", np.dtype(np.float32)),
-}
 CHUNK_ELEMENTS = 1 << 22
 
 
@@ -94,7 +90,7 @@ class StudentShape:
     vae_channels: tuple[int, int, int, int]
     vae_layers: int
     vae_groups: int
-    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    dtype: Dtype = "fp16"
 
     def __post_init__(self) -> None:
         """Refuse a shape that no student has.
@@ -194,37 +190,21 @@ def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Cal
 
 def _write(shape: StudentShape, draft: Path, seed: int, progress: Callable[[int, int], None] | None) -> None:
     configs = _configs(shape)
-    tag, dtype = DTYPES[shape.dtype]
     shapes = {component: expected_shapes(component, config) for component, config in configs.items()}
-    total = sum(math.prod(s) * dtype.itemsize for tensors in shapes.values() for s in tensors.values())
+    total = sum(math.prod(s) * itemsize(shape.dtype) for tensors in shapes.values() for s in tensors.values())
     written = 0
+
+    def count(size: int) -> None:
+        nonlocal written
+        written += size
+        if progress:
+            progress(written, total)
+
     for i, (component, tensors) in enumerate(shapes.items()):
-        target = draft / component
-        target.mkdir(parents=True)
-        (target / "config.json").write_text(json.dumps(configs[component], indent=2))
-        stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
         rng = np.random.default_rng([seed, i])
-        with (target / f"{stem}.safetensors").open("wb") as stream:
-            stream.write(_header(tensors, tag, dtype))
-            for name, size in tensors.items():
-                for chunk in _values(name, size, shape, rng):
-                    stream.write(chunk.astype(dtype).tobytes())
-                written += math.prod(size) * dtype.itemsize
-                if progress:
-                    progress(written, total)
+        chunks = {name: functools.partial(_values, name, size, shape, rng) for name, size in tensors.items()}
+        write_component(draft / component, configs[component], tensors, chunks, shape.dtype, count)
     _write_rest(shape, configs, draft)
-
-
-def _header(tensors: dict[str, tuple[int, ...]], tag: str, dtype: np.dtype[Any]) -> bytes:
-    """A safetensors header (https://huggingface.co/docs/safetensors): its length, then JSON, padded to 8 bytes."""
-    header, offset = {}, 0
-    for name, size in tensors.items():
-        length = math.prod(size) * dtype.itemsize
-        header[name] = {"dtype": tag, "shape": list(size), "data_offsets": [offset, offset + length]}
-        offset += length
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _values(name: str, size: tuple[int, ...], shape: StudentShape, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -263,137 +243,102 @@ def _positions(shape: StudentShape) -> Iterator[np.ndarray]:
 
 
 def _configs(shape: StudentShape) -> dict[str, dict[str, Any]]:
-    def clip(c: ClipShape, pad: int) -> dict[str, Any]:
-        return {
-            "architectures": ["CLIPTextModelWithProjection"],
-            "model_type": "clip_text_model",
-            "hidden_size": c.hidden,
-            "intermediate_size": 4 * c.hidden,
-            "num_hidden_layers": c.layers,
-            "num_attention_heads": c.heads,
-            "projection_dim": c.projection,
-            "hidden_act": c.activation,
-            "vocab_size": c.vocab,
-            "max_position_embeddings": c.positions,
-            "layer_norm_eps": 1e-5,
-            "bos_token_id": c.vocab - 2,
-            "eos_token_id": c.vocab - 1,
-            "pad_token_id": pad,
-        }
-
-    configs: dict[str, dict[str, Any]] = {
-        "text_encoder": clip(shape.clip, shape.clip.vocab - 1),
-        "text_encoder_2": clip(shape.clip_2, 0),
-        "transformer": {
-            "_class_name": "SD3Transformer2DModel",
-            "sample_size": shape.sample_size,
-            "patch_size": 2,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": shape.layers,
-            "attention_head_dim": shape.head_dim,
-            "num_attention_heads": shape.heads,
-            "joint_attention_dim": shape.joint,
-            "caption_projection_dim": shape.heads * shape.head_dim,
-            "pooled_projection_dim": shape.clip.projection + shape.clip_2.projection,
-            "pos_embed_max_size": shape.max_positions,
-            "dual_attention_layers": list(range(shape.dual_layers)),
-            "qk_norm": "rms_norm" if shape.qk_norm else None,
-        },
-        "vae": {
-            "_class_name": "AutoencoderKL",
-            "in_channels": 3,
-            "out_channels": 3,
-            "latent_channels": 16,
-            "block_out_channels": list(shape.vae_channels),
-            "layers_per_block": shape.vae_layers,
-            "norm_num_groups": shape.vae_groups,
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "act_fn": "silu",
-            "mid_block_add_attention": True,
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
-            "sample_size": 8 * shape.sample_size,
-            "scaling_factor": 1.5305,
-            "shift_factor": 0.0609,
-            "force_upcast": True,
-        },
+    configs = {
+        "text_encoder": _clip_config(shape.clip, pad=shape.clip.vocab - 1),
+        "text_encoder_2": _clip_config(shape.clip_2, pad=0),
+        "transformer": _transformer_config(shape),
+        "vae": _vae_config(shape),
     }
-    if shape.t5:
-        configs["text_encoder_3"] = {
-            "architectures": ["T5EncoderModel"],
-            "model_type": "t5",
-            "d_model": shape.joint,
-            "d_kv": shape.t5.head_dim,
-            "d_ff": shape.t5.feed_forward,
-            "num_heads": shape.t5.heads,
-            "num_layers": shape.t5.layers,
-            "num_decoder_layers": shape.t5.layers,
-            "vocab_size": shape.t5.vocab,
-            "feed_forward_proj": "gated-gelu",
-            "is_encoder_decoder": False,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "relative_attention_num_buckets": 32,
-            "relative_attention_max_distance": 128,
-            "layer_norm_epsilon": 1e-6,
-        }
-    return configs
+    return configs | ({"text_encoder_3": _t5_config(shape.t5, shape.joint)} if shape.t5 else {})
 
 
-def _write_rest(shape: StudentShape, configs: dict[str, dict[str, Any]], folder: Path) -> None:
+def _clip_config(clip: ClipShape, pad: int) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "hidden_size": clip.hidden,
+        "intermediate_size": 4 * clip.hidden,
+        "num_hidden_layers": clip.layers,
+        "num_attention_heads": clip.heads,
+        "projection_dim": clip.projection,
+        "hidden_act": clip.activation,
+        "vocab_size": clip.vocab,
+        "max_position_embeddings": clip.positions,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": clip.vocab - 2,
+        "eos_token_id": clip.vocab - 1,
+        "pad_token_id": pad,
+    }
+
+
+def _t5_config(t5: T5Shape, joint: int) -> dict[str, Any]:
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "d_model": joint,
+        "d_kv": t5.head_dim,
+        "d_ff": t5.feed_forward,
+        "num_heads": t5.heads,
+        "num_layers": t5.layers,
+        "num_decoder_layers": t5.layers,
+        "vocab_size": t5.vocab,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+    }
+
+
+def _transformer_config(shape: StudentShape) -> dict[str, Any]:
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": shape.sample_size,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": shape.layers,
+        "attention_head_dim": shape.head_dim,
+        "num_attention_heads": shape.heads,
+        "joint_attention_dim": shape.joint,
+        "caption_projection_dim": shape.heads * shape.head_dim,
+        "pooled_projection_dim": shape.clip.projection + shape.clip_2.projection,
+        "pos_embed_max_size": shape.max_positions,
+        "dual_attention_layers": list(range(shape.dual_layers)),
+        "qk_norm": "rms_norm" if shape.qk_norm else None,
+    }
+
+
+def _vae_config(shape: StudentShape) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 16,
+        "block_out_channels": list(shape.vae_channels),
+        "layers_per_block": shape.vae_layers,
+        "norm_num_groups": shape.vae_groups,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "sample_size": 8 * shape.sample_size,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "force_upcast": True,
+    }
+
+
+def _write_rest(shape: StudentShape, configs: Mapping[str, Any], folder: Path) -> None:
     """Tokenizers, scheduler, index, and that it needs no guidance."""
-    clips = {"tokenizer": shape.clip, "tokenizer_2": shape.clip_2}
-    for name, clip in clips.items():
-        _write_clip_tokenizer(BUILTIN_STUDENT / name, folder / name, clip)
+    for name, clip in (("tokenizer", shape.clip), ("tokenizer_2", shape.clip_2)):
+        write_clip_tokenizer(BUILTIN_STUDENT / name, folder / name, vocab=clip.vocab, positions=clip.positions)
     if shape.t5:
         shutil.copytree(BUILTIN_STUDENT / "tokenizer_3", folder / "tokenizer_3")
     shutil.copytree(BUILTIN_STUDENT / "scheduler", folder / "scheduler")
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusion3Pipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    }
-    for component in configs:
-        index[component] = [
-            "diffusers" if component in ("transformer", "vae") else "transformers",
-            component_class(component),
-        ]
-    for name, kind in (
-        ("tokenizer", "CLIPTokenizer"),
-        ("tokenizer_2", "CLIPTokenizer"),
-        ("tokenizer_3", "T5Tokenizer"),
-    ):
-        index[name] = ["transformers", kind] if (folder / name).exists() else [None, None]
-    index.setdefault("text_encoder_3", [None, None])
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    write_index(folder, configs)
     (folder / "student.json").write_text(json.dumps({"guidance_scale": 1.0}))  # noise is as good without
-
-
-def _write_clip_tokenizer(source: Path, target: Path, clip: ClipShape) -> None:
-    """A CLIP tokenizer whose start and end tokens are the last two of the vocabulary."""
-    content = json.loads((source / "tokenizer.json").read_text("utf-8"))
-    specials = {"<|startoftext|>": clip.vocab - 2, "<|endoftext|>": clip.vocab - 1}
-    content["model"]["vocab"].update(specials)
-    for token in content["added_tokens"]:
-        token["id"] = specials.get(token["content"], token["id"])
-
-    def move(node: Any) -> Any:
-        """The post-processor names the special tokens' ids too."""
-        if isinstance(node, list):
-            if len(node) == 2 and node[0] in specials:
-                return [node[0], specials[node[0]]]
-            return [move(item) for item in node]
-        if isinstance(node, dict):
-            moved = {key: move(value) for key, value in node.items()}
-            if moved.get("id") in specials and "ids" in moved:
-                moved["ids"] = [specials[moved["id"]]]
-            return moved
-        return node
-
-    content["post_processor"] = move(content["post_processor"])
-    config = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
-    config["model_max_length"] = clip.positions
-    target.mkdir(parents=True)
-    (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")

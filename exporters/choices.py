@@ -55,6 +55,13 @@ ENCODER_IDS = {"text_encoder": "input_ids", "text_encoder_2": "input_ids_2", "te
 """Each text encoder's token ids, by the name that they have as inputs of the layout ``native`` and in manifests."""
 
 
+RUN_ONCE = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
+"""Graphs that run once for a picture, however many steps it takes; the decoder, which does too, is as dear as a step."""
+
+PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
+"""What graphs, pictures and runtimes are measured with: captions of the built-in student's world, and as good as any text."""
+
+
 def options(choice: Any) -> tuple[Any, ...]:
     """The words of a choice, in the order of their definition."""
     return get_args(choice)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exporters.choices import ENCODER_IDS
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.choices import ENCODER_IDS, PROMPTS
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions
 from exporters.layouts.swift_client import text_states, transformer_inputs

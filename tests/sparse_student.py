@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from distillation import random_students as students
-from distillation.random_students import DTYPES, StudentShape
+from distillation.random_students import StudentShape
+from distillation.write import itemsize, write_component
 from exporters.student.weights.templates import expected_shapes
 
 
 def make_sparse_student(shape: StudentShape, folder: Path) -> Path:
     """As :func:`distillation.random_students.make_student`, but that every weight is zero."""
     configs = students._configs(shape)
-    tag, dtype = DTYPES[shape.dtype]
     for component, config in configs.items():
-        target = folder / component
-        target.mkdir(parents=True)
-        (target / "config.json").write_text(json.dumps(config))
-        tensors = expected_shapes(component, config)
-        stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
-        header = students._header(tensors, tag, dtype)
-        with (target / f"{stem}.safetensors").open("wb") as stream:
-            stream.write(header)
-            stream.truncate(len(header) + sum(math.prod(size) * dtype.itemsize for size in tensors.values()))
+        shapes = expected_shapes(component, config)
+        write_component(folder / component, config, shapes, dict.fromkeys(shapes, tuple), shape.dtype)
+        [file] = (folder / component).glob("*.safetensors")
+        with file.open("rb+") as stream:
+            stream.truncate(file.stat().st_size + sum(math.prod(size) * itemsize(shape.dtype) for size in shapes.values()))
     students._write_rest(shape, configs, folder)
     return folder

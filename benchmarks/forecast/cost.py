@@ -47,11 +47,6 @@ class Work:
         """A multiply-add is two."""
         return 2 * self.multiply_adds + self.other_flops
 
-    @property
-    def bytes_moved(self) -> int:
-        """Weights and activations."""
-        return self.weight_bytes + self.activation_bytes
-
 
 @dataclass(frozen=True)
 class Operator:

@@ -32,6 +32,7 @@ from benchmarks.forecast.cost import Arithmetic, GraphCost, Group, Operator, Wor
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Unit = Literal["fp32", "fp16", "bf16", "int8"]
 BLOCKS = ("blocks8", "blocks4")
+SHORT_SECONDS = 1e-3  # what takes less is overhead, which runtimes fuse away: not predicted well
 Bound = Literal["arithmetic", "bandwidth", "overhead"]
 
 

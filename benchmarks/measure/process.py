@@ -75,7 +75,7 @@ class Peak:
     def __enter__(self) -> Self:
         if self.linux:
             command = [sys.executable, "-I", "-S", "-c", _SAMPLER, str(os.getpid()), str(SAMPLE_SECONDS)]
-            self._sampler = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+            self._sampler = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,9 +24,10 @@ from benchmarks.peers.diffusers_eager import DiffusersEager
 from benchmarks.peers.peer import Job, Peer, read_job
 from benchmarks.peers.registry import PEERS
 from benchmarks.quality.drawing import Drawn, noise, read_wanted, to_line
+from exporters.choices import PROMPTS
+from exporters.layouts.spec import VAE_SCALE
 from quantization.errors import InputError
 
-PROMPT = "a red circle left of a blue square on a white background"
 COMPONENTS = {
     "text_encoder": ("text_encoder", "forward"),
     "text_encoder_2": ("text_encoder_2", "forward"),
@@ -47,7 +48,7 @@ class _Drawing:
         self.pipeline = peer.open(job, self.student)
         method: Any = job.method
         self._pinned = PinnedPipeline(self.pipeline, job.sigmas, job.timesteps, method, job.max_sequence_length)
-        self._shape = (self.student.configs["transformer"]["in_channels"], job.height // 8, job.width // 8)
+        self._shape = (self.student.configs["transformer"]["in_channels"], job.height // VAE_SCALE, job.width // VAE_SCALE)
         self._steps = len(job.timesteps)
 
     def draw(self, prompt: str, seed: int) -> Drawn:
@@ -86,15 +87,15 @@ def measure(peer: Peer, job: Job, runs: int, warm_ups: int) -> dict[str, Any]:
             if (component := getattr(made[0].pipeline, attribute, None)) is not None:
                 clocks[name] = _Clock(getattr(component, called))
                 setattr(component, called, clocks[name])
-        made[0].draw(PROMPT, 0)
+        made[0].draw(PROMPTS[0], 0)
 
     meter = EnergyMeter()
     with Peak() as peak, peak.watch() as part:
         first = timed(first_picture, 1)
-        timed(lambda: made[0].draw(PROMPT, 0), warm_ups)
+        timed(lambda: made[0].draw(PROMPTS[0], 0), warm_ups)
         before = {name: len(clock.wall_ms) for name, clock in clocks.items()}
         meter.start()
-        warm = timed(lambda: made[0].draw(PROMPT, 0), runs)
+        warm = timed(lambda: made[0].draw(PROMPTS[0], 0), runs)
         used = meter.joules()
     nothing: dict[str, list[float]] = {"wall_ms": [], "cpu_ms": []}
     graphs = {

@@ -11,7 +11,6 @@ Calibrated on prompts that are not among those drawn.
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
@@ -38,70 +37,105 @@ TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
 Weights = dict[Key, np.ndarray]
 
 
-def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
-    """Each way with its bytes and the weights that it leaves."""
-    peers = find_spec("nncf") is not None
+Make = Callable[[Key, np.ndarray], np.ndarray]
 
-    def size(scheme: str, scale_bytes: int = 4) -> int:
-        return sum(parse_scheme(scheme).size_bytes(w.shape, scale_bytes) for w in weights.values())
 
-    def all_of(make: Callable[[Key, np.ndarray], np.ndarray]) -> Weights:
-        return {key: make(key, weight) for key, weight in weights.items()}
+class _Ways:
+    """Ways to store a model's weights."""
 
-    @functools.cache
-    def ours(scheme: str) -> Weights:
-        return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), known[key]))
+    def __init__(self, weights: Weights, known: Mapping[Key, Sensitivity]) -> None:
+        self.weights, self.known = weights, known
+        self._calibrated: dict[str, Weights] = {}
 
-    def searched(schemes: Sequence[str], bits: float) -> tuple[str, int, Weights]:
-        def option(key: Key, scheme: str) -> Option:
-            error = known[key].weight_error(weights[key], ours(scheme)[key])
-            return Option(parse_scheme(scheme), parse_scheme(scheme).size_bytes(weights[key].shape), error)
+    def size(self, scheme: str, scale_bytes: int = 4) -> int:
+        """Bytes of all weights."""
+        return sum(parse_scheme(scheme).size_bytes(w.shape, scale_bytes) for w in self.weights.values())
 
-        limit = int(bits * sum(w.size for w in weights.values()) / 8)
-        chosen = choose([[option(key, scheme) for scheme in schemes] for key in weights], "error", Limits(size_bytes=limit))
-        stored = {key: ours(option.scheme.name)[key] for key, option in zip(weights, chosen, strict=True)}
+    def all_of(self, make: Make) -> Weights:
+        """What a way leaves of each weight."""
+        return {key: make(key, weight) for key, weight in self.weights.items()}
+
+    def free(self, scheme: str) -> Weights:
+        """Ours, without a calibration."""
+        return self.all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
+
+    def ours(self, scheme: str) -> Weights:
+        """Ours, with the calibration."""
+        if scheme not in self._calibrated:
+            self._calibrated[scheme] = self.all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), self.known[key]))
+        return self._calibrated[scheme]
+
+    def weighted(self, scheme: str) -> Weights:
+        """Scales or tables that weigh errors by importance, without feedback."""
+        return self.all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), self.known[key]))
+
+    def searched(self, schemes: Sequence[str], bits: float) -> tuple[str, int, Weights]:
+        """The choice among schemes of least estimated error within a size."""
+        limit = int(bits * sum(w.size for w in self.weights.values()) / 8)
+        options = [[self._option(key, scheme) for scheme in schemes] for key in self.weights]
+        chosen = choose(options, "error", Limits(size_bytes=limit))
+        stored = {key: self.ours(option.scheme.name)[key] for key, option in zip(self.weights, chosen, strict=True)}
         kind = "tables" if schemes is TABLES else "integers"
         return f"searched {kind}, at most {bits} bits", sum(option.size_bytes for option in chosen), stored
 
-    def free(scheme: str) -> Weights:
-        return all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
+    def _option(self, key: Key, scheme: str) -> Option:
+        error = self.known[key].weight_error(self.weights[key], self.ours(scheme)[key])
+        return Option(parse_scheme(scheme), parse_scheme(scheme).size_bytes(self.weights[key].shape), error)
 
-    def weighted(scheme: str) -> Weights:
-        return all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), known[key]))
 
-    yield "int8, data-free", size("int8"), free("int8")
-    yield "int8, error feedback", size("int8"), ours("int8")
+def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
+    """Each way with its bytes and the weights that it leaves."""
+    ways = _Ways(weights, known)
+    yield from _eight_bits(ways)
+    yield from _four_bits(ways)
+    for bits in (4.5, 5.0, 5.75, 8.25):
+        yield ways.searched(INTEGERS, bits)
+    yield from _tables(ways)
+    for bits in (4.25, 6.1):
+        yield ways.searched(TABLES, bits)
+
+
+def _eight_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+    size, all_of = ways.size, ways.all_of
+    yield "int8, data-free", size("int8"), ways.free("int8")
+    yield "int8, error feedback", size("int8"), ways.ours("int8")
     yield "ggml q8_0", size("int8g32", 2), all_of(lambda _, w: largest_value(w, 8, 32, False, np.float16))
-    yield "int8g128, error feedback", size("int8g128"), ours("int8g128")
-    if peers:
+    yield "int8g128, error feedback", size("int8g128"), ways.ours("int8g128")
+    if _has_peers():
         yield "NNCF int8, symmetric", size("int8", 2), all_of(lambda _, w: nncf_weights(w, 8, 0))
-    yield "int8g32, data-free", size("int8g32"), free("int8g32")
-    yield "int8g32, error feedback", size("int8g32"), ours("int8g32")
-    yield "lut6, data-free", size("lut6"), free("lut6")
-    yield "lut6, calibrated", size("lut6"), ours("lut6")
-    if peers:
+    yield "int8g32, data-free", size("int8g32"), ways.free("int8g32")
+    yield "int8g32, error feedback", size("int8g32"), ways.ours("int8g32")
+    yield "lut6, data-free", size("lut6"), ways.free("lut6")
+    yield "lut6, calibrated", size("lut6"), ways.ours("lut6")
+    if _has_peers():
         yield "coremltools palettization, 6 bits", size("lut6"), all_of(lambda _, w: coremltools_tables(w, 6))
+
+
+def _four_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+    size, all_of = ways.size, ways.all_of
+    if _has_peers():
         yield "NNCF int4, symmetric, groups of 32", size("int4g32", 2), all_of(lambda _, w: nncf_weights(w, 4, 32))
     yield "int4g32, largest value", size("int4g32"), all_of(lambda _, w: largest_value(w, 4, 32, False, np.float32))
     yield "onnxruntime MatMulNBits 4-bit, block 32", size("int4g32"), all_of(lambda _, w: onnxruntime_blocks(w, 32))
     yield "ggml q4_0", size("int4g32", 2), all_of(lambda _, w: largest_value(w, 4, 32, True, np.float16))
-    yield "int4g32, searched scales", size("int4g32"), free("int4g32")
-    yield "int4g32, scales weighted by importance", size("int4g32"), weighted("int4g32")
-    yield "int4g32, error feedback", size("int4g32"), ours("int4g32")
-    yield "uint4g32, error feedback", size("uint4g32"), ours("uint4g32")
-    yield searched(INTEGERS, 4.5)
-    yield searched(INTEGERS, 5.0)
-    yield searched(INTEGERS, 5.75)
-    yield searched(INTEGERS, 8.25)
-    if peers:
-        yield "coremltools palettization, 4 bits", size("lut4"), all_of(lambda _, w: coremltools_tables(w, 4))
-    yield "lut4, data-free", size("lut4"), free("lut4")
-    yield "lut4, tables weighted by importance", size("lut4"), weighted("lut4")
-    yield "lut4, and error feedback", size("lut4"), ours("lut4")
-    yield "lut4g16, calibrated", size("lut4g16"), ours("lut4g16")
-    yield "lut3g16, calibrated", size("lut3g16"), ours("lut3g16")
-    yield searched(TABLES, 4.25)
-    yield searched(TABLES, 6.1)
+    yield "int4g32, searched scales", size("int4g32"), ways.free("int4g32")
+    yield "int4g32, scales weighted by importance", size("int4g32"), ways.weighted("int4g32")
+    yield "int4g32, error feedback", size("int4g32"), ways.ours("int4g32")
+    yield "uint4g32, error feedback", size("uint4g32"), ways.ours("uint4g32")
+
+
+def _tables(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+    if _has_peers():
+        yield "coremltools palettization, 4 bits", ways.size("lut4"), ways.all_of(lambda _, w: coremltools_tables(w, 4))
+    yield "lut4, data-free", ways.size("lut4"), ways.free("lut4")
+    yield "lut4, tables weighted by importance", ways.size("lut4"), ways.weighted("lut4")
+    yield "lut4, and error feedback", ways.size("lut4"), ways.ours("lut4")
+    yield "lut4g16, calibrated", ways.size("lut4g16"), ways.ours("lut4g16")
+    yield "lut3g16, calibrated", ways.size("lut3g16"), ways.ours("lut3g16")
+
+
+def _has_peers() -> bool:
+    return find_spec("nncf") is not None
 
 
 def main() -> None:

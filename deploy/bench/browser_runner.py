@@ -20,11 +20,11 @@ from benchmarks.measure.energy import EnergyMeter
 from benchmarks.measure.process import cpu_name, describe_machine
 from benchmarks.quality.drawing import Drawn, read_wanted, to_line
 from deploy.bench.process_tree import ProcessTree
-from deploy.bench.runner import PROMPT
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import InputError
 from deploy.page.drive import BrowserRun, Provider, about_page, draw_in_page, opened_page
 from deploy.page.vendor import pinned
+from exporters.choices import PROMPTS
 
 STAGES = {"text": "text_ms", "denoise": "denoise_ms", "decode": "decode_ms", "loading, of all three": "load_ms"}
 
@@ -58,7 +58,7 @@ def measure(bundle: Bundle, provider: Provider, runs: int, warm_ups: int) -> dic
                 meter.start()
                 for _ in range(count):
                     busy = tree.cpu_ms()
-                    pictures.runs.append(draw_in_page(chromium, provider, PROMPT)[0])
+                    pictures.runs.append(draw_in_page(chromium, provider, PROMPTS[0])[0])
                     if busy is not None and (now := tree.cpu_ms()) is not None:
                         pictures.cpu_ms.append(now - busy)
             used = meter.joules()

@@ -25,9 +25,9 @@ from benchmarks.measure.process import Part, Peak, cpu_name, describe_machine, t
 from benchmarks.quality.drawing import Drawn, Wanted, read_wanted, to_line
 from deploy.errors import InputError
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sessions import PROVIDERS, Run, Runtime
+from deploy.runtime.sessions import PROVIDERS, Run
+from exporters.choices import PROMPTS, Runtime
 
-PROMPT = "a red circle left of a blue square on a white background"
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "coreml": "coremltools", "evaluator": "coremltools"}
 
 
@@ -86,14 +86,14 @@ def measure(
 
     def first_picture() -> None:
         made.append(_Recorder(bundle, provider, threads, keep_graphs=keep_graphs, runtime=runtime))
-        made[0].generate(PROMPT)
+        made[0].generate(PROMPTS[0])
 
     meter = EnergyMeter()
     with Peak() as peak:
         with peak.watch() as parts["picture"]:
             first = timed(first_picture, 1)
             meter.start()
-            pictures = timed(lambda: made[0].generate(PROMPT), runs)
+            pictures = timed(lambda: made[0].generate(PROMPTS[0]), runs)
             used = meter.joules()
         given = made[0].given if graphs_too else {}
         pipeline = Pipeline(bundle, provider, threads, runtime=runtime)

@@ -103,9 +103,9 @@ def profile_of(manifest: Manifest) -> Profile:
 def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
     from deploy.build.measure import graph_db
     from deploy.build.parity import REQUIRED_DB
+    from exporters.choices import PROMPTS
     from exporters.errors import ExportError
     from exporters.layouts.plan import plan_graphs
-    from exporters.layouts.prompts import PROMPTS
     from exporters.reference.case import Texts
     from exporters.reference.parity import reference_cases
     from exporters.student.open import open_source

@@ -20,10 +20,11 @@ from deploy.page.page import INDEX
 from deploy.runtime.sessions import COREML_EXTRA
 from deploy.text import megabytes
 from deploy.tiers.tier import all_tiers
+from exporters.choices import PROMPTS
 from quantization.errors import printable
 
 PIPELINE, LIBRARY = "text-to-image", "flash-deploy"
-EXAMPLE = "a red circle left of a blue square on a white background"
+EXAMPLE = PROMPTS[0]
 MOST_RULES = 12
 EQUAL_DB = 999
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")

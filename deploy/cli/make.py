@@ -46,7 +46,7 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
     student: StudentArgument = None,
     tier: TierOption = "desktop-cpu",
-    format: FormatOption = "onnx",  # noqa: A002
+    format: FormatOption = "onnx",
     compute_units: UnitsOption = None,
     stages: StagesOption = None,
     target: TargetOption = None,
@@ -147,7 +147,7 @@ def tune(
     output: Annotated[Path, typer.Option("-o", "--output", help="File of the new profile (TOML).", show_default=False)],
     student: StudentArgument = None,
     tier: TierOption = "desktop-cpu",
-    format: FormatOption = "onnx",  # noqa: A002
+    format: FormatOption = "onnx",
     compute_units: UnitsOption = None,
     target: TargetOption = None,
     max_bytes: Annotated[

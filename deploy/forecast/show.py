@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.forecast.cost import GraphCost, Work, total
+from benchmarks.forecast.roofline import SHORT_SECONDS
 from deploy.bundle.folder import Bundle
 from deploy.forecast.predict import NOTE, Prediction
 from deploy.text import megabytes, table
-
-SHORT_SECONDS = 1e-3  # as the calibration has it: python -m benchmarks.studies.roofline.fit
 
 
 def as_data(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Prediction]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from deploy.errors import Complaint, InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
 from deploy.page.page import check_page
 from deploy.page.serve import Server
+from exporters.choices import PROMPTS
 
 Provider = Literal["wasm", "webgpu"]
-PROMPT = "a red circle left of a blue square on a white background"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_in_browser(
     bundle: Bundle,
     runs: int,
     provider: Provider = "wasm",
-    prompt: str = PROMPT,
+    prompt: str = PROMPTS[0],
     seed: int = 0,
     latents: np.ndarray | None = None,
     keep_graphs: bool = False,

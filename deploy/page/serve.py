@@ -106,10 +106,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_version = "flash-deploy"
     sys_version = ""
 
-    def do_GET(self) -> None:  # noqa: N802  (the base class looks for this name)
+    def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
     def log_message(self, format: str, *args: Any) -> None:

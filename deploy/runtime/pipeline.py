@@ -17,10 +17,10 @@ from deploy.bundle.folder import Bundle, open_bundle
 from deploy.bundle.manifest import PictureRecord
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.runtime.sampler import OnStep, sample_euler, sample_renoise
-from deploy.runtime.sessions import Run, Runtime, Sessions, fastest_runtime
+from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
 from deploy.runtime.torch_noise import LARGEST_SEED, TorchGenerator
-from exporters.choices import ENCODER_IDS
+from exporters.choices import ENCODER_IDS, Runtime
 from exporters.layouts.swift_client import text_states, transformer_inputs
 
 Progress = Callable[[str, int, int], None]

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from deploy.bundle.manifest import GraphRecord
 from deploy.bundle.requirements import check_onnxruntime
 from deploy.errors import BundleError, Complaint, InputError
 from deploy.tiers.tier import all_tiers
+from exporters.choices import RUN_ONCE, Runtime
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -41,8 +42,6 @@ MAX_THREADS = 1024
 ACTIVATION_GROUP = 128  # inputs that OpenVINO rounds with one scale: its default, 32, is slower and no closer in pictures
 WORTH_COMPILING_BYTES = 100_000_000  # flash-deploy bench: the built-in student takes 0.08 s, and 0.7 s to compile
 X86_64 = ("x86_64", "AMD64")
-RUN_ONCE = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
-Runtime = Literal["onnxruntime", "openvino", "coreml", "evaluator"]
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {"onnx": ("onnxruntime", "openvino"), "coreml": ("coreml", "evaluator")}
 COREML_EXTRA = "pip install 'flash-deploy[export,coreml]'"
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]

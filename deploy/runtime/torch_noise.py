@@ -30,7 +30,7 @@ class TorchGenerator:
 
     def __init__(self, seed: int) -> None:
         # The legacy seeding is the twister's own, which torch has too; the generator's present one hashes the seed first.
-        state: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)  # noqa: NPY002
+        state: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
         self._bits = np.random.MT19937()
         self._bits.state = state
         self._waiting: float | None = None

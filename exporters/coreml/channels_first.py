@@ -48,7 +48,8 @@ class ChannelsFirst(Lowering):
 
     def receive(self, value: ir.Value, variable: Any) -> None:
         handed_on = value.shape is not None and len(variable.shape) != len(value.shape)
-        (self.columns if handed_on else self.values)[value] = variable
+        forms = self.columns if handed_on else self.values
+        forms[value] = variable
 
     def handed_on(self, value: ir.Value) -> Operand:
         return self.columns[value] if value in self.columns and _rank(value) == ROWS else self.made(value)

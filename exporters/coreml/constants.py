@@ -64,21 +64,26 @@ def unsupported(shape: tuple[int, ...], scheme: Scheme, system: System = "iOS18"
     """Why Core ML has no constant of a shape in a scheme; empty where it has one."""
     if system == "iOS17" and (reason := unsupported_on_ios17(scheme)):
         return reason
-    rows, columns = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     if scheme.dynamic_activations:
         return "Core ML rounds activations statically only: use int8"
     if scheme.kind == "lookup":
-        if scheme.bits not in _INDICES:
-            return f"Core ML has no indices of {scheme.bits} bits"
-        if scheme.block is not None and rows % scheme.block:
-            return f"its {rows} output channels are no multiple of {scheme.block}"
-        return ""
-    if scheme.kind == "integer":
-        if scheme.bits not in _SIGNED:
-            return f"Core ML has no integers of {scheme.bits} bits"
-        if scheme.block is not None and (len(shape) > 2 or columns % scheme.block):
-            return f"it is no matrix whose {columns} input channels are a multiple of {scheme.block}"
-    return ""
+        return _unsupported_table(shape[0], scheme)
+    return _unsupported_integers(shape, scheme) if scheme.kind == "integer" else ""
+
+
+def _unsupported_table(rows: int, scheme: Scheme) -> str:
+    if scheme.bits not in _INDICES:
+        return f"Core ML has no indices of {scheme.bits} bits"
+    uneven = scheme.block is not None and rows % scheme.block
+    return f"its {rows} output channels are no multiple of {scheme.block}" if uneven else ""
+
+
+def _unsupported_integers(shape: tuple[int, ...], scheme: Scheme) -> str:
+    if scheme.bits not in _SIGNED:
+        return f"Core ML has no integers of {scheme.bits} bits"
+    columns = int(np.prod(shape[1:], dtype=np.int64))
+    uneven = scheme.block is not None and (len(shape) > 2 or columns % scheme.block)
+    return f"it is no matrix whose {columns} input channels are a multiple of {scheme.block}" if uneven else ""
 
 
 @dataclass
@@ -127,7 +132,10 @@ class Constants:
         """A name that MIL takes and that is not in use."""
         base = re.sub(r"[^A-Za-z0-9_]", "_", wanted)
         base = base if base[:1].isalpha() else f"_{base}"
-        name = next(n for i in range(len(self._names) + 1) if (n := f"{base}_{i}" if i else base) not in self._names)
+        name, count = base, 0
+        while name in self._names:
+            count += 1
+            name = f"{base}_{count}"
         self._names.add(name)
         return name
 

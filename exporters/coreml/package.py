@@ -29,7 +29,6 @@ from quantization.files import REMEDY, WritingError, write_bytes, write_text, wr
 
 ROOT = "com.apple.CoreML"
 AUTHOR = "flash-deploy"
-_LARGE_ELEMENTS = 10  # what coremltools writes to the weight file, and not into the program
 
 
 class _Streamed(MILProtoExporter):  # type: ignore[misc]

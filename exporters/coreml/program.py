@@ -177,9 +177,9 @@ def _program(
         origins: dict[str, ir.Node] = {}
         for node in stage.nodes:
             lowering.wide = node in wide
-            before = len(list(function.operations))
+            before = function.operations.end
             lowering.lower(node)
-            origins |= {var.name: node for op in list(function.operations)[before:] for var in op.outputs}
+            origins |= {var.name: node for operation in _since(function, before) for var in operation.outputs}
         made = [lowering.made(value) if value.is_graph_output() else lowering.handed_on(value) for value in stage.outputs]
         results = [_result(var, names[value]) for var, value in zip(made, stage.outputs, strict=True)]
         function.set_outputs(results)
@@ -192,6 +192,14 @@ def _program(
         if not isinstance(became, np.ndarray):  # two values are one where a product has taken its bias
             readers[became.name] = (*readers.get(became.name, ()), *value.consumers())
     return StageProgram(program, constants, inputs, outputs, exact, options.system, origins, readers)
+
+
+def _since(function: Any, before: Any) -> Iterator[Any]:
+    """A function's operations behind one of its list's nodes, the newest first; all of them behind none."""
+    node = function.operations.end
+    while node is not before:
+        yield node.op
+        node = node.prev
 
 
 def _bits(var: Var) -> int:
@@ -221,8 +229,9 @@ def _crossing_names(model: ir.Model, stages: list[_Stage]) -> dict[ir.Value, str
 
 def _stages(model: ir.Model, nodes: list[ir.Node], count: int) -> Iterator[_Stage]:
     cuts = [0, *_cuts(model, nodes, count), len(nodes)]
+    position = {node: i for i, node in enumerate(nodes)}
     place = {value: i for i, node in enumerate(nodes) for value in node.outputs}
-    last = {value: max(nodes.index(node) for node in value.consumers()) for value in place if value.consumers()}
+    last = {value: max(position[node] for node in value.consumers()) for value in place if value.consumers()}
     final = list(model.graph.outputs)
     for begin, end in itertools.pairwise(cuts):
         part = nodes[begin:end]
@@ -243,11 +252,11 @@ def _cuts(model: ir.Model, nodes: list[ir.Node], count: int) -> list[int]:
     """Positions to cut at: of those near each equal share of the weights, the one that fewest numbers cross."""
     if count == 1:
         return []
-    position = {value: i for i, node in enumerate(nodes) for value in node.outputs}
+    position = {node: i for i, node in enumerate(nodes)}
     weights = np.cumsum([_weight_elements(node) for node in nodes])
     crossing = np.zeros(len(nodes) + 1)
-    for value, i in position.items():
-        readers = [nodes.index(node) for node in value.consumers()]
+    for value, i in ((value, i) for node, i in position.items() for value in node.outputs):
+        readers = [position[node] for node in value.consumers()]
         if readers and not _known(value):
             unknown = value.shape is None  # within a kernel, as a rule: no place to cut
             crossing[i + 1 : max(readers) + 1] += np.inf if unknown else float(np.prod(value.shape.numpy()))  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The prompts that graphs are measured on, as token ids."""
+"""Prompts as token ids."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import numpy as np
 from exporters.layouts.spec import GraphOptions
 from exporters.student.student import Student
 from exporters.student.tokenizers import load_tokenizer
-
-PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
 
 
 def token_ids(student: Student, component: str, options: GraphOptions, prompt: str) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exporters.choices import PROMPTS
 from exporters.layouts.plan import plan_graphs
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.ranges import Arrays
 from exporters.streamed.module import stream

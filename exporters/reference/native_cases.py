@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.choices import PROMPTS
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.case import Case, Inputs, Maker, as_sampled, draw_latents, encoded_picture, normal, text_cases
 from exporters.restructure.conditioning import modulation_layout

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.choices import PROMPTS
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.case import Case, Inputs, Maker, draw_latents, encoded_picture, smooth_picture, text_cases
 from exporters.student.student import Student

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.choices import PROMPTS
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
 from exporters.layouts.swift_client import T5_TOKENS
 from exporters.reference.case import Case, Inputs, Maker, draw_latents, normal, text_cases
@@ -34,7 +35,7 @@ def _clip(component: str) -> Maker:
 def _t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     """The mask must have no effect, because diffusers passes T5 none."""
     cases = []
-    for prompt, rng in zip(PROMPTS, itertools.cycle(inputs.generators)):  # noqa: B905  (one is endless)
+    for prompt, rng in zip(PROMPTS, itertools.cycle(inputs.generators)):
         ids = token_ids(student, "text_encoder_3", options, prompt)
         states = models["text_encoder_3"](torch.from_numpy(ids)).last_hidden_state.transpose(1, 2)[:, :, None]
         mask = rng.integers(0, 2, ids.shape).astype(np.float32)

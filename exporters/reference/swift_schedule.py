@@ -132,7 +132,7 @@ def _measured(
     """Schedules with the PSNR of their pictures."""
     import torch
 
-    from exporters.layouts.prompts import PROMPTS
+    from exporters.choices import PROMPTS
     from exporters.reference.decibels import psnr_db
     from exporters.streamed.pipeline import TorchPipeline
 

@@ -181,17 +181,20 @@ def calibrate(
         keep_t5=options.keep_t5,
         max_sequence_length=options.max_sequence_length,
     )
-    count = len(prompts)
-    entries = [
+    vectors = [(sums.rows / len(prompts), sums.columns / len(prompts)) for sums in collector.sums.values()]
+    save_calibration(folder, recipe, _entries(collector, len(prompts)), vectors)
+    return Calibration(folder)
+
+
+def _entries(collector: _Collector, prompts: int) -> list[Entry]:
+    return [
         Entry(
             component=component,
             name=name,
             layer=sums.layer,
-            inputs=sums.inputs // count,
-            rounding={b: e / count for b, e in sums.rounding.items()},
+            inputs=sums.inputs // prompts,
+            rounding={block: error / prompts for block, error in sums.rounding.items()},
             gram=sums.gram,
         )
         for (component, name), sums in collector.sums.items()
     ]
-    save_calibration(folder, recipe, entries, [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()])
-    return Calibration(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,7 @@ def assemble(
     student = Student(
         source.path, folder, parts.configs, parts.weights, tuple(parts.files), defaults, notes=_printable(said), adapters=found
     )
-    student.stamps.update({file: stamp(file) for file in student.files()})
-    return student
+    return replace(student, stamps={file: stamp(file) for file in student.files()})
 
 
 def _printable(notes: Sequence[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def open_tokenizers(student: Student, keep_t5: bool) -> Tokenizers:
         folder = student.tokenizer_folder(component)
         try:
             tokenizer = load_tokenizer(student, component)
-        except Exception as error:  # transformers and tokenizers raise many kinds
+        except Exception as error:  # noqa: BLE001  (transformers and tokenizers raise many kinds)
             complaints.append(Complaint(str(folder), f"cannot be read: {type(error).__name__}: {error}"))
             continue
         complaints += _check(component, tokenizer, student)

@@ -62,7 +62,12 @@ def _check_parameters(operation: Operation, program: Program) -> Iterator[Compla
     if not operation.outputs:
         yield Complaint(str(operation), "gives nothing")
     if operation.kind == "const":
-        for port, value in zip(operation.outputs, operation.arguments.get("val", ()), strict=False):
-            if isinstance(value, Constant) and (value.dtype, value.shape) != (port.dtype, port.shape):
-                expected, got = (f"{one.dtype.name} {list(one.shape)}" for one in (port, value))
-                yield Complaint(str(operation), "stores another type than it declares", expected, got)
+        yield from _check_stored(operation)
+
+
+def _check_stored(operation: Operation) -> Iterator[Complaint]:
+    """A constant is of the type and shape that it declares."""
+    for port, value in zip(operation.outputs, operation.arguments.get("val", ()), strict=False):
+        if isinstance(value, Constant) and (value.dtype, value.shape) != (port.dtype, port.shape):
+            expected, got = (f"{one.dtype.name} {list(one.shape)}" for one in (port, value))
+            yield Complaint(str(operation), "stores another type than it declares", expected, got)

@@ -33,7 +33,7 @@ class Kind:
     remedy: str
 
 
-def file_kind(file: Path) -> Kind | None:
+def file_kind(file: Path) -> Kind | None:  # noqa: PLR0911  (a return for each kind)
     """What a file is that should be weights, JSON or a tokenizer, by its first bytes.
 
     Raises:
@@ -95,7 +95,7 @@ def quantization_of(config: Mapping[str, Any]) -> str:
     return str(record.get("quant_method") or record.get("quant_type") or "an unknown method")
 
 
-def checkpoint_kind(names: Collection[str]) -> Kind | None:
+def checkpoint_kind(names: Collection[str]) -> Kind | None:  # noqa: PLR0911  (a return for each kind)
     """What a single file is that holds no MMDiT under the original names, by its tensors' names."""
 
     def some(*starts: str) -> bool:
@@ -160,7 +160,7 @@ def _cache_kind(path: Path) -> Kind | None:
     return None
 
 
-def _folder_kind(path: Path) -> Kind | None:
+def _folder_kind(path: Path) -> Kind | None:  # noqa: PLR0911  (a return for each kind)
     names = {file.name for file in path.iterdir()}
     single = sorted(name for name in names if name.endswith(".safetensors"))
     if "manifest.json" in names:

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (flash-deploy[coreml])")
 
+from exporters.choices import PROMPTS
 from exporters.coreml.backend import ct
 from exporters.coreml.chain import chain
 from exporters.coreml.constants import Target, unsupported
@@ -28,7 +29,7 @@ from exporters.coreml.program import Attention, ProgramOptions, to_programs
 from exporters.coreml.rehearsal import first_overflow
 from exporters.errors import ExportError
 from exporters.layouts.plan import plan_graphs
-from exporters.layouts.prompts import PROMPTS, token_ids
+from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.ranges import Rehearsal
 from exporters.reference.decibels import snr_db

@@ -23,8 +23,8 @@ from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import InputError
 from deploy.runtime.pipeline import Pipeline
+from exporters.choices import PROMPTS
 from exporters.coreml.backend import ct
-from exporters.layouts.prompts import PROMPTS
 from exporters.reference.decibels import psnr_db
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT, Student
