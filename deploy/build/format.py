@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from deploy.bundle.folder import record_file
 from deploy.bundle.manifest import FileRecord, GraphRecord, KeptRecord, PortRecord, StageRecord
+from deploy.bundle.seal import record_file
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.onnx.opset import Opset

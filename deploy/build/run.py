@@ -40,16 +40,7 @@ from deploy.build.request import BuildRequest
 from deploy.build.swift.files import check_client_tokenizers, write_swift_files
 from deploy.build.swift.schedule import choose_client_schedule
 from deploy.bundle import requirements
-from deploy.bundle.folder import (
-    Bundle,
-    BundleBusyError,
-    check_place,
-    locked,
-    partial_folder,
-    record_file,
-    remove_strangers,
-    seal,
-)
+from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import megabytes
 from deploy.bundle.manifest import (
     FORMAT,
@@ -65,6 +56,15 @@ from deploy.bundle.manifest import (
     StudentRecord,
     TextRecord,
     TokenizerRecord,
+)
+from deploy.bundle.seal import (
+    BundleBusyError,
+    check_place,
+    locked,
+    partial_folder,
+    record_file,
+    remove_strangers,
+    seal,
 )
 from deploy.errors import CheckFailed, Complaint, InputError
 from deploy.interrupts import interruptible

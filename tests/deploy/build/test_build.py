@@ -22,7 +22,8 @@ import deploy.build.budget
 import deploy.build.run
 from deploy.build.format import OnnxFormat
 from deploy.build.run import BuildRequest, Silent, build, plan
-from deploy.bundle.folder import Bundle, check_files, locked, open_bundle, partial_folder
+from deploy.bundle.folder import Bundle, check_files, open_bundle
+from deploy.bundle.seal import locked, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
 from deploy.forecast.predict import costs
 from deploy.runtime.pipeline import Pipeline

@@ -19,7 +19,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from deploy.build.run import BuildRequest, build
-from deploy.bundle.folder import Bundle, open_bundle, record_file
+from deploy.bundle.folder import Bundle, open_bundle
+from deploy.bundle.seal import record_file
 from deploy.errors import InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium, find_chromium
 from deploy.page.drive import opened_page, run_in_browser
