@@ -25,7 +25,8 @@ from benchmarks.measure.process import Part, Peak, cpu_name, describe_machine, t
 from benchmarks.quality.drawing import Drawn, Wanted, read_wanted, to_line
 from deploy.errors import InputError
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sessions import PROVIDERS, Run, Runtime
+from deploy.runtime.sessions import PROVIDERS, Run
+from exporters.choices import Runtime
 
 PROMPT = "a red circle left of a blue square on a white background"
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "coreml": "coremltools", "evaluator": "coremltools"}

@@ -6,6 +6,6 @@ Importing it loads neither torch nor what measures, builds or stores; a test hol
 from deploy.runtime.arguments import DrawingOptions, Progress, StepCallback
 from deploy.runtime.noise import Noise
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sessions import Runtime
+from exporters.choices import Runtime
 
 __all__ = ["DrawingOptions", "Noise", "Pipeline", "Progress", "Runtime", "StepCallback"]

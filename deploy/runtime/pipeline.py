@@ -30,8 +30,9 @@ from deploy.runtime.eight_bit import as_images
 from deploy.runtime.layouts import Condition, Stages, stages_of
 from deploy.runtime.noise import Noise, PictureNoise, drawn_latents, generators, given_latents, given_step_noise
 from deploy.runtime.sampler import OnStep, sample_euler, sample_renoise
-from deploy.runtime.sessions import Run, Runtime, Sessions, fastest_runtime
+from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
+from exporters.choices import Runtime
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from deploy.bundle.folder import Bundle
 from deploy.bundle.manifest import GraphRecord
 from deploy.bundle.requirements import check_onnxruntime
 from deploy.errors import BundleError, Complaint, InputError
+from exporters.choices import Runtime
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -41,7 +42,6 @@ ACTIVATION_GROUP = 128  # inputs that OpenVINO rounds with one scale: its defaul
 WORTH_COMPILING_BYTES = 100_000_000  # flash-deploy bench: the built-in student takes 0.08 s, and 0.7 s to compile
 X86_64 = ("x86_64", "AMD64")
 RUN_ONCE = ("text_encoder", "text_encoder_2", "text_encoder_3", "conditioner")
-Runtime = Literal["onnxruntime", "openvino", "coreml", "evaluator"]
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {"onnx": ("onnxruntime", "openvino"), "coreml": ("coreml", "evaluator")}
 COREML_EXTRA = "pip install 'flash-deploy[export,coreml]'"
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]

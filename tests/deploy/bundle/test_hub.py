@@ -21,7 +21,7 @@ from deploy.bundle.seal import check_place
 from deploy.errors import BundleError, InputError
 from deploy.page.serve import Server
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sessions import Runtime
+from exporters.choices import Runtime
 from exporters.hashing import hash_file
 from exporters.reference.decibels import psnr_db
 from tests.deploy.bundle.hub import hub_cache

@@ -17,7 +17,7 @@ from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import BundleError, InputError
 from deploy.runtime.pipeline import Pipeline
 from deploy.runtime.sampler import sample_euler, sample_renoise
-from deploy.runtime.sessions import Runtime
+from exporters.choices import Runtime
 from exporters.reference.decibels import psnr_db
 from exporters.reference.diffusers import reference_pipeline
 from exporters.reference.pictures import reference_picture
