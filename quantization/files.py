@@ -204,16 +204,6 @@ def reserve(file: Path) -> None:
             stream.write(bytes(min(left, 1 << 22)))
 
 
-def is_own(file: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, links followed; or where the folder is in a hub's cache, among its content.
-
-    Hub caches keep ``blobs/HASH`` beside ``snapshots/REVISION``, whose files are links to them.
-    """
-    home, found = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    caches = (place.parent.parent for place in (home, *home.parents) if place.parent.name == "snapshots")
-    return any(found.is_relative_to(place) for place in (home, *(cache / "blobs" for cache in caches)))
-
-
 def _is_stream(target: Path) -> bool:
     return _STREAMS.fullmatch(os.path.realpath(target.parent)) is not None
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from deploy.build import BuildRequest, build
-from deploy.bundle.folder import Bundle, open_bundle, record_file
+from deploy.bundle.folder import Bundle, open_bundle
+from deploy.bundle.seal import record_file
 from deploy.page.page import write_page
 from deploy.page.vendor import check_web_runtime
 from distillation.random_students import PRESETS, StudentShape, make_student

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 #: Each package imports those after it, never one before it.
-ORDER = ("deploy", "benchmarks", "distillation", "exporters", "quantization")
+ORDER = ("flash_deploy", "deploy", "benchmarks", "distillation", "exporters", "quantization")
 #: More than that in one folder, and the listing no longer tells what is in it.
 FLAT_FILES = 14
 #: The one file that starts a package above its own, as a user would: by the command.

@@ -35,7 +35,7 @@ def test_no_circle_of_files_or_of_rooms(drawn: dict[str, set[str]]) -> None:
 
 
 def test_imports_go_one_way(drawn: dict[str, set[str]]) -> None:
-    """deploy → benchmarks → distillation → exporters → quantization; nothing points back."""
+    """flash_deploy → deploy → benchmarks → distillation → exporters → quantization; nothing points back."""
     assert upward(drawn) == []
 
 

@@ -21,6 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
         "deploy",
         "distillation",
         "exporters",
+        "flash_deploy",
         "quantization",
         "tests",
     ):  # a build leaves traces: not in the checkout
@@ -51,6 +52,7 @@ def test_wheel_holds_the_packages_and_the_student(wheel: zipfile.Path) -> None:
         "deploy",
         "distillation",
         "exporters",
+        "flash_deploy",
         "quantization",
     }
     for needed in (
@@ -64,6 +66,7 @@ def test_wheel_holds_the_packages_and_the_student(wheel: zipfile.Path) -> None:
         "exporters/builtin_student/model_index.json",
         "exporters/builtin_student/transformer/diffusion_pytorch_model.safetensors",
         "exporters/builtin_student/tokenizer_3/tokenizer.json",
+        "flash_deploy/py.typed",
     ):
         assert needed in names
 

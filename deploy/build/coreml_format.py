@@ -106,7 +106,7 @@ class _CoreMLDraft:
         )
 
     def write(self, folder: Path, progress: Progress) -> WrittenGraph:
-        from deploy.bundle.folder import record_file
+        from deploy.bundle.seal import record_file
         from exporters.coreml.export import write_graph
 
         plan, graph = self.plan, self.graph

@@ -10,7 +10,6 @@ from deploy.build.layout_files import write_layout_files
 from deploy.build.plan import Plan
 from deploy.build.resume import Done, tools
 from deploy.build.swift.files import write_swift_files
-from deploy.bundle.folder import record_file
 from deploy.bundle.manifest import (
     FORMAT,
     VERSION,
@@ -25,6 +24,7 @@ from deploy.bundle.manifest import (
     TokenizerRecord,
 )
 from deploy.bundle.requirements import NAME, least_onnxruntime
+from deploy.bundle.seal import record_file
 from deploy.page.page import write_page
 from exporters.layouts.spec import VAE_SCALE
 from quantization.errors import printable

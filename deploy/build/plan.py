@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deploy.build.parity import REQUIRED_DB, parity_note
 from deploy.build.request import BuildRequest
 from deploy.build.swift.tokenizers import check_client_tokenizers
-from deploy.bundle.folder import check_place
 from deploy.bundle.manifest import ClientScheduleRecord
+from deploy.bundle.seal import check_place
 from deploy.errors import Complaint, InputError
 from deploy.page.vendor import check_web_runtime
 from deploy.tiers.profiles import check_schemes, computes_in, default_profile, promised_precision

@@ -24,7 +24,8 @@ from deploy.build.plan import Plan, plan
 from deploy.build.request import BuildRequest
 from deploy.build.resume import Done, can_resume, finished, forget, mark_finished, resume_key
 from deploy.build.swift.schedule import choose_client_schedule
-from deploy.bundle.folder import Bundle, BundleBusyError, locked, partial_folder, remove_strangers, seal
+from deploy.bundle.folder import Bundle
+from deploy.bundle.seal import BundleBusyError, locked, partial_folder, remove_strangers, seal
 from deploy.errors import Complaint, InputError
 from deploy.interrupts import interruptible
 from exporters.layouts.spec import GraphSpec

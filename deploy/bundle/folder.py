@@ -1,20 +1,16 @@
-"""Open, check and seal bundles. Needs neither torch nor onnx."""
+"""Open and check bundles: all that a device needs of them. What makes them is in :mod:`deploy.bundle.seal`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle.manifest import NAME, FileRecord, Manifest, is_bundle, parse_manifest, read_manifest
+from deploy.bundle.manifest import NAME, Manifest, read_manifest
 from deploy.bundle.plain_files import plain_files
-from deploy.errors import BundleError, Complaint, InputError
+from deploy.errors import BundleError, Complaint
 from exporters.hashing import hash_file
-from quantization.files import draft_name, is_own, write_bytes
-from quantization.folders import claim_folder, held, put_in_place, remove_left_behind
+from exporters.links import is_own
 
 LOCK = ".lock"
 LFS_POINTER = b"version https://git-lfs"
@@ -23,10 +19,6 @@ HISTORY = (".git", ".hg", ".svn")
 BOOKKEEPING = (".cache", ".huggingface", ".msc", ".mv", ".mdl", "._____temp", "configuration.json")  # of model hubs' downloaders
 BESIDE = {PAGE, PICTURES, *HISTORY, *BOOKKEEPING}
 ANYWHERE = {".gitattributes", ".gitignore", ".gitkeep", ".gitmodules", ".hgignore", ".DS_Store"}
-
-
-class BundleBusyError(BundleError):
-    """Another process is building this bundle."""
 
 
 @dataclass(frozen=True)
@@ -102,130 +94,9 @@ def check_files(bundle: Bundle) -> list[Complaint]:
 def find_strangers(folder: Path, manifest: Manifest) -> list[Path]:
     """Everything in a bundle's folder that its manifest does not name; links to folders too, which are not followed."""
     known = {record.path for record in manifest.files} | {NAME, LOCK}
-    return [file for file in _files(folder) if file.relative_to(folder).as_posix() not in known]
+    return [file for file in files_in(folder) if file.relative_to(folder).as_posix() not in known]
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """Everything below a folder that is no folder; links are listed, and not followed."""
     return [file for file in sorted(folder.rglob("*")) if file.is_symlink() or not file.is_dir()]
-
-
-def remove_strangers(partial: Path, manifest: Manifest) -> None:
-    """Remove whatever an earlier build of something else left in a partial bundle."""
-    for file in find_strangers(partial, manifest):
-        file.unlink()
-    for folder in sorted(partial.rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def record_file(folder: Path, path: str) -> FileRecord:
-    """Describe a file that was written, and flush it to disk."""
-    file = folder / path
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    return FileRecord(path=path, size_bytes=file.stat().st_size, sha256=hash_file(file))
-
-
-def check_place(output: Path, force: bool) -> None:
-    """Whether a bundle can be made there: nothing is there, or, with ``force``, an older bundle and nothing else.
-
-    Raises:
-        InputError: something is there that would be lost, or the place cannot be.
-    """
-    try:
-        there = output.exists()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise InputError("The bundle cannot be written.", [Complaint(str(output), error.strerror or str(error))]) from error
-    if not there:
-        return
-    if not force:
-        raise InputError(f"{output} is there already.", remedy="give another folder, or --force to replace it")
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if not is_bundle(output):
-        raise InputError(f"{output} is not a bundle and is not replaced.", remedy="give another folder")
-    if yours := _yours(output):
-        complaints = [Complaint(str(output / path), "not a file of this bundle") for path in yours]
-        raise InputError(f"{output} holds more than a bundle and is not replaced.", complaints, "move these files away")
-
-
-def _yours(folder: Path) -> list[str]:
-    """What would be lost with a bundle: all that it does not list but hidden files and downloaders' bookkeeping.
-
-    A bundle that is newer, or damaged, may be replaced too: what it lists is its own. Of one whose list cannot be read, all that
-    is known is that neither a page nor a history is its own.
-    """
-    try:
-        content = json.loads((folder / NAME).read_bytes())
-        known = {NAME, LOCK, *(str(record["path"]) for record in content["files"])}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        known = None
-    found: dict[str, None] = {}
-    for path in (file.relative_to(folder) for file in _files(folder)):
-        top, whole = path.parts[0], path.as_posix()
-        if top in (*HISTORY, PICTURES):
-            found[top] = None
-        elif known is None:
-            found |= {whole: None} if whole == PAGE else {}
-        elif whole not in known and top not in BOOKKEEPING and not path.name.startswith("."):
-            found[whole] = None
-    return list(found)
-
-
-def partial_folder(target: Path) -> Path:
-    """Where a bundle is put together: a hidden sibling, so that the rename stays on one file system."""
-    return target.with_name(f".{target.name}.partial")
-
-
-@contextlib.contextmanager
-def locked(partial: Path) -> Iterator[None]:
-    """Hold a partial bundle against a second build; the lock dies with the process.
-
-    Raises:
-        BundleBusyError: another process is building this bundle.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: bundles run there, and are built elsewhere
-        raise BundleError("Bundles are built on Linux or macOS.", remedy="build there and copy the folder") from None
-    claim_folder(partial)  # what is not this build's is removed from the folder at the end
-    file = partial / LOCK
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno()))  # else another has sealed meanwhile
-        except OSError:
-            ours = False
-        if not ours:
-            raise BundleBusyError(
-                f"Another process is building in {partial}.", remedy="wait for it, or build to another folder"
-            ) from None
-        for path in partial.rglob("*"):
-            if path.is_symlink():  # nothing is ever written through one
-                path.unlink()
-        yield
-
-
-def seal(partial: Path, target: Path, manifest: Manifest, force: bool = False) -> Bundle:
-    """Write the manifest and move the partial bundle to its place in one step; with ``force`` an older bundle is replaced.
-
-    Raises:
-        BundleError: something has come to that place since the build began.
-    """
-    if os.path.lexists(target) and not force:
-        raise BundleError(f"{target} has come to be while the bundle was built.", remedy="move it away, or build with --force")
-    content = manifest.to_json()
-    parse_manifest(content, partial / NAME)  # before the rename: a bundle that cannot be read must not take its place
-    write_bytes(partial / NAME, content)
-    remove_left_behind(target)
-    whole = draft_name(target)  # an older bundle must not come to the partial one's place: the next build would go on in it
-    with held(partial):
-        partial.rename(whole)
-        try:
-            put_in_place(whole, target, force)
-        except BaseException:
-            if not (target / LOCK).exists():  # it has not come to its place
-                whole.rename(partial)
-            raise
-    (target / LOCK).unlink(missing_ok=True)  # not before: whoever comes meanwhile must find it held
-    return open_bundle(target)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exporters.student.student import Student
 
 
-def inspect_path(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
+def inspect_path(path: Path | str, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
     """Describe a student or a bundle.
 
     Args:
@@ -29,6 +29,7 @@ def inspect_path(path: Path, variant: str | None = None, ignore_lora: bool = Fal
     Raises:
         InputError: it is neither, or is damaged.
     """
+    path = Path(path)
     return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant, ignore_lora)
 
 

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from deploy.errors import BundleError, Complaint
-from quantization.files import WritingError, is_own
+from deploy.errors import BundleError, Complaint, InputError
+from exporters.links import is_own
 
 # Smaller files are copied: Core ML's tools write a package's table of contents when they load it, and would write the blob.
 LINKED_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def plain_files(folder: Path, paths: Iterable[str]) -> Iterator[Path]:
 
     Raises:
         BundleError: a file leads outside of the bundle.
-        WritingError: there is no room for copies.
+        InputError: there is no room for copies.
     """
     home = os.path.realpath(folder)
     real = {path: Path(os.path.realpath(folder / path)) for path in paths}
@@ -61,7 +61,7 @@ def _private(stack: contextlib.ExitStack, real: Mapping[str, Path]) -> Path:
         needed = sum(file.stat().st_size for file in real.values())
         got = f"{shutil.disk_usage(made).free / 1e6:.2f} MB free"
         complaint = Complaint(str(made.parent), error.strerror or str(error), f"{needed / 1e6:.2f} MB", got)
-        raise WritingError("The bundle's files are links, and cannot be copied for the runtime.", [complaint], REMEDY) from error
+        raise InputError("The bundle's files are links, and cannot be copied for the runtime.", [complaint], REMEDY) from error
     return made
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deploy.bundle.manifest import Manifest
 from deploy.errors import Complaint, InputError
-from quantization.schemes import Scheme
+
+if TYPE_CHECKING:
+    from quantization.schemes import Scheme  # builds have schemes; whoever draws has none
 
 NAME = "onnxruntime"
 LEAST = {

@@ -11,7 +11,8 @@ import numpy as np
 from deploy.bundle.folder import PAGE, PICTURES, Bundle
 from deploy.card.text import Sample
 from deploy.errors import Complaint, InputError
-from deploy.runtime.pictures import to_8_bit, write_picture
+from deploy.runtime.eight_bit import to_8_bit
+from deploy.runtime.pictures import write_picture
 from quantization.files import check_writable, write_text, writing
 
 HEADLINE = "The page cannot be written."

@@ -129,7 +129,7 @@ def _how_to_run(manifest: Manifest, shown: Sample) -> str:
         f"flash-deploy generate bundle {shlex.quote(said)} --seed {shown.seed} -o image.png",
         "```",
     ]
-    lines += ["", "```python", "from deploy.runtime.pipeline import Pipeline", ""]
+    lines += ["", "```python", "from flash_deploy import Pipeline", ""]
     quoted = json.dumps(said, ensure_ascii=False)
     lines += [f'pictures = Pipeline("bundle").generate({quoted}, seed={shown.seed})  # {_shape(manifest)}', "```"]
     if any(record.path == INDEX for record in manifest.files):

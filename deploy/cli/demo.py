@@ -26,7 +26,7 @@ def contact_sheet(pictures: list[np.ndarray], captions: tuple[str, ...]) -> np.n
     """Pictures ``[height, width, 3]`` in [0, 1] side by side, each over its caption: 8-bit RGB."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from deploy.runtime.pictures import to_8_bit
+    from deploy.runtime.eight_bit import to_8_bit
 
     columns = 2
     rows = -(-len(pictures) // columns)

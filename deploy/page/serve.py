@@ -20,7 +20,7 @@ from deploy.bundle.folder import Bundle
 from deploy.bundle.manifest import NAME
 from deploy.errors import Complaint, InputError
 from deploy.page.page import INDEX
-from quantization.files import is_own
+from exporters.links import is_own
 
 LOOPBACK = "127.0.0.1"
 HOST = re.compile(r"(localhost|127\.0\.0\.1)(:\d{1,5})?", re.IGNORECASE)

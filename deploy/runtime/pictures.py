@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.errors import Complaint, InputError
+from deploy.runtime.eight_bit import to_8_bit
 from quantization.files import check_writable, write_array, write_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -84,8 +85,3 @@ def files_of(file: Path, images: int) -> list[Path]:
     if images == 1 or file.suffix.lower() == ".npy":
         return [file]
     return [file.with_stem(f"{file.stem}-{i}") for i in range(images)]
-
-
-def to_8_bit(pictures: np.ndarray) -> np.ndarray:
-    """[0, 1] to 0..255, rounded to nearest as in diffusers' ``numpy_to_pil``."""
-    return (pictures * 255).round().astype(np.uint8)

@@ -7,35 +7,44 @@ graph, not their sum.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 
 from deploy.bundle.folder import Bundle, open_bundle
-from deploy.bundle.manifest import PictureRecord
-from deploy.errors import BundleError, Complaint, InputError
+from deploy.errors import BundleError, Complaint
+from deploy.runtime.arguments import (
+    DrawingOptions,
+    Progress,
+    StepCallback,
+    check_choices,
+    checked_prompt,
+    listed_prompts,
+    picture_size,
+    pictures_of_each,
+)
+from deploy.runtime.eight_bit import as_images
+from deploy.runtime.layouts import Condition, Stages, stages_of
+from deploy.runtime.noise import Noise, PictureNoise, drawn_latents, generators, given_latents, given_step_noise
 from deploy.runtime.sampler import OnStep, sample_euler, sample_renoise
 from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
-from deploy.runtime.torch_noise import LARGEST_SEED, TorchGenerator
-from exporters.choices import ENCODER_IDS, Runtime
-from exporters.layouts.swift_client import text_states, transformer_inputs
+from exporters.choices import Runtime
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many parts are done and how many there are."""
-Noise = Literal["numpy", "torch"]
-
-
-class _Generator(Protocol):
-    """What draws one picture's noise: numpy's generator, or torch's played in numpy."""
-
-    def standard_normal(self, shape: tuple[int, ...], dtype: type[np.float32], /) -> np.ndarray: ...
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Pipeline:
     """A bundle that can be asked for pictures.
+
+    It closes itself at the end of a ``with``; whoever does without calls :meth:`close`, or lets go of it.
+
+    Threads may share a pipeline: their calls wait for one another, since one call's graphs are freed for the next one's. Threads
+    that are to draw at the same time have a pipeline each.
 
     Args:
         bundle: an opened bundle or its folder.
@@ -60,80 +69,108 @@ class Pipeline:
         self.manifest = self.bundle.manifest
         self.runtime = runtime or fastest_runtime(self.bundle, provider)
         self._sessions = Sessions(self.bundle, self.runtime, provider, threads, keep_graphs)
-        layouts: dict[str, type[_Native | _Optimum | _Swift]] = {"native": _Native, "optimum": _Optimum, "swift": _Swift}
-        self._stages = layouts[self.manifest.layout](self)
         self._tokenizers = {t.input: load_tokenizer(self.bundle.folder, t) for t in self.manifest.text.tokenizers}
+        self._lock = threading.RLock()  # reentrant: a callback may ask its own pipeline for something
+
+    def __enter__(self) -> Self:
+        self._sessions.check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the graphs, after whatever another thread is drawing; a second time does nothing.
+
+        Whoever uses the pipeline afterwards gets an :class:`~deploy.errors.InputError`.
+        """
+        with self._lock:
+            self._sessions.close()
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         seed: int = 0,
         num_images: int = 1,
         latents: np.ndarray | None = None,
         height: int | None = None,
         width: int | None = None,
+        *,
         step_noise: np.ndarray | None = None,
         progress: Progress | None = None,
         noise: Noise = "numpy",
+        callback: StepCallback | None = None,
     ) -> np.ndarray:
-        """Draw pictures of one prompt.
+        """Draw pictures of one prompt or of several.
+
+        The same seed and prompt make the same picture, whatever is drawn beside it: picture i of a prompt does not depend on
+        ``num_images`` nor on the other prompts. Two prompts of one call begin with the same noise.
 
         Args:
-            prompt: what to draw.
-            seed: of the initial noise; picture i of a seed is the same whatever ``num_images`` is.
-            num_images: how many pictures.
-            latents: initial noise ``[num_images, channels, height / 8, width / 8]`` in place of the seed's.
+            prompt: what to draw; of several, all pictures of the first come first.
+            seed: of the initial noise, at least 0.
+            num_images: how many pictures of each prompt.
+            latents: initial noise ``[pictures, channels, height / 8, width / 8]`` in place of the seed's, as many for each
+                prompt; ``num_images`` may be left out.
             height: picture height in pixels, of a bundle with a dynamic size.
             width: picture width in pixels, of a bundle with a dynamic size.
-            step_noise: what a re-noising sampler adds, ``[num_images, steps, channels, height / 8, width / 8]``, in place of
+            step_noise: what a re-noising sampler adds, ``[pictures, steps, channels, height / 8, width / 8]``, in place of
                 the seed's.
             progress: told of every stage and step.
             noise: whose noise a seed means: ``numpy``'s (picture i has its own stream of the seed), or what ``torch``'s CPU
                 generator draws in fp32, as diffusers does it: picture i has the seed + i, and a re-noising sampler goes on with
                 its picture's generator.
+            callback: called after each step of each picture with the step (from 0), the number of steps, and a copy of the
+                latents ``[1, channels, height / 8, width / 8]`` after it, fp32. Pictures follow one another. Whatever it raises
+                ends the call, and comes out of it.
 
         Returns:
-            ``[num_images, height, width, 3]``, fp32 in [0, 1].
+            ``[pictures, height, width, 3]``, fp32 in [0, 1].
 
         Raises:
-            InputError: the size, the seed or the latents do not fit, or a result is not finite.
+            InputError: an argument is wrong or does not fit the bundle, a result is not finite, or the pipeline is closed.
         """
-        count = num_images if latents is None else len(latents)
-        generators = _generators(seed, count, noise)
-        latents = self._initial(generators, latents, *self._size(height, width))
-        report = progress or (lambda stage, done, total: None)
-        steps = len(self.manifest.sampling.timesteps)
-        report("text", 0, 1)
-        with self._sessions.stage():
-            condition = self._stages.condition(self.tokenize(prompt))
-        sampled = []
-        with self._sessions.stage():
-            for i, generator in enumerate(generators):
-                report("denoise", i * steps, count * steps)
-                start = latents[i : i + 1]
-                added = _step_noise(generator, start.shape, None if step_noise is None else step_noise[i])
-                on_step = functools.partial(_report_step, report, i * steps, count * steps)
-                sampled.append(self._sample(condition, start, added, on_step))
-        with self._sessions.stage():
-            pictures = []
-            for i, sample in enumerate(sampled):
-                report("decode", i, count)
-                pictures.append(self._finite(self._stages.decode(sample), "the picture"))
-            report("decode", count, count)
-        return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1))
+        with self._lock:
+            self._sessions.check_open()
+            check_choices({"seed": seed, "num_images": num_images}, noise)
+            prompts = listed_prompts(prompt)
+            shape = self._latent_shape(height, width)
+            given = None if latents is None else given_latents(latents, shape)
+            each = pictures_of_each(num_images, len(prompts), given)
+            drawers = [one for _ in prompts for one in generators(int(seed), int(each), noise)]
+            start = drawn_latents(drawers, shape) if given is None else given
+            added = None if step_noise is None else given_step_noise(step_noise, (len(start), self._steps, *shape))
+            report = progress or _silent
+            conditions = self._conditions(prompts, report)
+            samples = self._denoised(conditions, PictureNoise(start, drawers, added), report, callback)
+            return self._decoded(samples, report)
+
+    def images(
+        self,
+        prompt: str | Sequence[str],
+        seed: int = 0,
+        num_images: int = 1,
+        latents: np.ndarray | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        **options: Unpack[DrawingOptions],
+    ) -> list[Image.Image]:
+        """The pictures of :meth:`generate`, which says what the arguments are, as 8-bit RGB images of Pillow.
+
+        Raises:
+            InputError: as :meth:`generate`.
+        """
+        return as_images(self.generate(prompt, seed, num_images, latents, height, width, **options))
 
     def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
         """Token ids by graph input, each ``[1, length]``.
 
         Raises:
-            InputError: the prompt is not text that UTF-8 can hold.
+            InputError: the prompt is not text that UTF-8 can hold, or the pipeline is closed.
         """
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            complaint = Complaint("PROMPT", f"is not UTF-8: {error.reason}, at character {error.start}")
-            raise InputError("The prompt cannot be read.", [complaint], "give it in UTF-8") from None
-        return {name: encode(tokenizer, prompt) for name, tokenizer in self._tokenizers.items()}
+        self._sessions.check_open()
+        text = checked_prompt(prompt)
+        return {name: encode(tokenizer, text) for name, tokenizer in self._tokenizers.items()}
 
     def tokens_cut(self, prompt: str) -> dict[str, int]:
         """How many tokens of the prompt each encoder does not see, where there are any."""
@@ -142,23 +179,74 @@ class Pipeline:
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run one graph of the bundle."""
-        return self._sessions.run(graph, inputs)
+        with self._lock:
+            return self._sessions.run(graph, inputs)
 
     def load(self, graph: str) -> Run:
-        """Load one graph of the bundle, to be run by the caller again and again."""
+        """Load one graph of the bundle, to be run by the caller again and again; closing the pipeline leaves it to them."""
+        self._sessions.check_open()
         return self._sessions.load(graph)
 
-    def _sample(self, condition: Any, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep) -> np.ndarray:
-        sampling = self.manifest.sampling
-        if sampling.method == "euler":
-            return sample_euler(self._velocity(condition), start, sampling.sigmas, on_step)
-        return sample_renoise(self._velocity(condition), start, sampling.sigmas, noise, on_step)
+    @property
+    def _stages(self) -> Stages:
+        return stages_of(self)  # not kept: a circle of references would hold graphs until the collector comes by
 
-    def _velocity(self, condition: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    @property
+    def _steps(self) -> int:
+        return len(self.manifest.sampling.timesteps)
+
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        """``[channels, height / 8, width / 8]``."""
+        picture = self.manifest.picture
+        sides = picture_size(self.manifest, height, width)
+        return (picture.latent_channels, *(side // picture.pixels_per_latent for side in sides))
+
+    def _conditions(self, prompts: Sequence[str], report: Progress) -> list[Condition]:
+        report("text", 0, 1)
+        with self._sessions.stage():
+            return self._stages.conditions([self.tokenize(prompt) for prompt in prompts])
+
+    def _denoised(
+        self, conditions: Sequence[Condition], noise: PictureNoise, report: Progress, callback: StepCallback | None
+    ) -> list[np.ndarray]:
+        """Latents of each picture after its last step."""
+        steps, count = self._steps, len(noise.latents)
+        each = count // len(conditions)
+
+        def after_step(picture: int, step: int, latents: np.ndarray) -> None:
+            report("denoise", picture * steps + step + 1, count * steps)
+            if callback:
+                callback(step, steps, latents.copy())
+
+        samples = []
+        with self._sessions.stage():
+            for i in range(count):
+                report("denoise", i * steps, count * steps)
+                on_step = functools.partial(after_step, i)
+                samples.append(self._sampled(conditions[i // each], noise.latents[i : i + 1], noise.of_steps(i), on_step))
+        return samples
+
+    def _sampled(
+        self, condition: Condition, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep
+    ) -> np.ndarray:
+        sampling, stages = self.manifest.sampling, self._stages
+
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
-            return self._finite(self._stages.velocity(latents, condition, step), f"step {step + 1}")
+            return self._finite(stages.velocity(latents, condition, step), f"step {step + 1}")
 
-        return velocity
+        if sampling.method == "euler":
+            return sample_euler(velocity, start, sampling.sigmas, on_step)
+        return sample_renoise(velocity, start, sampling.sigmas, noise, on_step)
+
+    def _decoded(self, samples: Sequence[np.ndarray], report: Progress) -> np.ndarray:
+        """Pictures ``[pictures, height, width, 3]``."""
+        pictures = []
+        with self._sessions.stage():
+            for i, sample in enumerate(samples):
+                report("decode", i, len(samples))
+                pictures.append(self._finite(self._stages.decode(sample), "the picture"))
+            report("decode", len(samples), len(samples))
+        return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1))
 
     def _finite(self, array: np.ndarray, where: str) -> np.ndarray:
         if not np.isfinite(array).all():
@@ -168,163 +256,6 @@ class Pipeline:
             raise BundleError("The bundle computes a result that is not finite.", [Complaint(where, what)], remedy)
         return array
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        picture = self.manifest.picture
-        wanted = {"height": height or picture.height, "width": width or picture.width}
-        if not picture.dynamic:
-            complaints = [
-                Complaint(f"--{name}", "this bundle has a fixed size", f"{getattr(picture, name)} pixels", str(size))
-                for name, size in wanted.items()
-                if size != getattr(picture, name)
-            ]
-            other = (
-                "a bundle of that size" if self.manifest.model_format == "coreml" else "a bundle of that size, or with --dynamic"
-            )
-            remedy = f"leave {' and '.join(c.where for c in complaints)} out, or build {other}"
-        else:
-            complaints = [
-                Complaint(f"--{name}", "wrong size", _sizes_expected(size, picture), str(size))
-                for name, size in wanted.items()
-                if not 0 < size <= picture.largest or size % picture.multiple_of
-            ]
-            remedy = "take a size that fits"
-        if complaints:
-            raise InputError("The picture's size does not fit the bundle.", complaints, remedy)
-        return wanted["height"], wanted["width"]
 
-    def _initial(self, noises: Sequence[_Generator], latents: np.ndarray | None, height: int, width: int) -> np.ndarray:
-        picture = self.manifest.picture
-        shape = (picture.latent_channels, height // picture.pixels_per_latent, width // picture.pixels_per_latent)
-        if latents is None:
-            return np.stack([rng.standard_normal(shape, np.float32) for rng in noises])
-        if latents.ndim != 4 or latents.shape[1:] != shape or not len(latents):
-            expected = f"[images, {', '.join(map(str, shape))}]"
-            complaint = Complaint("--latents", "wrong shape", expected, str(list(latents.shape)))
-            raise InputError("The latents do not fit the bundle.", [complaint])
-        if latents.dtype.kind != "f" or not np.isfinite(latents).all():
-            raise InputError(
-                "The latents cannot be used.",
-                [Complaint("--latents", "NaN, infinite or not numbers", "finite floats", str(latents.dtype))],
-            )
-        with np.errstate(over="ignore"):
-            narrow = latents.astype(np.float32)
-        if not np.isfinite(narrow).all():
-            largest = float(np.finfo(np.float32).max)
-            complaint = Complaint("--latents", "too large for fp32", f"at most {largest:.3g}", f"{np.abs(latents).max():.3g}")
-            raise InputError("The latents cannot be used.", [complaint])
-        return narrow
-
-
-class _Native:
-    """One text graph, a conditioner, a denoiser, a VAE decoder that ends in RGB."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def condition(self, ids: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        states, pooled = self.pipeline.run("text_encoder", ids)
-        return states, self.pipeline.run("conditioner", {"pooled_projections": pooled})[0]
-
-    def velocity(self, latents: np.ndarray, condition: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:
-        states, modulations = condition
-        inputs = {"hidden_states": latents, "encoder_hidden_states": states, "modulation": modulations[step]}
-        return self.pipeline.run("denoiser", inputs)[0]
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self.pipeline.run("vae_decoder", {"latent_sample": latents})[0]
-
-
-class _Optimum:
-    """Diffusers' components as they are; this side does what ``StableDiffusion3Pipeline`` does between them."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def condition(self, ids: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        text = self.pipeline.manifest.text
-        states, pooled = [], []
-        for name, graph in (("input_ids", "text_encoder"), ("input_ids_2", "text_encoder_2")):
-            out = self.pipeline.run(graph, {"input_ids": ids[name]})
-            pooled.append(out[0])
-            states.append(out[-2])  # hidden_states[-2], the state before the last layer
-        clip = np.concatenate(states, axis=-1)
-        clip = np.pad(clip, ((0, 0), (0, 0), (0, text.joint_dim - clip.shape[-1])))
-        if text.t5 == "kept":
-            t5 = self.pipeline.run("text_encoder_3", {"input_ids": ids["input_ids_3"]})[0]
-        else:
-            t5 = np.zeros((1, text.max_sequence_length, text.joint_dim), np.float32)
-        return np.concatenate([clip, t5], axis=1), np.concatenate(pooled, axis=-1)
-
-    def velocity(self, latents: np.ndarray, condition: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:
-        states, pooled = condition
-        timestep = np.asarray([self.pipeline.manifest.sampling.timesteps[step]], np.float32)
-        inputs = {
-            "hidden_states": latents,
-            "encoder_hidden_states": states,
-            "pooled_projections": pooled,
-            "timestep": timestep,
-        }
-        return self.pipeline.run("transformer", inputs)[0]
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        picture = self.pipeline.manifest.picture
-        scaled = latents / np.float32(picture.scaling_factor) + np.float32(picture.shift_factor)
-        return np.clip(self.pipeline.run("vae_decoder", {"latent_sample": scaled})[0] / 2 + 0.5, 0, 1)
-
-
-class _Swift:
-    """What Apple's Swift client does between its programs, but by the bundle's own schedule."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def condition(self, ids: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        text = self.pipeline.manifest.text
-        numbers = {name: array.astype(np.float32) for name, array in ids.items()}
-        clips = [
-            self.pipeline.run(graph, {"input_ids": numbers[ENCODER_IDS[graph]]}) for graph in ("text_encoder", "text_encoder_2")
-        ]
-        t5 = None
-        if text.t5 == "kept":
-            tokens = numbers["input_ids_3"]
-            [t5] = self.pipeline.run("text_encoder_3", {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
-        states = text_states([hidden for hidden, _ in clips], t5, text.joint_dim)
-        return states, np.concatenate([pooled for _, pooled in clips], axis=-1)
-
-    def velocity(self, latents: np.ndarray, condition: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:
-        timestep = self.pipeline.manifest.sampling.timesteps[step]
-        return self.pipeline.run("transformer", transformer_inputs(latents, timestep, *condition))[0][:1]
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        picture = self.pipeline.manifest.picture
-        z = latents / np.float32(picture.scaling_factor) + np.float32(picture.shift_factor)
-        return np.clip(self.pipeline.run("vae_decoder", {"z": z})[0] / 2 + 0.5, 0, 1)
-
-
-def _sizes_expected(size: int, picture: PictureRecord) -> str:
-    """What a side of a dynamic size can be, and the sizes nearest to one that it cannot be."""
-    step, most = picture.multiple_of, picture.largest // picture.multiple_of * picture.multiple_of
-    below, above = size // step * step, -(-size // step) * step
-    nearest = dict.fromkeys(min(max(near, step), most) for near in (below, above))
-    return f"a multiple of {step} from {step} to {most}, for example {' or '.join(map(str, nearest))}"
-
-
-def _generators(seed: int, count: int, noise: Noise) -> Sequence[_Generator]:
-    """One for each picture."""
-    if noise == "numpy":
-        return [np.random.default_rng([seed, i]) for i in range(count)]
-    if not 0 <= seed <= LARGEST_SEED + 1 - count:
-        complaint = Complaint("--seed", "torch has no such seed", f"0 to {LARGEST_SEED + 1 - count}", str(seed))
-        raise InputError("The noise cannot be drawn.", [complaint])
-    return [TorchGenerator(seed + i) for i in range(count)]
-
-
-def _report_step(report: Progress, before: int, total: int, step: int, _: np.ndarray) -> None:
-    report("denoise", before + step + 1, total)
-
-
-def _step_noise(generator: _Generator, shape: tuple[int, ...], given: np.ndarray | None) -> Callable[[int], np.ndarray]:
-    """The noise of each step: given, or drawn after the initial latents from the picture's own generator."""
-    if given is not None:
-        return lambda step: given[step].reshape(shape).astype(np.float32)
-    return lambda step: generator.standard_normal(shape, np.float32)
+def _silent(stage: str, done: int, total: int) -> None:
+    """Whoever wants no progress."""

@@ -25,7 +25,6 @@ from deploy.bundle.folder import Bundle
 from deploy.bundle.manifest import GraphRecord
 from deploy.bundle.requirements import check_onnxruntime
 from deploy.errors import BundleError, Complaint, InputError
-from deploy.tiers.tier import all_tiers
 from exporters.choices import RUN_ONCE, Runtime
 
 PROVIDERS = {
@@ -59,7 +58,7 @@ class Sessions:
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime, provider: str, threads: int | None, keep: bool) -> None:
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
             raise InputError("--threads is wrong.", [Complaint("--threads", "wrong", f"1 to {MAX_THREADS}", str(threads))])
         self._bundle, self._threads, self._keep = bundle, threads, keep
         self.runtime = runtime
@@ -74,9 +73,11 @@ class Sessions:
             check_onnxruntime(bundle.manifest)
             self._provider = _provider(provider)
         self._loaded: dict[str, Run] = {}
+        self._closed = False
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run a graph, loading it first if need be."""
+        self.check_open()
         if graph not in self._loaded:
             if not self._keep:
                 self._free()
@@ -96,6 +97,21 @@ class Sessions:
         finally:
             if not self._keep:
                 self._free()
+
+    def close(self) -> None:
+        """Free all graphs for good."""
+        self._closed = True
+        self._free()
+
+    def check_open(self) -> None:
+        """Refuse to go on after the end.
+
+        Raises:
+            InputError: the graphs were freed for good.
+        """
+        if self._closed:
+            complaint = Complaint("Pipeline", "was closed: its graphs are freed", got=str(self._bundle.folder))
+            raise InputError("The pipeline is closed.", [complaint], "open the bundle in a new one")
 
     def _free(self) -> None:
         self._loaded.clear()  # sessions are in no reference cycle: they go at once
@@ -198,21 +214,20 @@ def fastest_runtime(bundle: Bundle, provider: str = "cpu") -> Runtime:
     ``w8a8``, whose operators have no fast path there, and for students that are large enough for compiling to pay; else
     onnxruntime, which is as fast in floating point and nearer to the student (python -m benchmarks.studies.denoiser_step).
     """
-    if bundle.manifest.model_format == "coreml":
+    manifest = bundle.manifest
+    if manifest.model_format == "coreml":
         return "coreml" if platform.system() == "Darwin" else "evaluator"
-    tier = all_tiers().get(bundle.manifest.tier)
-    stored = {rule.scheme for rule in bundle.manifest.profile}
-    if (
-        tier is None
-        or tier.runtimes[0] != "openvino"
-        or provider != "cpu"
-        or "w8a8" in stored
-        or bundle.manifest.precision != "mixed"
-    ):
-        return "onnxruntime"
-    if sum(graph.weight_bytes for graph in bundle.manifest.graphs) < WORTH_COMPILING_BYTES:
-        return "onnxruntime"
-    return "openvino" if platform.machine() in X86_64 and find_spec("openvino") is not None else "onnxruntime"
+    able = provider == "cpu" and platform.machine() in X86_64 and find_spec("openvino") is not None
+    suits = manifest.precision == "mixed" and all(rule.scheme != "w8a8" for rule in manifest.profile)
+    pays = sum(graph.weight_bytes for graph in manifest.graphs) >= WORTH_COMPILING_BYTES
+    return "openvino" if able and suits and pays and _prefers_openvino(manifest.tier) else "onnxruntime"
+
+
+def _prefers_openvino(tier: str) -> bool:
+    """Whether a tier's fastest runtime is OpenVINO; a tier that is not known here prefers nothing."""
+    from deploy.tiers.tier import all_tiers  # the tiers are data of the building side: loaded where a choice hangs on them
+
+    return tier in (tiers := all_tiers()) and tiers[tier].runtimes[0] == "openvino"
 
 
 def _check_coreml(runtime: Runtime, provider: str) -> None:

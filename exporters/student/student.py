@@ -15,9 +15,9 @@ from typing import Any
 
 from exporters.errors import Complaint, StudentError
 from exporters.hashing import hash_file
+from exporters.links import is_own
 from exporters.student.defaults import StudentDefaults
 from exporters.student.weights.weight import Weight
-from quantization.files import is_own
 
 BUILTIN_STUDENT = Path(__file__).parents[1] / "builtin_student"
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}

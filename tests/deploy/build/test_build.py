@@ -26,7 +26,8 @@ from deploy.build.onnx_format import OnnxFormat
 from deploy.build.plan import plan
 from deploy.build.resume import resume_key
 from deploy.build.run import Silent
-from deploy.bundle.folder import Bundle, check_files, locked, open_bundle, partial_folder
+from deploy.bundle.folder import Bundle, check_files, open_bundle
+from deploy.bundle.seal import locked, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
 from deploy.forecast.predict import costs
 from deploy.runtime.pipeline import Pipeline

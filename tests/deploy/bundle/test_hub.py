@@ -14,13 +14,14 @@ import pytest
 
 from deploy.build.verify import verify
 from deploy.bundle import plain_files
-from deploy.bundle.folder import Bundle, check_files, check_place, open_bundle
+from deploy.bundle.folder import Bundle, check_files, open_bundle
 from deploy.bundle.inspect import inspect_path
 from deploy.bundle.manifest import FileRecord
+from deploy.bundle.seal import check_place
 from deploy.errors import BundleError, InputError
 from deploy.page.serve import Server
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sessions import Runtime
+from exporters.choices import Runtime
 from exporters.hashing import hash_file
 from exporters.reference.decibels import psnr_db
 from tests.deploy.bundle.hub import hub_cache

@@ -19,11 +19,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from deploy.build import BuildRequest, build
-from deploy.bundle.folder import Bundle, open_bundle, record_file
+from deploy.bundle.folder import Bundle, open_bundle
+from deploy.bundle.seal import record_file
 from deploy.errors import InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium, find_chromium
 from deploy.page.drive import opened_page, run_in_browser
-from deploy.runtime.pictures import to_8_bit
+from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
 from deploy.runtime.sampler import sample_euler, sample_renoise
 from exporters.reference.decibels import psnr_db

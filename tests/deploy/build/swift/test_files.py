@@ -122,7 +122,7 @@ def client_picture(pipeline: Pipeline, prompt: str, latents: np.ndarray, steps: 
     training = shifted(np.linspace(1, 1000, 1000) / 1000)
     sigmas = shifted(np.linspace(training[0], training[-1], steps)[::-1]).tolist()
     stages = pipeline._stages
-    text, pooled = stages.condition(pipeline.tokenize(prompt))
+    [(text, pooled)] = stages.conditions([pipeline.tokenize(prompt)])
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         inputs = {
             "latent_image_embeddings": np.concatenate([latents, latents]),
@@ -150,6 +150,16 @@ def test_the_client_draws_the_students_picture_in_one_step_more(bundle: Bundle) 
     made = {n: client_picture(pipeline, PROMPTS[0], latents, n, told["schedulerTimestepShift"]) for n in (4, 5)}
     assert psnr_db(wanted, made[5]) >= 50
     assert psnr_db(wanted, made[4]) <= 45
+
+
+def test_each_of_several_prompts_is_encoded_as_if_alone(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, runtime="evaluator", keep_graphs=True)
+    ids = [pipeline.tokenize(prompt) for prompt in PROMPTS[:2]]
+    together = pipeline._stages.conditions(ids)
+    for one, condition in zip(ids, together, strict=True):
+        [alone] = pipeline._stages.conditions([one])
+        assert all(np.array_equal(a, b) for a, b in zip(alone, condition, strict=True))
+    assert not np.array_equal(together[0][0], together[1][0])
 
 
 def test_the_script_compiles_and_copies_all(bundle: Bundle, tmp_path: Path) -> None:

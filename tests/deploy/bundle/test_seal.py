@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bundle.folder import Bundle, check_files, locked, partial_folder, seal
+from deploy.bundle.folder import Bundle, check_files
 from deploy.bundle.manifest import read_manifest
+from deploy.bundle.seal import locked, partial_folder, seal
 from quantization import folders
 from quantization.files import draft_name
 from tests.deploy.v1 import V1

@@ -1,0 +1,160 @@
+"""What a pipeline is asked for: the types of its arguments, and what is refused before any graph is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from typing import TypedDict, get_args
+
+import numpy as np
+
+from deploy.bundle.manifest import Manifest, PictureRecord
+from deploy.errors import Complaint, InputError
+from deploy.runtime.noise import Noise
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many parts are done and how many there are."""
+StepCallback = Callable[[int, int, np.ndarray], None]
+"""Called after each step of each picture with the step (from 0), how many steps a picture has, and the latents after it."""
+LEAST = {"seed": 0, "num_images": 1}
+HEADLINE = "The pictures cannot be drawn."
+
+
+class DrawingOptions(TypedDict, total=False):
+    """What :meth:`deploy.runtime.Pipeline.generate` takes by name alone; it says what each is."""
+
+    step_noise: np.ndarray | None
+    progress: Progress | None
+    noise: Noise
+    callback: StepCallback | None
+
+
+def check_choices(numbers: Mapping[str, int], noise: Noise) -> None:
+    """Refuse numbers that are none, and noise that nobody makes.
+
+    Args:
+        numbers: arguments by their names, :data:`LEAST`'s among them.
+        noise: whose noise is wanted.
+
+    Raises:
+        InputError: with a complaint for each.
+    """
+    complaints = [
+        Complaint(name, "wrong", f"a whole number of at least {LEAST[name]}", repr(value))
+        for name, value in numbers.items()
+        if not is_whole(value) or value < LEAST[name]
+    ]
+    if noise not in get_args(Noise):
+        complaints.append(Complaint("noise", "unknown", " or ".join(get_args(Noise)), repr(noise)))
+    if complaints:
+        raise InputError(HEADLINE, complaints)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, numpy's too; a truth value is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def listed_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several as several.
+
+    Raises:
+        InputError: there are none, or one is not text that UTF-8 can hold.
+    """
+    if isinstance(prompt, str):
+        return (checked_prompt(prompt),)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        complaint = Complaint("prompt", "is not text", "a string, or a list of strings", type(prompt).__name__)
+        raise InputError(HEADLINE, [complaint])
+    if not prompt:
+        raise InputError(HEADLINE, [Complaint("prompt", "is an empty list", "at least one prompt")])
+    wrong = [
+        Complaint(f"prompt[{i}]", "is not text", "a string", type(one).__name__)
+        for i, one in enumerate(prompt)
+        if not isinstance(one, str)
+    ]
+    if wrong:
+        raise InputError(HEADLINE, wrong)
+    return tuple(map(checked_prompt, prompt))
+
+
+def checked_prompt(prompt: str) -> str:
+    """A prompt as it is.
+
+    Raises:
+        InputError: it is not text that UTF-8 can hold.
+    """
+    if not isinstance(prompt, str):
+        raise InputError("The prompt cannot be read.", [Complaint("prompt", "is not text", "a string", type(prompt).__name__)])
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        complaint = Complaint("PROMPT", f"is not UTF-8: {error.reason}, at character {error.start}")
+        raise InputError("The prompt cannot be read.", [complaint], "give it in UTF-8") from None
+    return prompt
+
+
+def pictures_of_each(num_images: int, prompts: int, latents: np.ndarray | None) -> int:
+    """How many pictures there will be of each prompt.
+
+    Args:
+        num_images: the argument; its default gives way to the latents.
+        prompts: how many there are.
+        latents: given ones, ``[pictures, ...]``.
+
+    Raises:
+        InputError: the latents are another number.
+    """
+    if latents is None:
+        return num_images
+    each, left_over = divmod(len(latents), prompts)
+    complaint = None
+    if left_over:
+        complaint = Complaint("latents", "are not as many for each prompt", f"a multiple of {prompts}", str(len(latents)))
+    elif num_images not in (LEAST["num_images"], each):
+        complaint = Complaint("num_images", "disagrees with the latents", str(each), str(num_images))
+    if complaint:
+        raise InputError(HEADLINE, [complaint], "give as many latents as there shall be pictures, the first prompt's first")
+    return each
+
+
+def picture_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width in pixels: the bundle's own, unless the caller says otherwise.
+
+    Raises:
+        InputError: the bundle has another size, or none such.
+    """
+    picture = manifest.picture
+    wanted = {
+        "height": picture.height if height is None else height,
+        "width": picture.width if width is None else width,
+    }
+    if not picture.dynamic:
+        complaints = [
+            Complaint(f"--{name}", "this bundle has a fixed size", f"{getattr(picture, name)} pixels", str(size))
+            for name, size in wanted.items()
+            if not is_whole(size) or size != getattr(picture, name)
+        ]
+        other = "a bundle of that size" if manifest.model_format == "coreml" else "a bundle of that size, or with --dynamic"
+        remedy = f"leave {' and '.join(c.where for c in complaints)} out, or build {other}"
+    else:
+        complaints = [
+            Complaint(f"--{name}", "wrong size", _sizes_expected(size, picture), str(size))
+            for name, size in wanted.items()
+            if not is_whole(size) or not 0 < size <= picture.largest or size % picture.multiple_of
+        ]
+        remedy = "take a size that fits"
+    if complaints:
+        raise InputError("The picture's size does not fit the bundle.", complaints, remedy)
+    return int(wanted["height"]), int(wanted["width"])
+
+
+def _sizes_expected(size: int, picture: PictureRecord) -> str:
+    """What a side of a dynamic size can be, and the sizes nearest to one that it cannot be."""
+    step, most = picture.multiple_of, picture.largest // picture.multiple_of * picture.multiple_of
+    can_be = f"a multiple of {step} from {step} to {most}"
+    if not is_whole(size):
+        return can_be
+    below, above = size // step * step, -(-size // step) * step
+    nearest = dict.fromkeys(min(max(near, step), most) for near in (below, above))
+    return f"{can_be}, for example {' or '.join(map(str, nearest))}"
