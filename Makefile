@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit docs web-runtime optimum older-onnxruntime clean
+.PHONY: help setup demo test lint types unit docs check-docs web-runtime optimum older-onnxruntime clean
 
 help:
 	@echo "make demo    build a desktop bundle of the built-in student and draw out/demo.png"
 	@echo "make test    lint, types and tests"
-	@echo "make docs    rewrite the generated parts of README.md"
+	@echo "make docs    rewrite the generated pages: docs/cli.md and the table of sizes"
+	@echo "make check-docs run every command of README.md and docs/ as it is written (some twenty minutes)"
 	@echo "make web-runtime fetch what browser bundles draw with, for their tests (needs npm)"
 	@echo "make optimum load an optimum-layout bundle in optimum-onnx, in an environment of its own"
 	@echo "make older-onnxruntime draw with the oldest onnxruntime that each kind of bundle asks for, and not with the one before"
@@ -41,6 +42,10 @@ unit: setup web-runtime
 
 docs: setup
 	$(BIN)/python -m deploy.cli.reference
+	$(BIN)/python -m tests.docs.sizes
+
+check-docs: setup
+	$(BIN)/python -m tests.docs_commands
 
 # Without npm, or where it reaches no registry, the tests of the page are skipped.
 web-runtime: .web-runtime

@@ -13,20 +13,11 @@ from PIL import Image
 
 from deploy.bundle.folder import Bundle
 from deploy.cli.main import app
-from deploy.cli.reference import START, cli_reference, with_reference
-
-ROOT = Path(__file__).parents[3]
 
 
 def flash_deploy(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
-
-
-def test_readme_shows_the_help() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert START in readme
-    assert readme == with_reference(readme, cli_reference()), "run `python -m deploy.cli.reference`"
 
 
 def test_version() -> None:
