@@ -159,6 +159,7 @@ class PeerTarget:
     def job(self, place: Place) -> str:
         """The bundle's pictures, for the peer to draw: JSON of :class:`benchmarks.peers.peer.Job`."""
         from benchmarks.peers.peer import Job
+        from deploy.build.verify import sampling_of
 
         manifest = place.bundle.manifest
         assert place.student is not None  # else it is absent
@@ -169,9 +170,7 @@ class PeerTarget:
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,
-            sigmas=manifest.sampling.sigmas,
-            timesteps=manifest.sampling.timesteps,
-            method=manifest.sampling.method,
+            sampling=sampling_of(manifest),
             keep_t5=manifest.text.t5 == "kept",
             max_sequence_length=manifest.text.max_sequence_length,
             clip_tokens=manifest.text.tokenizers[0].max_length,
