@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from benchmarks.extra import REMEDY, missing
 from deploy.bundle.folder import Bundle
 from deploy.errors import Complaint, InputError
 
@@ -121,6 +122,8 @@ class BrowserTarget:
         try:
             if to_do := check_page(place.bundle.manifest):
                 return to_do
+            if absent := missing("playwright", "psutil"):
+                return f"{absent[0]} is not installed ({REMEDY})"
             find_chromium()
             if self.provider == "webgpu":
                 _find_webgpu(place.bundle)
