@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from exporters.layouts.sampling import Sampling
 from exporters.student.open import open_student
 from exporters.student.student import Student
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
@@ -26,9 +27,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         fingerprint: of the student, as the bundle's manifest has it.
         height: of pictures, in pixels.
         width: likewise.
-        sigmas: pinned noise levels, one more than there are steps.
-        timesteps: pinned timesteps.
-        method: the sampler.
+        sampling: the schedule.
         keep_t5: whether T5 takes part.
         max_sequence_length: T5's tokens, or zero tokens in their place.
         clip_tokens: of both CLIP encoders.
@@ -40,9 +39,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     fingerprint: str
     height: int
     width: int
-    sigmas: tuple[float, ...]
-    timesteps: tuple[float, ...]
-    method: str
+    sampling: Sampling
     keep_t5: bool
     max_sequence_length: int
     clip_tokens: int

@@ -19,7 +19,8 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks.measure.energy import EnergyMeter
-from benchmarks.measure.process import Peak, cpu_name, describe_machine, timed
+from benchmarks.measure.memory import Peak
+from benchmarks.measure.process import cpu_name, describe_machine, timed
 from benchmarks.peers.diffusers_eager import DiffusersEager
 from benchmarks.peers.peer import Job, Peer, read_job
 from benchmarks.peers.registry import PEERS
@@ -46,10 +47,9 @@ class _Drawing:
 
         self.student = job.open_student()
         self.pipeline = peer.open(job, self.student)
-        method: Any = job.method
-        self._pinned = PinnedPipeline(self.pipeline, job.sigmas, job.timesteps, method, job.max_sequence_length)
+        self._pinned = PinnedPipeline(self.pipeline, job.sampling, job.max_sequence_length)
         self._shape = (self.student.configs["transformer"]["in_channels"], job.height // VAE_SCALE, job.width // VAE_SCALE)
-        self._steps = len(job.timesteps)
+        self._steps = len(job.sampling.timesteps)
 
     def draw(self, prompt: str, seed: int) -> Drawn:
         latents, step_noise = noise(seed, self._shape, self._steps)

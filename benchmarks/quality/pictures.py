@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from benchmarks.extra import need
 from benchmarks.quality.drawing import Drawn, Wanted
 from distillation.shape_world import SIZE_PIXELS, parse_caption, score
 from quantization.errors import Complaint, InputError
 
 WINDOW_PIXELS, WINDOW_SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III.B and III.C
 EQUAL_DB = 999.0  # written for infinite ratios
-NORMAL_95 = 1.959964
 CLOSE_DB = 40.0  # mean PSNR from which on pictures are taken for the same: the least that `verify` asks of fp16
 
 ClipScore = Callable[[Sequence[np.ndarray], Sequence[str]], list[float]]
@@ -223,10 +222,11 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     >>> [round(edge, 4) for edge in wilson_interval(392, 500)]
     [0.7458, 0.8178]
     """
-    share, z2 = right / count, NORMAL_95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = NORMAL_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return middle - half, middle + half
+    need("scipy")
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def sign_test(lost: int, won: int) -> float:
@@ -235,6 +235,7 @@ def sign_test(lost: int, won: int) -> float:
     >>> sign_test(5, 0), sign_test(3, 3)
     (0.0625, 1.0)
     """
-    flips, least = lost + won, min(lost, won)
-    tail = sum(math.comb(flips, k) for k in range(least + 1))
-    return min(1.0, float(2 * tail / (1 << flips)))
+    need("scipy")
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0

@@ -1,21 +1,24 @@
-"""Summaries of samples, and whether two sets of them differ. Pure functions; the random generator is given.
+"""Summaries of samples, and whether two sets of them differ (by scipy). Pure functions; the random generator is given.
 
 Medians and their spread are what a busy machine disturbs least (pyperf's practice, https://pyperf.readthedocs.io).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from benchmarks.extra import need
 
 UNSTABLE = 0.1  # spread over median from which on a figure is not to be quoted
 MIN_SAMPLES = 5
 MIN_ROUNDS = 5  # fewer cannot be told apart: 2 * 5! * 5! / 10! = 0.008 is the least p that five against five can have
 ALPHA, LEAST = 0.01, 0.02
 RESAMPLES = 4000
+MOST_WAYS = 100_000  # all of up to nine rounds against nine
+ALIKE = 1e-9  # of the largest median: finer than any clock, and coarser than rounding
 NONE = "no significant difference"
 
 
@@ -92,23 +95,50 @@ def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray], rng: np.r
         first: samples of each round.
         second: samples of each round, in the same unit.
         rng: resamples.
+
+    Raises:
+        InputError: scipy is not installed.
     """
+    need("scipy")
     a, b = (np.array([np.median(samples) for samples in side]) for side in (first, second))
-    ratio = float(np.median(b) / np.median(a))
-    medians = [np.median(rng.choice(x, (RESAMPLES, len(x))), axis=1) for x in (a, b)]
-    low, high = (float(edge) for edge in np.percentile(medians[1] / medians[0], [2.5, 97.5]))
-    p_value = _permutation_p(a, b)
-    if min(len(a), len(b)) < MIN_ROUNDS:
+    ratio, least = float(_ratio(a, b)), min(len(a), len(b))
+    if least == 1:  # of which nothing can be said
+        return Difference(ratio, ratio, ratio, 1.0, "too few rounds")
+    low, high = _interval(a, b, rng)
+    p_value = _permutation_p(a, b, rng)
+    if least < MIN_ROUNDS:
         return Difference(ratio, low, high, p_value, "too few rounds")
     differs = p_value < ALPHA and not low <= 1 <= high and abs(ratio - 1) >= LEAST
     verdict = NONE if not differs else "slower" if ratio > 1 else "faster"
     return Difference(ratio, low, high, p_value, verdict)
 
 
-def _permutation_p(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of all ways to deal the medians out that part their means as far as they are, or farther."""
-    pooled = np.concatenate([a, b])
-    parted = abs(a.mean() - b.mean()) - 1e-12 * np.abs(pooled).max()
-    total = pooled.sum()
-    sums = np.array([sum(chosen) for chosen in itertools.combinations(pooled, len(a))])
-    return float(np.mean(np.abs(sums / len(a) - (total - sums) / len(b)) >= parted))
+def _ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Median of the second over median of the first."""
+    ratio: np.ndarray = np.median(b, axis=axis) / np.median(a, axis=axis)
+    return ratio
+
+
+def _interval(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The ratio's 95 % interval: percentiles of the bootstrap."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap((a, b), _ratio, n_resamples=RESAMPLES, paired=False, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _permutation_p(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> float:
+    """Share of all ways to deal the medians out that part their means as far as they are, or farther.
+
+    Beyond :data:`MOST_WAYS`, of that many ways dealt at random.
+    """
+    from scipy.stats import permutation_test
+
+    unit = ALIKE * max(np.abs(a).max(), np.abs(b).max(), np.finfo(np.float64).tiny)
+
+    def parted(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        """In whole units: ways that part them alike come out alike whatever the order of the sums, and all of them count."""
+        apart: np.ndarray = np.rint(np.abs(x.mean(axis) - y.mean(axis)) / unit)
+        return apart
+
+    return float(permutation_test((a, b), parted, n_resamples=MOST_WAYS, alternative="greater", rng=rng).pvalue)

@@ -10,6 +10,7 @@ What follows the student is handed on to ``flash-deploy build``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -19,28 +20,26 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
+from benchmarks.measure.memory import anonymous_bytes, resident_peak_bytes
 from benchmarks.studies.command import flash_deploy
 
 SAMPLE_SECONDS = 0.1
 
 
 def peak_memory(command: list[str]) -> tuple[int, int, str]:
-    """Run a command: its peak anonymous memory and peak resident memory in bytes (``/proc/PID/status``), and what it printed.
+    """Run a command: its peak anonymous memory and peak resident memory in bytes, and what it printed. Linux only.
 
-    Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them. The kernel keeps
-    these sums; ``smaps_rollup`` would walk the process's pages for each sample, and hold it up meanwhile.
+    Mapped weight files count as resident, not as anonymous: the kernel drops their pages when others need them.
     """
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        anonymous = resident = 0
+        watched, anonymous, resident = psutil.Process(process.pid), 0, 0
         while process.poll() is None:
-            try:
-                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                fields = dict(line.split(":", 1) for line in lines)
-                anonymous = max(anonymous, int(fields["RssAnon"].split()[0]) * 1024)
-                resident = max(resident, int(fields["VmHWM"].split()[0]) * 1024)
-            except (OSError, KeyError):
-                pass  # the process has just ended
+            with contextlib.suppress(psutil.Error, OSError):  # the process has just ended
+                anonymous = max(anonymous, anonymous_bytes(watched))
+                resident = max(resident, resident_peak_bytes(process.pid))
             time.sleep(SAMPLE_SECONDS)
         printed = process.stdout.read()  # a few lines: they fit the pipe
     if process.returncode:

@@ -59,8 +59,7 @@ def measure(bundle: Bundle, provider: Provider, runs: int, warm_ups: int) -> dic
                 for _ in range(count):
                     busy = tree.cpu_ms()
                     pictures.runs.append(draw_in_page(chromium, provider, PROMPTS[0])[0])
-                    if busy is not None and (now := tree.cpu_ms()) is not None:
-                        pictures.cpu_ms.append(now - busy)
+                    pictures.cpu_ms.append(tree.cpu_ms() - busy)
             used = meter.joules()
     nothing: dict[str, list[float]] = {"wall_ms": [], "cpu_ms": []}
     graphs = {

@@ -67,8 +67,10 @@ class BenchRequest:
 
     def source(self, keep_t5: bool) -> StudentSource | None:
         """The student as a bundle with or without T5 was made of it, if one is given."""
+        if self.student is None:
+            return None
         from exporters.student.student import StudentSource
         from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if keep_t5 else OPTIONAL_COMPONENTS
-        return None if self.student is None else StudentSource(self.student, self.variant, self.ignore_lora, without)
+        return StudentSource(self.student, self.variant, self.ignore_lora, without)

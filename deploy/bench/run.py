@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.extra import need
 from benchmarks.quality.pictures import can_be_scored
 from benchmarks.results.picture_grid import Pictures
 from benchmarks.results.record import FORMAT, VERSION, Entry, Facts, Measured, Results
@@ -22,7 +23,6 @@ from deploy.bench.targets import BROWSER_DEFAULT, DEFAULT, Place, RunnerTarget, 
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
 from deploy.page.page import INDEX
-from exporters.student.open import open_source
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ def bench(request: BenchRequest, tell: Callable[[str], None] | None = None) -> B
     """Measure.
 
     Raises:
-        InputError: a bundle, target or student cannot be used, or a measurement fails.
+        InputError: a bundle, target or student cannot be used, a measurement fails, or a package is not installed.
     """
+    need("psutil", "scipy")  # browsers' memory, and whether rows differ: said before hours of measuring
     tell = tell or (lambda text: None)
     bundles = [open_bundle(folder) for folder in request.bundles]
     _check_student(request, bundles)
@@ -138,6 +139,8 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
     """Refuse another student than the bundles', and scores of pictures that the scorer does not know."""
     if request.student is None:
         return
+    from exporters.student.open import open_source
+
     complaints = []
     fingerprints: dict[bool, str] = {}
     for bundle in bundles:
@@ -165,6 +168,8 @@ def _size_bytes(job: Job) -> int:
     folder = job.prepared_folder()
     if made := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
         return made
+    from exporters.student.open import open_source
+
     assert job.place.student is not None
     return sum(file.stat().st_size for file in open_source(job.place.student).weight_files)
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.energy import EnergyMeter
-from benchmarks.measure.process import Part, Peak, cpu_name, describe_machine, timed
+from benchmarks.measure.memory import Part, Peak
+from benchmarks.measure.process import cpu_name, describe_machine, timed
 from benchmarks.quality.drawing import Drawn, Wanted, read_wanted, to_line
 from deploy.errors import InputError
 from deploy.runtime.pipeline import Pipeline

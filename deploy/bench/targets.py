@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from benchmarks.extra import REMEDY, missing
 from deploy.bundle.folder import Bundle
 from deploy.errors import Complaint, InputError
 
@@ -121,6 +122,8 @@ class BrowserTarget:
         try:
             if to_do := check_page(place.bundle.manifest):
                 return to_do
+            if absent := missing("playwright", "psutil"):
+                return f"{absent[0]} is not installed ({REMEDY})"
             find_chromium()
             if self.provider == "webgpu":
                 _find_webgpu(place.bundle)
@@ -159,6 +162,7 @@ class PeerTarget:
     def job(self, place: Place) -> str:
         """The bundle's pictures, for the peer to draw: JSON of :class:`benchmarks.peers.peer.Job`."""
         from benchmarks.peers.peer import Job
+        from deploy.build.verify import sampling_of
 
         manifest = place.bundle.manifest
         assert place.student is not None  # else it is absent
@@ -169,9 +173,7 @@ class PeerTarget:
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,
-            sigmas=manifest.sampling.sigmas,
-            timesteps=manifest.sampling.timesteps,
-            method=manifest.sampling.method,
+            sampling=sampling_of(manifest),
             keep_t5=manifest.text.t5 == "kept",
             max_sequence_length=manifest.text.max_sequence_length,
             clip_tokens=manifest.text.tokenizers[0].max_length,

@@ -17,7 +17,8 @@ from quantization.profile import Profile, Rule
 from quantization.schemes import parse_scheme
 
 if TYPE_CHECKING:
-    from exporters.student.student import StudentSource
+    from exporters.layouts.sampling import Sampling
+    from exporters.student.student import Student, StudentSource
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
@@ -94,6 +95,14 @@ def bundle_options(bundle: Bundle) -> Any:
     )
 
 
+def sampling_of(manifest: Manifest) -> Sampling:
+    """The schedule that a bundle pins."""
+    from exporters.layouts.sampling import Sampling
+
+    record = manifest.sampling
+    return Sampling(record.method, record.sigmas, record.timesteps)
+
+
 def profile_of(manifest: Manifest) -> Profile:
     """The profile that a bundle was made with."""
     rules = [Rule(r.component, r.weights, parse_scheme(r.scheme), r.reason) for r in manifest.profile]
@@ -101,26 +110,35 @@ def profile_of(manifest: Manifest) -> Profile:
 
 
 def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, report: Report, tell: Callable[[str], None]) -> None:
-    from deploy.build.measure import graph_db
-    from deploy.build.parity import REQUIRED_DB
-    from exporters.choices import PROMPTS
-    from exporters.errors import ExportError
-    from exporters.layouts.plan import plan_graphs
-    from exporters.reference.case import Texts
-    from exporters.reference.parity import reference_cases
     from exporters.student.open import open_source
 
-    options, manifest = bundle_options(bundle), bundle.manifest
+    manifest = bundle.manifest
     student = open_source(source)
     tell("fingerprinting the student")
     if (got := student.fingerprint()) != manifest.student.fingerprint:
-        got += ", without text_encoder_3, whose weights are not there" if options.keep_t5 and not student.has_t5 else ""
+        kept = manifest.text.t5 == "kept"
+        got += ", without text_encoder_3, whose weights are not there" if kept and not student.has_t5 else ""
         report.complaints.append(
             Complaint(str(source.path), "the bundle was made of another student", manifest.student.fingerprint, got)
         )
         return
-    profile, sessions, texts = profile_of(manifest), Pipeline(bundle), Texts(student, options)
-    compute = manifest.compute
+    pipeline = Pipeline(bundle)
+    _verify_graphs(pipeline, student, report, tell)
+    if pictures:
+        _verify_pictures(pipeline, student, report, tell)
+
+
+def _verify_graphs(pipeline: Pipeline, student: Student, report: Report, tell: Callable[[str], None]) -> None:
+    from deploy.build.measure import graph_db
+    from deploy.build.parity import REQUIRED_DB
+    from exporters.errors import ExportError
+    from exporters.layouts.plan import plan_graphs
+    from exporters.reference.case import Texts
+    from exporters.reference.parity import reference_cases
+
+    bundle, manifest = pipeline.bundle, pipeline.manifest
+    options = bundle_options(bundle)
+    profile, texts, compute = profile_of(manifest), Texts(student, options), manifest.compute
     if manifest.version == 1 and manifest.model_format == "onnx" and compute == "fp16":
         what = "was made before builds looked at what fp16 cannot hold: on hardware that computes in fp16 it may draw NaN"
         report.complaints.append(Complaint(f"{bundle.folder}: version 1", f"{what}; build it again"))
@@ -130,7 +148,7 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
         tell(f"measuring {graph.name}")
         try:
             record, cases = manifest.graph(graph.name), reference_cases(graph, student, options, texts=texts)
-            run = sessions.load(graph.name)  # the kernels that `generate` runs
+            run = pipeline.load(graph.name)  # the kernels that `generate` runs
             with bundle.plain(graph.name) as folder:
                 db = graph_db(manifest.model_format, compute, profile, graph, record, folder, run, cases)
         except ExportError as error:
@@ -141,38 +159,36 @@ def _verify_numerics(bundle: Bundle, source: StudentSource, pictures: bool, repo
             report.complaints.append(
                 Complaint(graph.name, "does not compute what diffusers computes", f"{required} dB", f"{db} dB")
             )
-    for prompt in PROMPTS if pictures else ():
-        tell(f"drawing {prompt!r}")
-        _verify_picture(bundle, student, prompt, report)
 
 
-def _verify_picture(bundle: Bundle, student: Any, prompt: str, report: Report) -> None:
+def _verify_pictures(pipeline: Pipeline, student: Student, report: Report, tell: Callable[[str], None]) -> None:
+    """Draw with the bundle, then with diffusers: the whole student in fp32 is in memory once, and no graph beside it."""
+    from exporters.choices import PROMPTS
     from exporters.reference.decibels import psnr_db
-    from exporters.reference.pictures import reference_picture
+    from exporters.reference.diffusers import reference_pipeline
+    from exporters.reference.pictures import PinnedPipeline
 
-    manifest = bundle.manifest
-    picture, sampling = manifest.picture, manifest.sampling
-    rng = np.random.default_rng(0)
-    shape = (
-        picture.latent_channels,
-        picture.height // picture.pixels_per_latent,
-        picture.width // picture.pixels_per_latent,
-    )
-    latents = rng.standard_normal((1, *shape), np.float32)
-    noise = rng.standard_normal((1, len(sampling.timesteps), *shape), np.float32)
-    got = Pipeline(bundle).generate(prompt, latents=latents, step_noise=noise)
-    reference = reference_picture(
-        student,
-        prompt,
-        latents,
-        sampling.sigmas,
-        sampling.timesteps,
-        sampling.method,
-        manifest.text.t5 == "kept",
-        manifest.text.max_sequence_length,
-        noise[0],
-    )
-    db = report.picture_db[prompt] = psnr_db(reference, got)
+    manifest = pipeline.manifest
+    latents, noise = _noise(manifest)
+    drawn = []
+    for prompt in PROMPTS:
+        tell(f"drawing {prompt!r}")
+        drawn.append(pipeline.generate(prompt, latents=latents, step_noise=noise))
+    tell("opening the student in diffusers")
+    reference = reference_pipeline(student, manifest.text.t5 == "kept")
+    pinned = PinnedPipeline(reference, sampling_of(manifest), manifest.text.max_sequence_length)
     required = PSNR_REQUIRED_DB.get(manifest.precision, float("-inf"))
-    if not db >= required:
-        report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))
+    for prompt, got in zip(PROMPTS, drawn, strict=True):
+        tell(f"drawing {prompt!r} with diffusers")
+        db = report.picture_db[prompt] = psnr_db(pinned.draw(prompt, latents, noise[0])[0], got)
+        if not db >= required:
+            report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))
+
+
+def _noise(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Initial latents ``[1, channels, height / 8, width / 8]``, and what re-noising adds, ``[1, steps, ...]``."""
+    picture, rng = manifest.picture, np.random.default_rng(0)
+    sides = (picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
+    shape = (picture.latent_channels, *sides)
+    latents = rng.standard_normal((1, *shape), np.float32)
+    return latents, rng.standard_normal((1, len(manifest.sampling.timesteps), *shape), np.float32)

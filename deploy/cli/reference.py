@@ -27,8 +27,8 @@ Every command and option, as `--help` shows them. `STUDENT` is a checkpoint, `BU
 
 Results go to stdout, messages to stderr. Progress is shown on a terminal only.
 
-`python -m flash_deploy` is the same program, `-h` and `-V` are short for `--help` and `--version`, and `flash-deploy --install-completion` lets the
-shell complete commands and options.
+`python -m flash_deploy` is the same program, `-h` and `-V` are short for `--help` and `--version`, and
+`flash-deploy --install-completion` lets the shell complete commands and options.
 """
 
 

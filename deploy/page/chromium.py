@@ -1,31 +1,34 @@
-"""A headless Chromium that is driven over a pipe, in its DevTools protocol (https://chromedevtools.github.io/devtools-protocol).
-
-No driver and no package beside the browser itself.
-"""
+"""A headless Chromium, driven by Playwright (https://playwright.dev/python): the one that is installed, none is downloaded."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import fcntl
-import json
 import os
-import select
+import re
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from benchmarks.extra import need
 from deploy.errors import Complaint, InputError
+
+if TYPE_CHECKING:
+    import psutil
+    from playwright.sync_api import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 """WebGPU without a GPU: for checks of operators and numbers; its times mean nothing."""
 START_S = 60.0
 CLOSE_S = 10.0
-_FREE_DESCRIPTOR = 10  # above those that the protocol fixes: Chromium reads from 3 and writes to 4
+END_S = 1.0
+POLL_S = 0.05
+LINES_SHOWN = 5
+
+T = TypeVar("T")
 
 
 class BrowserError(InputError):
@@ -46,32 +49,43 @@ def find_chromium() -> str:
 
 
 class Chromium:
-    """A browser with one empty page.
+    """A browser with one page and a profile of its own.
+
+    Playwright works in a thread of its own. So each call can be given up after a time (``Page.evaluate`` itself waits for ever),
+    Ctrl-C stops the waiting and not Playwright in the middle of something, several browsers may be open, and an event loop may
+    run already, as in notebooks.
 
     Args:
         arguments: more of Chromium's own arguments.
 
     Attributes:
         process: the browser's process id; its other processes are below it.
-        events: what the page has done since it was opened, as the protocol tells it: requests, messages, exceptions.
+        version: the browser's.
+        requests: addresses that the page and its workers have asked for since the browser was started.
+        messages: what they have said on the console, and errors that nothing caught.
 
     Raises:
         BrowserError: there is no Chromium, or it does not start.
+        InputError: Playwright or psutil is not installed.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
+        need("playwright", "psutil")
+        from playwright.sync_api import Error
+
         executable = find_chromium()
+        self.requests: list[str] = []
+        self.messages: list[str] = []
         self._profile = tempfile.TemporaryDirectory(prefix="flash-deploy-chromium-", ignore_cleanup_errors=True)
-        fixed = ["--headless=new", "--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={self._profile.name}"]
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to run its sandbox as root
-        self.process, self._write, self._read = _start([executable, *fixed, *sandbox, *arguments, "about:blank"])
-        self._count, self._rest, self._session = 0, b"", ""
-        self.events: list[dict[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chromium")
+        self._exits = contextlib.ExitStack()  # entered and closed in that thread
+        self._doing: Future[Any] | None = None
+        self._failure = Error
+        self._known: list[psutil.Process] = []
         try:
-            target = self.call("Target.createTarget", START_S, url="about:blank")["targetId"]
-            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Network", "Log"):
-                self.call(f"{domain}.enable")
+            self._page, self.version = self._result(lambda: self._launch(executable, arguments), executable, START_S)
+            self._known = self._started(executable)
+            self.process = self._known[0].pid
         except BaseException:
             self.close()
             raise
@@ -82,33 +96,21 @@ class Chromium:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, method: str, timeout_s: float = 30.0, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol; what happens meanwhile goes to :attr:`events`.
+    def on_page(self, act: Callable[[Page], T], timeout_s: float = 30.0) -> T:
+        """What Playwright makes of the page.
 
         Raises:
-            BrowserError: the browser refuses, is gone, or takes longer than ``timeout_s``.
+            BrowserError: it fails, or takes longer than ``timeout_s``; then the browser can only be closed.
         """
-        self._count += 1
-        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        try:
-            os.write(self._write, json.dumps(message).encode() + b"\0")
-        except OSError as error:
-            raise BrowserError("The browser is gone.", [Complaint(method, str(error))]) from error
-        deadline = time.monotonic() + timeout_s
-        while True:
-            answer = self._receive(method, deadline)
-            if answer.get("id") == self._count:
-                break
-            self.events.append(answer)
-        if "error" in answer:
-            raise BrowserError("The browser refuses a command.", [Complaint(method, answer["error"]["message"])])
-        return dict(answer["result"])
+        return self._result(lambda: act(self._page), "page", timeout_s)
 
     def open(self, url: str) -> None:
-        """Open an address in the page; returns before it is loaded."""
-        self.call("Page.navigate", url=url)
+        """Open an address in the page; returns before it is loaded.
+
+        Raises:
+            BrowserError: nobody answers there.
+        """
+        self.on_page(lambda page: page.goto(url, wait_until="commit"))
 
     def evaluate(self, expression: str, timeout_s: float = 30.0) -> Any:
         """The value of a JavaScript expression in the page; promises are awaited.
@@ -116,14 +118,12 @@ class Chromium:
         Raises:
             BrowserError: it throws, or takes longer than ``timeout_s``.
         """
-        done = self.call("Runtime.evaluate", timeout_s, expression=expression, awaitPromise=True, returnByValue=True)
-        if details := done.get("exceptionDetails"):
-            text = details.get("exception", {}).get("description", details["text"])
-            raise BrowserError("The page threw an error.", [Complaint("page", text.splitlines()[0])])
-        return done["result"].get("value")
+        return self.on_page(lambda page: page.evaluate(expression), timeout_s)
 
     def wait_for(self, expression: str, timeout_s: float = 30.0) -> None:
         """Wait until a JavaScript expression is true.
+
+        Asked again and again from here: pages whose policy forbids ``eval`` cannot do it themselves (``wait_for_function``).
 
         Raises:
             BrowserError: it is not after ``timeout_s``.
@@ -131,62 +131,106 @@ class Chromium:
         deadline = time.monotonic() + timeout_s
         while not self.evaluate(f"Boolean({expression})"):
             if time.monotonic() > deadline:
-                raise BrowserError("The page is not ready.", [Complaint("page", "still false", got=expression)])
-            time.sleep(0.05)
-
-    def screenshot(self) -> bytes:
-        """The page as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+                said = [Complaint("console", message) for message in self.messages]
+                raise BrowserError("The page is not ready.", [Complaint("page", "still false", got=expression), *said])
+            time.sleep(POLL_S)
 
     def close(self) -> None:
-        """End the browser and remove what it wrote."""
-        with contextlib.suppress(BrowserError):
-            self._session = ""
-            self.call("Browser.close", CLOSE_S)
-        if not _gone(self.process, CLOSE_S):
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
-        os.close(self._write)
-        os.close(self._read)
-        self._profile.cleanup()
+        """End the browser, whatever it is doing, and remove what it wrote."""
+        if self._doing is not None and not self._doing.done():
+            self._end()  # what it is doing fails, and Playwright can close
+        try:
+            with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
+                self._thread.submit(self._exits.close).result(CLOSE_S)
+        finally:
+            self._end()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._profile.cleanup()
 
-    def _receive(self, method: str, deadline: float) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise BrowserError("The browser does not answer.", [Complaint(method, "no answer in time")])
-            block = os.read(self._read, 1 << 20)
-            if not block:
-                raise BrowserError("The browser is gone.", [Complaint(method, "it has ended")])
-            self._rest += block
-        line, _, self._rest = self._rest.partition(b"\0")
-        return dict(json.loads(line))
+    def _launch(self, executable: str, arguments: Sequence[str]) -> tuple[Page, str]:
+        """In Playwright's thread: the empty page, and the browser's version."""
+        from playwright.sync_api import sync_playwright
+
+        chromium = self._exits.enter_context(sync_playwright()).chromium
+        try:
+            context = chromium.launch_persistent_context(  # other contexts keep what they store in memory
+                self._profile.name,
+                executable_path=executable,
+                args=list(arguments),
+                chromium_sandbox=getattr(os, "geteuid", lambda: 1)() != 0,  # Chromium refuses to run its sandbox as root
+                no_viewport=True,
+                timeout=1000 * START_S,
+            )
+        except self._failure as error:
+            complaints = [Complaint(executable, line) for line in (_gist(error.message), *_written(error.message))]
+            raise BrowserError("The browser cannot be started.", complaints) from error
+        self._exits.callback(context.close)
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        context.on("weberror", lambda event: self.messages.append(f"uncaught: {event.error.message}"))
+        assert context.browser is not None
+        return context.pages[0], context.browser.version
+
+    def _result(self, act: Callable[[], T], where: str, timeout_s: float) -> T:
+        """What is done in Playwright's thread.
+
+        Raises:
+            BrowserError: it fails, or takes longer than ``timeout_s``.
+        """
+        self._doing = doing = self._thread.submit(act)
+        try:
+            return doing.result(timeout_s)
+        except TimeoutError as error:
+            raise BrowserError("The browser does not answer.", [Complaint(where, f"no answer in {timeout_s:g} s")]) from error
+        except self._failure as error:
+            raise BrowserError("The browser fails.", [Complaint(where, _gist(error.message))]) from error
+
+    def _started(self, executable: str) -> list[psutil.Process]:
+        """As :meth:`_processes` says, of a browser that has just been started.
+
+        Raises:
+            BrowserError: there are none.
+        """
+        if not (processes := self._processes()):
+            raise BrowserError("The browser cannot be measured.", [Complaint(executable, "its process is not found")])
+        return processes
+
+    def _processes(self) -> list[psutil.Process]:
+        """The browser and those below it: Playwright tells no process ids, but this browser's profile is its own."""
+        import psutil
+
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if any(self._profile.name in argument for argument in process.cmdline()):
+                    return [process, *process.children(recursive=True)]
+        return []
+
+    def _end(self) -> None:
+        """End every process that is left of the browser."""
+        import psutil
+
+        ended = []
+        for process in {*self._processes(), *self._known}:
+            with contextlib.suppress(psutil.Error):  # it has ended by itself
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    process.kill()
+                    ended.append(process)
+        psutil.wait_procs(ended, END_S)  # before what they write to is removed
 
 
-def _start(command: list[str]) -> tuple[int, int, int]:
-    """Start the browser: its process, where it is written to and where it is read from."""
-    (its_read, our_write), (our_read, its_write) = os.pipe(), os.pipe()
-    its = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FREE_DESCRIPTOR) for descriptor in (its_read, its_write)]
-    nothing = os.open(os.devnull, os.O_RDWR)
-    actions = [
-        (os.POSIX_SPAWN_DUP2, source, target)
-        for source, target in [*((nothing, i) for i in range(3)), *zip(its, (3, 4), strict=True)]
-    ]
-    try:
-        process = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
-    except OSError as error:
-        complaint = Complaint(command[0], error.strerror or str(error))
-        raise BrowserError("The browser cannot be started.", [complaint]) from error
-    finally:
-        for descriptor in (its_read, its_write, nothing, *its):
-            os.close(descriptor)
-    return process, our_write, our_read
+def _gist(message: str) -> str:
+    r"""The first of Playwright's lines, without the call that is named before it.
+
+    >>> _gist("Page.evaluate: Error: no such picture\n    at draw (app.js:3)")
+    'Error: no such picture'
+    """
+    return re.sub(r"^\w+\.\w+: ", "", message).partition("\n")[0]
 
 
-def _gone(process: int, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return True
-        time.sleep(0.02)
-    return False
+def _written(message: str) -> list[str]:
+    r"""The last lines that the browser wrote on stderr, among Playwright's.
+
+    >>> _written("BrowserType.launch: closed\nBrowser logs:\n[pid=7][err] libnss3.so: cannot open\n<gracefully close end>")
+    ['libnss3.so: cannot open']
+    """
+    return re.findall(r"^\[pid=\d+\]\[err\] (.+)", message, re.MULTILINE)[-LINES_SHOWN:]

@@ -113,7 +113,7 @@ def about_page(chromium: Chromium, provider: Provider) -> dict[str, Any]:
     if provider == "webgpu" and not about["adapter"]:
         remedy = "run it where Chromium has a GPU, or let the CPU play one (software_gpu)"
         raise BrowserError("The browser has no WebGPU.", [Complaint("navigator.gpu", "no adapter")], remedy)
-    return {**about, "browser": chromium.call("Browser.getVersion")["product"]}
+    return {**about, "browser": f"Chrome/{chromium.version}"}
 
 
 def draw_in_page(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.results.statistics import by_rounds, compare, summarize
+from quantization.errors import InputError
 
 
 def rounds(rng: np.random.Generator, median: float, between: float = 0.05, count: int = 5, runs: int = 4) -> list[np.ndarray]:
@@ -49,6 +50,50 @@ def test_p_value_of_five_against_five() -> None:
     found = compare(first, second, np.random.default_rng(0))
     assert found.p_value == pytest.approx(2 / 252)
     assert found.verdict == "slower"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1e-7, 1e7])
+def test_ways_that_part_alike_all_count(scale: float) -> None:
+    """Four ones and a two against four twos and a one: as far apart are 25 ways each way round, farther one, of 252."""
+    ones, twos = np.array([scale]), np.array([2 * scale])
+    found = compare([ones, ones, twos, ones, ones], [twos, ones, twos, twos, twos], np.random.default_rng(0))
+    assert found.p_value == pytest.approx(2 * (25 + 1) / 252)
+
+
+def test_p_value_of_unequal_numbers_of_rounds() -> None:
+    """Three against two: no other of the ten ways parts the means by 13, in neither direction (1 and 2 against the rest: 9.5)."""
+    first, second = ([np.array([value]) for value in values] for values in ((1.0, 2.0, 3.0), (10.0, 20.0)))
+    found = compare(first, second, np.random.default_rng(0))
+    assert found.p_value == pytest.approx(1 / 10)
+    assert found.verdict == "too few rounds"
+
+
+def test_interval_of_two_rounds() -> None:
+    """Medians of two drawn from 100 and 200: 100, 150 or 200, at both ends in a quarter of the draws each."""
+    sides = [[np.array([100.0]), np.array([200.0])]] * 2
+    found = compare(*sides, np.random.default_rng(0))
+    assert (found.ratio, found.low, found.high) == (1.0, 0.5, 2.0)
+
+
+def test_of_one_round_nothing_is_known() -> None:
+    one, five = [np.array([100.0])], [np.array([200.0])] * 5
+    found = compare(one, five, np.random.default_rng(0))
+    assert (found.ratio, found.low, found.high, found.p_value, found.verdict) == (2.0, 2.0, 2.0, 1.0, "too few rounds")
+
+
+def test_many_rounds_are_dealt_out_at_random() -> None:
+    """20 against 20 could be dealt out in 10^11 ways. Of those tried none parts them so far, but for the one observed."""
+    first, second = ([np.array([float(i)]) for i in range(start, start + 20)] for start in (100, 200))
+    found = compare(first, second, np.random.default_rng(0))
+    assert 0 < found.p_value < 1e-4
+    assert found.verdict == "slower"
+
+
+def test_without_scipy_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.extra.find_spec", lambda name: None)
+    rounds_ = [np.array([1.0])] * 5
+    with pytest.raises(InputError, match=r"not installed: scipy.\nWhat to do: pip install 'flash-deploy\[bench\]'"):
+        compare(rounds_, rounds_, np.random.default_rng(0))
 
 
 def test_rounds_are_apart() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import deploy.bench.runner
-from benchmarks.measure.process import Peak
 from benchmarks.results.comparison import comparison, differing, within
 from benchmarks.results.picture_grid import grid
 from benchmarks.results.record import Entry, Measured, Results, load_results
@@ -179,18 +178,6 @@ def test_memory_agrees_with_what_is_seen_from_outside(builtin_bundle: Bundle) ->
             assert ours["peak_resident_bytes"] == pytest.approx(max(sample[2] for sample in inside), rel=0.05)
             compared += 1
     assert compared >= 2
-
-
-def test_memory_that_a_part_frees_is_seen() -> None:
-    """64 MiB that are there for a moment, while Python's lock is held: bytes of one value are made in one call."""
-    with Peak() as peak:
-        with peak.watch() as part:
-            bytes([7]) * (64 << 20)
-        with peak.watch() as after:
-            pass
-    assert part.memory_bytes - after.memory_bytes == pytest.approx(64 << 20, rel=0.05)
-    if part.resident_bytes is not None and after.resident_bytes is not None:
-        assert part.resident_bytes - after.resident_bytes == pytest.approx(64 << 20, rel=0.05)
 
 
 def test_a_remote_device_runs_the_same(builtin_bundle: Bundle) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
+from benchmarks.measure.memory import anonymous_bytes
 from deploy.bench.process_tree import ProcessTree
+from deploy.errors import InputError
 
 CHILD = """
 import time
@@ -18,7 +20,6 @@ while time.process_time() < end:
 PARENT = f"import subprocess, sys; print(flush=True); sys.stdin.readline(); subprocess.run([sys.executable, '-c', {CHILD!r}])"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_children_count() -> None:
     """A child that holds 64 MiB and is busy for 0.3 s; its parent sleeps. Clock ticks are 10 ms."""
     command = [sys.executable, "-c", PARENT]
@@ -28,23 +29,45 @@ def test_children_count() -> None:
         process.stdout.readline()
         tree = ProcessTree(process.pid)
         before = tree.cpu_ms()
-        assert before is not None
         with tree.watch() as peak:
             process.stdin.write("\n")
             process.stdin.flush()
             spent = 0.0
             while process.poll() is None:
-                spent = max(spent, (tree.cpu_ms() or 0.0) - before)
+                spent = max(spent, tree.cpu_ms() - before)
                 time.sleep(0.005)
     assert peak.memory_bytes is not None
     assert peak.memory_bytes > 64 << 20
     assert spent >= 200
+    assert tree.cpu_ms() == 0  # nobody is left
 
 
-def test_elsewhere_nothing_is_known() -> None:
-    tree = ProcessTree(2**22 + 1)  # above the largest process id
-    assert tree.cpu_ms() is None
-    assert tree.method.startswith("not available")
-    with tree.watch() as peak:
-        pass
-    assert peak.memory_bytes is None
+def test_memory_is_that_of_all_processes_together() -> None:
+    """Two that sleep, each with 32 MiB of its own: what the kernel says of both."""
+    code = "import sys; block = bytearray(32 << 20); print(flush=True); sys.stdin.read()"
+    start = f"child = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE); child.stdout.readline()"
+    parent = f"import subprocess, sys; {start}; {code}"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tree = ProcessTree(process.pid)
+        both = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        expected = sum(anonymous_bytes(one) for one in both)
+        with tree.watch() as peak:
+            while peak.memory_bytes is None:
+                time.sleep(0.005)
+        process.communicate("")
+    assert len(both) == 2
+    assert peak.memory_bytes == pytest.approx(expected, rel=0.01)
+    assert peak.memory_bytes > 64 << 20
+
+
+def test_there_is_no_such_process() -> None:
+    with pytest.raises(psutil.NoSuchProcess):
+        ProcessTree(2**22 + 1)  # above the largest process id
+
+
+def test_without_psutil_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.extra.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"not installed: psutil.\nWhat to do: pip install 'flash-deploy\[bench\]'"):
+        ProcessTree(1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from deploy.build.verify import verify
 from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import InputError
+from exporters.choices import PROMPTS
+from exporters.reference.diffusers import reference_pipeline
+from exporters.student.student import BUILTIN_STUDENT, Student
 
 
 def test_a_lora_beside_the_student_is_refused_unless_told(builtin_bundle: Bundle, tiny_folder: Path) -> None:
@@ -22,6 +26,21 @@ def test_a_lora_beside_the_student_is_refused_unless_told(builtin_bundle: Bundle
         verify(builtin_bundle.folder, tiny_folder)
     (complaint,) = verify(builtin_bundle.folder, tiny_folder, ignore_lora=True).complaints
     assert complaint.what == "the bundle was made of another student"
+
+
+def test_the_student_is_read_once_for_all_pictures(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_t5: list[bool] = []
+
+    def counted(student: Student, keep_t5: bool) -> Any:
+        with_t5.append(keep_t5)
+        return reference_pipeline(student, keep_t5)
+
+    monkeypatch.setattr("exporters.reference.diffusers.reference_pipeline", counted)
+    report = verify(builtin_bundle.folder, BUILTIN_STUDENT)
+    assert with_t5 == [builtin_bundle.manifest.text.t5 == "kept"]
+    assert list(report.picture_db) == list(PROMPTS)
+    assert min(report.picture_db.values()) > 100  # fp32 on both sides
+    assert report.complaints == []
 
 
 def test_bench_opens_the_student_as_the_bundle_was_made_of_it(tiny_folder: Path) -> None:

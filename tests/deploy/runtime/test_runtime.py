@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deploy.build import BuildRequest, build
+from deploy.build.verify import sampling_of
 from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import BundleError, InputError
@@ -148,10 +149,8 @@ def test_layouts_and_samplers_match_diffusers(
     assert f"needs: opset {bundle.manifest.opset}, onnxruntime" in render(inspect_bundle(bundle.folder))
     rng = np.random.default_rng(0)
     latents, noise = rng.standard_normal((1, 16, 6, 8), np.float32), rng.standard_normal((1, 4, 16, 6, 8), np.float32)
-    sampling = bundle.manifest.sampling
-    expected = reference_picture(
-        student, PROMPT, latents, sampling.sigmas, sampling.timesteps, sampling.method, True, 9, noise[0]
-    )
+    sampling = sampling_of(bundle.manifest)
+    expected = reference_picture(student, PROMPT, latents, sampling, keep_t5=True, max_sequence_length=9, step_noise=noise[0])
     assert psnr_db(expected, Pipeline(bundle).generate(PROMPT, latents=latents, step_noise=noise)) >= 50
     other = "a green square"
     two = Pipeline(bundle).generate(

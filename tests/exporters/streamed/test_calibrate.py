@@ -14,7 +14,8 @@ from distillation.shape_world import sample_captions
 from exporters.layouts.sampling import Sampling, plan_sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db
-from exporters.reference.pictures import reference_picture
+from exporters.reference.diffusers import reference_pipeline
+from exporters.reference.pictures import PinnedPipeline
 from exporters.streamed.calibrate import calibrate
 from exporters.streamed.module import Streaming, Substitute, input_rounding, stream
 from exporters.streamed.pipeline import Drawn, TorchPipeline
@@ -53,10 +54,9 @@ def test_pictures_are_those_of_diffusers(shape: str, keep_t5: bool, students: di
     options, sampling = options_of(student, *SIZES[shape], keep_t5)
     drawn = draw(student, options, sampling, PROMPTS, Streaming({}))
     noise, _ = TorchPipeline(student, options, sampling).noise(2, 3)
+    pinned = PinnedPipeline(reference_pipeline(student, keep_t5), sampling, 16)
     for i, prompt in enumerate(PROMPTS):
-        reference = reference_picture(
-            student, prompt, noise[i : i + 1].numpy(), sampling.sigmas, sampling.timesteps, "euler", keep_t5, 16
-        )
+        reference, _ = pinned.draw(prompt, noise[i : i + 1].numpy())
         assert psnr_db(reference, drawn.pictures[i : i + 1].permute(0, 2, 3, 1).numpy()) > 90
 
 

@@ -1,0 +1,58 @@
+"""Diffusers' scheduler with a bundle's schedule in place of its own, and given noise in place of a generator's."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteSchedulerOutput,
+)
+from torch import Tensor
+
+from exporters.layouts.sampling import Sampling
+
+
+class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
+    """Whatever number of steps it is asked for, it makes those of its schedule.
+
+    Attributes:
+        sampling: the schedule.
+        step_noise: what re-noising adds, ``[steps, channels, height / 8, width / 8]``; set before each picture.
+    """
+
+    sampling: Sampling
+    step_noise: Tensor | None = None
+    sigmas: Any  # diffusers' own attributes, of more types than its constructor gives them
+    timesteps: Any
+    _step_index: Any
+    _begin_index: Any
+
+    @classmethod
+    def like(cls, scheduler: Any, sampling: Sampling) -> Self:
+        """Another scheduler's configuration with this schedule."""
+        pinned = cls.from_config(scheduler.config, stochastic_sampling=sampling.method == "renoise")
+        assert isinstance(pinned, cls)
+        pinned.sampling = sampling
+        return pinned
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, *_: object, **__: object) -> None:
+        """Begin a picture."""
+        self.num_inference_steps = len(self.sampling.timesteps)
+        self.sigmas = torch.tensor(self.sampling.sigmas)
+        self.timesteps = torch.tensor(self.sampling.timesteps, device=device)
+        self._step_index = self._begin_index = None
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
+        """Diffusers' own step; where that draws noise (its ``stochastic_sampling``), the same step with the given noise."""
+        if self.sampling.method != "renoise" or self.step_noise is None:
+            return super().step(model_output, timestep, sample, *arguments, **options)
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        index = self._step_index
+        clean = sample.to(torch.float32) - self.sigmas[index] * model_output
+        noise = self.step_noise[index].reshape(sample.shape)
+        noised = ((1.0 - self.sigmas[index + 1]) * clean + self.sigmas[index + 1] * noise).to(model_output.dtype)
+        self._step_index += 1
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=noised) if options.get("return_dict", True) else (noised,)
