@@ -36,7 +36,7 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 """What numpy raises of arrays that are missing, cut short or none."""
 
 
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CalibrationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a calibration was made of.
 
     Attributes:
@@ -81,7 +81,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    recipe: Recipe
+    recipe: CalibrationRecipe
     entries: tuple[Entry, ...]
 
 
@@ -162,7 +162,9 @@ class Calibration:
         return Sensitivity(rows, columns, entry.rounding, gram)
 
 
-def save_calibration(folder: Path, recipe: Recipe, entries: list[Entry], vectors: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def save_calibration(
+    folder: Path, recipe: CalibrationRecipe, entries: list[Entry], vectors: list[tuple[np.ndarray, np.ndarray]]
+) -> None:
     """Write all but the Gram matrices, which are there already; the file that makes it a calibration comes last."""
     named = {
         f"{i}.{kind}": array for i, pair in enumerate(vectors) for kind, array in zip(("rows", "columns"), pair, strict=True)

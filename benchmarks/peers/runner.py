@@ -27,6 +27,7 @@ from benchmarks.peers.registry import PEERS
 from benchmarks.quality.drawing import Drawn, noise, read_wanted, to_line
 from exporters.choices import PROMPTS
 from exporters.layouts.spec import VAE_SCALE
+from exporters.quiet import quiet_libraries
 from quantization.errors import InputError
 
 COMPONENTS = {
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-ups", type=int, default=1)
     options = parser.parse_args()
+    quiet_libraries()
     peer = PEERS[options.peer]
     try:
         job = read_job(options.job)

@@ -18,7 +18,7 @@ SIGNIFICANT = (
 
 
 @dataclass(frozen=True)
-class Tier:
+class TierLimits:
     """What a class of devices has room for.
 
     Attributes:
@@ -83,7 +83,7 @@ class Advice:
         foretold: what was foretold for the tier, of every bundle; never what the choice was made by.
     """
 
-    tier: Tier
+    tier: TierLimits
     bundle: str | None
     target: str
     why: str
@@ -92,7 +92,9 @@ class Advice:
     foretold: tuple[Forecast, ...] = ()
 
 
-def advise(tiers: Sequence[Tier], entries: Sequence[Entry], rounds: int, forecasts: Sequence[Forecast] = ()) -> list[Advice]:
+def advise(
+    tiers: Sequence[TierLimits], entries: Sequence[Entry], rounds: int, forecasts: Sequence[Forecast] = ()
+) -> list[Advice]:
     """Advice for every tier.
 
     Of the bundles that fit the tier (format, schemes, download, memory), those whose pictures are the student's: mean PSNR of at
@@ -127,7 +129,7 @@ def lead(advice: Sequence[Advice]) -> str:
     return " ".join(sentences)
 
 
-def _advise(tier: Tier, candidates: Sequence[Entry], rounds: int) -> Advice:
+def _advise(tier: TierLimits, candidates: Sequence[Entry], rounds: int) -> Advice:
     against: dict[str, str] = {}
     fitting = []
     for entry in candidates:
@@ -171,7 +173,7 @@ def _behind(entry: Entry, best: Entry) -> str:
     return f"{ratio:.2f} of its time, {entry.bytes_on_disk / best.bytes_on_disk:.2f} of its size ({entry.target})"
 
 
-def _fits(tier: Tier, entry: Entry) -> str:
+def _fits(tier: TierLimits, entry: Entry) -> str:
     download = f"{mb(entry.bytes_on_disk)} of {mb(tier.download_bytes)} to download"
     return f"{download}, {mb(_memory(entry))} of {mb(tier.memory_bytes)} memory"
 
@@ -180,7 +182,7 @@ def _told(against: Mapping[str, str], best: str | None) -> tuple[str, ...]:
     return tuple(f"not {bundle}: {reason}" for bundle, reason in against.items() if bundle != best)
 
 
-def _misfit(tier: Tier, entry: Entry) -> str:
+def _misfit(tier: TierLimits, entry: Entry) -> str:
     """Why a tier has no place for a bundle; empty where it has."""
     assert entry.facts is not None
     if entry.facts.model_format not in tier.schemes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.results.advice import Forecast, Tier
+from benchmarks.results.advice import Forecast, TierLimits
 from deploy.bundle.folder import open_bundle
 from deploy.errors import TierError
 from deploy.forecast.predict import costs, predictions
@@ -24,10 +24,10 @@ REMOTE = ("coreml", "onnxruntime-coreml")
 READERS = {"onnx": "onnx_ir", "coreml": "coremltools"}  # packages that a format's graphs are read with
 
 
-def advice_tiers() -> list[Tier]:
+def advice_tiers() -> list[TierLimits]:
     """Every tier."""
     return [
-        Tier(
+        TierLimits(
             name=name,
             description=tier.description,
             memory_bytes=tier.memory_bytes,

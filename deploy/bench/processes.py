@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.quality.drawing import Drawn, Wanted, from_line, wanted_lines
 from benchmarks.results.record import Measured
-from deploy.bench.targets import PeerTarget, Place, Target
+from deploy.bench.targets import Assignment, BenchTarget, PeerTarget
 from deploy.bundle.folder import Bundle
 from deploy.errors import Complaint, InputError
 
@@ -26,24 +26,24 @@ class Job:
         subject: the bundle's or the student's name.
         target_name: of the target.
         target: where it runs.
-        place: what runs there.
+        assignment: what runs there.
         absent: why it cannot.
     """
 
     subject: str
     target_name: str
-    target: Target
-    place: Place
+    target: BenchTarget
+    assignment: Assignment
     absent: str
 
     @property
     def bundle(self) -> Bundle:
         """Whose pictures are drawn."""
-        return self.place.bundle
+        return self.assignment.bundle
 
     def prepared_folder(self) -> Path:
         """Where a peer has put its files."""
-        return self.place.work / self.target_name
+        return self.assignment.work / self.target_name
 
 
 def prepare(job: Job) -> None:
@@ -87,7 +87,7 @@ def draw(job: Job, wanted: Sequence[Wanted], remote: str | None) -> list[Drawn]:
 
 def _run(job: Job, options: Sequence[str], remote: str | None, given: str = "") -> list[str]:
     """What a process says, as lines."""
-    arguments = [*job.target.arguments(job.place), *options]
+    arguments = [*job.target.arguments(job.assignment), *options]
     command = [sys.executable, *arguments]
     if remote is not None:  # the bundle lies there under the same name, and flash-deploy is installed
         command = shlex.split(remote.replace("{command}", shlex.join(["python3", *arguments])))

@@ -68,8 +68,8 @@ class Judge:
         """The fp32 student's pictures of the job's kind."""
         target = find_target(REFERENCE)
         assert isinstance(target, PeerTarget)
-        reference = Job("the student", REFERENCE, target, job.place, "")
-        key = target.job(reference.place)
+        reference = Job("the student", REFERENCE, target, job.assignment, "")
+        key = target.job(reference.assignment)
         if key not in self._references:
             tell(f"drawing {len(self._wanted)} pictures with the student in diffusers")
             self._references[key] = draw(reference, self._wanted, None)

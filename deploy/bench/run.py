@@ -19,7 +19,7 @@ from benchmarks.results.record import FORMAT, VERSION, Entry, Facts, Measured, R
 from deploy.bench.processes import Job, measure, prepare
 from deploy.bench.quality import Judge, Judgement
 from deploy.bench.request import BenchRequest
-from deploy.bench.targets import BROWSER_DEFAULT, DEFAULT, Place, RunnerTarget, find_target
+from deploy.bench.targets import BROWSER_DEFAULT, DEFAULT, Assignment, RunnerTarget, find_target
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
 from deploy.page.page import INDEX
@@ -107,17 +107,17 @@ def _jobs(request: BenchRequest, bundles: Sequence[Bundle], work: Path) -> list[
         for name in _targets(request, bundle):
             target, subject = find_target(name), bundle.folder.name
             folder = str(bundle.folder.resolve()) if request.remote is None else str(given)
-            place = Place(bundle, folder, source, work, request.threads)
+            assignment = Assignment(bundle, folder, source, work, request.threads)
             key = str(bundle.folder)
             if target.of_student:
                 kind = msgspec.json.encode((bundle.manifest.sampling, bundle.manifest.picture, bundle.manifest.text.t5)).decode()
                 kinds += [] if kind in kinds else [kind]
-                place = Place(bundle, folder, source, work / str(kinds.index(kind)), request.threads)
+                assignment = Assignment(bundle, folder, source, work / str(kinds.index(kind)), request.threads)
                 key = kind
                 subject = bundle.manifest.student.name + (f" {kinds.index(kind) + 1}" if kinds.index(kind) else "")
             here = request.remote is None or target.remote
-            absent = "is measured on this machine only" if not here else "" if request.remote else target.absent(place)
-            jobs.setdefault((key, name), Job(subject, name, target, place, absent))
+            absent = "is measured on this machine only" if not here else "" if request.remote else target.absent(assignment)
+            jobs.setdefault((key, name), Job(subject, name, target, assignment, absent))
     return list(jobs.values())
 
 
@@ -170,8 +170,8 @@ def _size_bytes(job: Job) -> int:
         return made
     from exporters.student.open import open_source
 
-    assert job.place.student is not None
-    return sum(file.stat().st_size for file in open_source(job.place.student).weight_files)
+    assert job.assignment.student is not None
+    return sum(file.stat().st_size for file in open_source(job.assignment.student).weight_files)
 
 
 def _facts(bundle: Bundle) -> Facts:

@@ -1,4 +1,4 @@
-"""Places where a bundle, or its student, can be measured, and why one cannot be here. Asking loads no runtime but onnxruntime.
+"""Where a bundle, or its student, can be measured, and why one cannot be here. Asking loads no runtime but onnxruntime.
 
 What runs there is a process of its own that takes ``--runs``, ``--warm-ups`` or ``--draw`` and answers in JSON:
 ``deploy.bench.runner``, ``deploy.bench.browser_runner`` or ``benchmarks.peers.runner``.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class Assignment:
     """What a target is to measure.
 
     Attributes:
@@ -42,7 +42,7 @@ class Place:
     threads: int | None
 
 
-class Target(Protocol):
+class BenchTarget(Protocol):
     """A runtime and what it runs on."""
 
     @property
@@ -56,10 +56,10 @@ class Target(Protocol):
     def fits(self, bundle: Bundle) -> bool:
         """Whether it runs bundles like this one."""
 
-    def absent(self, place: Place) -> str:
+    def absent(self, assignment: Assignment) -> str:
         """Why it cannot be measured here; empty where it can."""
 
-    def arguments(self, place: Place) -> list[str]:
+    def arguments(self, assignment: Assignment) -> list[str]:
         """What Python is started with."""
 
 
@@ -86,8 +86,8 @@ class RunnerTarget:
     def fits(self, bundle: Bundle) -> bool:
         return bundle.manifest.model_format == self.model_format
 
-    def absent(self, place: Place | None = None) -> str:
-        """As :class:`Target` says; the place does not matter."""
+    def absent(self, assignment: Assignment | None = None) -> str:
+        """As :class:`BenchTarget` says; the assignment does not matter."""
         if self.runtime == "onnxruntime":
             import onnxruntime
 
@@ -98,10 +98,10 @@ class RunnerTarget:
         package = "coremltools" if self.model_format == "coreml" else self.runtime
         return "" if find_spec(package) is not None else f"{package} is not installed"
 
-    def arguments(self, place: Place) -> list[str]:
+    def arguments(self, assignment: Assignment) -> list[str]:
         options = ["--runtime", self.runtime, "--provider", self.provider, *(["--keep-graphs"] if self.keep else [])]
-        options += [] if place.threads is None else ["--threads", str(place.threads)]
-        return ["-m", "deploy.bench.runner", place.folder, *options]
+        options += [] if assignment.threads is None else ["--threads", str(assignment.threads)]
+        return ["-m", "deploy.bench.runner", assignment.folder, *options]
 
 
 @dataclass(frozen=True)
@@ -115,24 +115,24 @@ class BrowserTarget:
     def fits(self, bundle: Bundle) -> bool:
         return bundle.manifest.model_format == "onnx"
 
-    def absent(self, place: Place) -> str:
+    def absent(self, assignment: Assignment) -> str:
         from deploy.page.chromium import find_chromium
         from deploy.page.page import check_page
 
         try:
-            if to_do := check_page(place.bundle.manifest):
+            if to_do := check_page(assignment.bundle.manifest):
                 return to_do
             if absent := missing("playwright", "psutil"):
                 return f"{absent[0]} is not installed ({REMEDY})"
             find_chromium()
             if self.provider == "webgpu":
-                _find_webgpu(place.bundle)
+                _find_webgpu(assignment.bundle)
         except InputError as error:
             return error.headline.removesuffix(".") + (f": {error.complaints[0]}" if error.complaints else "")
         return ""
 
-    def arguments(self, place: Place) -> list[str]:
-        return ["-m", "deploy.bench.browser_runner", place.folder, "--provider", self.provider]
+    def arguments(self, assignment: Assignment) -> list[str]:
+        return ["-m", "deploy.bench.browser_runner", assignment.folder, "--provider", self.provider]
 
 
 @dataclass(frozen=True)
@@ -146,30 +146,30 @@ class PeerTarget:
     def fits(self, bundle: Bundle) -> bool:
         return True
 
-    def absent(self, place: Place) -> str:
-        if place.student is None:
+    def absent(self, assignment: Assignment) -> str:
+        if assignment.student is None:
             return "it draws with the student, which --student names"
         if find_spec("torch") is None:
             return "torch is not installed (pip install 'flash-deploy[export]')"
         from benchmarks.peers.peer import absent
         from benchmarks.peers.registry import PEERS
 
-        return absent(PEERS[self.peer], place.bundle.manifest.text.t5 == "kept")
+        return absent(PEERS[self.peer], assignment.bundle.manifest.text.t5 == "kept")
 
-    def arguments(self, place: Place) -> list[str]:
-        return ["-m", "benchmarks.peers.runner", self.peer, self.job(place)]
+    def arguments(self, assignment: Assignment) -> list[str]:
+        return ["-m", "benchmarks.peers.runner", self.peer, self.job(assignment)]
 
-    def job(self, place: Place) -> str:
+    def job(self, assignment: Assignment) -> str:
         """The bundle's pictures, for the peer to draw: JSON of :class:`benchmarks.peers.peer.Job`."""
         from benchmarks.peers.peer import Job
         from deploy.build.verify import sampling_of
 
-        manifest = place.bundle.manifest
-        assert place.student is not None  # else it is absent
+        manifest = assignment.bundle.manifest
+        assert assignment.student is not None  # else it is absent
         job = Job(
-            student=str(place.student.path),
-            variant=place.student.variant,
-            ignore_lora=place.student.ignore_lora,
+            student=str(assignment.student.path),
+            variant=assignment.student.variant,
+            ignore_lora=assignment.student.ignore_lora,
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,
@@ -177,18 +177,18 @@ class PeerTarget:
             keep_t5=manifest.text.t5 == "kept",
             max_sequence_length=manifest.text.max_sequence_length,
             clip_tokens=manifest.text.tokenizers[0].max_length,
-            folder=str(place.work / self.peer),
-            threads=place.threads,
+            folder=str(assignment.work / self.peer),
+            threads=assignment.threads,
         )
         return msgspec.json.encode(job).decode()
 
 
-def _onnxruntime(provider: str, execution_provider: str) -> Target:
+def _onnxruntime(provider: str, execution_provider: str) -> BenchTarget:
     return RunnerTarget("onnxruntime", "onnx", provider, execution_provider)
 
 
 REFERENCE = "torch"
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, BenchTarget] = {
     "onnxruntime-cpu": _onnxruntime("cpu", "CPUExecutionProvider"),
     "onnxruntime-cpu-kept": RunnerTarget("onnxruntime", "onnx", "cpu", "CPUExecutionProvider", keep=True),
     "onnxruntime-cuda": _onnxruntime("cuda", "CUDAExecutionProvider"),
@@ -212,7 +212,7 @@ DEFAULT = ("onnxruntime-cpu", "openvino", "coreml")
 BROWSER_DEFAULT = ("browser-wasm", "browser-webgpu")
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str) -> BenchTarget:
     """The target of that name.
 
     Raises:

@@ -22,7 +22,7 @@ from exporters.layouts.spec import GraphOptions
 from exporters.streamed.module import Product, Streaming
 from exporters.streamed.pipeline import TorchPipeline
 from exporters.student.student import Student
-from quantization.calibration import GRAMS, Calibration, Entry, Key, Layer, Recipe, gram_file, save_calibration
+from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entry, Key, Layer, gram_file, save_calibration
 from quantization.errors import Complaint
 from quantization.files import REMEDY, WritingError, reserve, writing
 from quantization.schemes import BLOCKS
@@ -171,7 +171,7 @@ def calibrate(
             collector.share_grams()
         if on_prompt:
             on_prompt(i + 1)
-    recipe = Recipe(
+    recipe = CalibrationRecipe(
         fingerprint=student.fingerprint(),
         prompts=tuple(prompts),
         seed=seed,

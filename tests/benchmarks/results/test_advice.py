@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from benchmarks.quality.pictures import PictureQuality, Quality
-from benchmarks.results.advice import Forecast, Tier, advise, lead
+from benchmarks.results.advice import Forecast, TierLimits, advise, lead
 from benchmarks.results.record import Entry, Facts, Measured, PictureResult, Series
 from deploy.bench.advice import advice_tiers
 from deploy.bench.targets import TARGETS
 from deploy.tiers.tier import all_tiers
 
-PHONE = Tier("phone", "a phone", 100, 50, {"onnx": ("int8", "fp16"), "coreml": ("lut6",)}, ("coreml",))
-DESK = Tier("desk", "a desktop", 1000, 500, {"onnx": ("int8", "fp16", "fp32")}, ("onnxruntime-cpu",))
+PHONE = TierLimits("phone", "a phone", 100, 50, {"onnx": ("int8", "fp16"), "coreml": ("lut6",)}, ("coreml",))
+DESK = TierLimits("desk", "a desktop", 1000, 500, {"onnx": ("int8", "fp16", "fp32")}, ("onnxruntime-cpu",))
 NOTHING = Series(wall_ms=(), cpu_ms=())
 
 
@@ -56,7 +56,7 @@ FAST, SLOW, SMALL = entry("fast", 100, 40, 45.0), entry("slow", 200, 45, 60.0), 
 BLURRED, WIDE = entry("blurred", 50, 10, 30.0), entry("wide", 90, 200, 80.0, schemes=("fp32",))
 WRONG = entry("wrong", 50, 10, 45.0, lost=8)
 
-CASES: dict[str, tuple[Tier, list[Entry], str | None, str]] = {
+CASES: dict[str, tuple[TierLimits, list[Entry], str | None, str]] = {
     "the fastest": (DESK, [SLOW, FAST], "fast", "it is the fastest"),
     "as fast, the smallest": (DESK, [FAST, SMALL, SLOW], "small", "none is faster by more than noise"),
     "what blurs is out": (DESK, [BLURRED, FAST], "fast", "it alone fits"),
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Tier, list[Entry], str | None, str]] = {
 
 
 @pytest.mark.parametrize(("tier", "entries", "bundle", "why"), CASES.values(), ids=CASES)
-def test_what_is_shipped(tier: Tier, entries: list[Entry], bundle: str | None, why: str) -> None:
+def test_what_is_shipped(tier: TierLimits, entries: list[Entry], bundle: str | None, why: str) -> None:
     (advice,) = advise([tier], entries, rounds=5)
     assert advice.bundle == bundle
     assert why in advice.why

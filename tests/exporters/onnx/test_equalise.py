@@ -19,7 +19,7 @@ from exporters.restructure.denoiser import reads_modulated
 from exporters.streamed.calibrate import calibrate
 from exporters.student.student import Student
 from exporters.student.weights.weight import Weight
-from quantization.calibration import GRAMS, Calibration, Entry, Recipe, gram_file, save_calibration
+from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entry, gram_file, save_calibration
 from quantization.profile import Profile, Rule, uniform
 from quantization.schemes import parse_scheme
 from tests.exporters.onnx.test_quantize import run
@@ -60,7 +60,7 @@ def calibration(folder: Path, grams: Mapping[str, int | None]) -> Calibration:
     (folder / GRAMS).mkdir()
     for number in {number for number in grams.values() if number is not None}:
         np.save(gram_file(folder, number), NORMED.T @ NORMED)
-    recipe = Recipe(
+    recipe = CalibrationRecipe(
         fingerprint="", prompts=("a",), seed=0, height=8, width=8, timesteps=(1.0,), keep_t5=False, max_sequence_length=1
     )
     entries = [
