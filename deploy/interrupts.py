@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Whatever error comes out of here after a Ctrl-C comes out as a KeyboardInterrupt. Outside the main thread it does nothing.
+    """Turn whatever error comes out of here after a Ctrl-C into a KeyboardInterrupt. Outside the main thread it does nothing.
 
     Raises:
         KeyboardInterrupt: the user has interrupted.

@@ -70,7 +70,7 @@ class Rehearsal:
         return run({**self.known, "hidden_states": latents, "modulation": self.known["modulations"][step]})["out_sample"]
 
     def _denoised(self, run: Run) -> np.ndarray:
-        """The first step from noise; then the last, from what the first foretells, at the last step's noise."""
+        """The first step from noise; then the last, from what the first predicts, at the last step's noise."""
         noise = np.random.default_rng(0).standard_normal(self.latent_shape, np.float32)
         latents = estimate = noise
         for step in dict.fromkeys((0, len(self.sigmas) - 2)):

@@ -32,8 +32,8 @@ class Option:
     Attributes:
         scheme: how.
         size_bytes: what it takes on disk.
-        error: foretold mean square change of the picture.
-        time: foretold time of its product, in units of the search's caller.
+        error: predicted mean square change of the picture.
+        time: predicted time of its product, in units of the search's caller.
     """
 
     scheme: Scheme

@@ -30,7 +30,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one weight ``[out, in]``.
+    """What an error of one weight ``[out, in]`` does to the picture.
 
     Attributes:
         rows: sums of ``E[M^2]`` over inputs, ``[out]``.
@@ -72,7 +72,7 @@ class Sensitivity:
         return 0.0
 
     def importance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each output ``[out]`` and each input ``[in]``, positive, 1 on average: their product weighs a squared error.
+        """The importance of each output ``[out]`` and each input ``[in]``, positive, 1 on average: their product weighs a squared error.
 
         What the calibration's prompts did not use keeps a thousandth: other prompts may.
         """

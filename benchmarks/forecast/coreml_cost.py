@@ -59,7 +59,7 @@ class _Values:
         )
 
     def shape(self, bound: str | Constant) -> Shape:
-        """Of an argument."""
+        """The shape of an argument."""
         return _shape(self._ports[bound]) if isinstance(bound, str) else bound.shape
 
     def plain(self, bound: str | Constant) -> Constant | None:
@@ -71,7 +71,7 @@ class _Values:
         return self._ports[bound].dtype if isinstance(bound, str) else bound.dtype
 
     def full_bytes(self, bound: str | Constant) -> int:
-        """Of an argument, not compressed."""
+        """The bytes of an argument, not compressed."""
         return self.dtype(bound).size_bytes(math.prod(self.shape(bound)))
 
     def constant(self, bound: str | Constant) -> bool:
@@ -102,7 +102,7 @@ class _Node:
         self.operation, self._values = operation, values
 
     def shape(self, parameter: str) -> Shape:
-        """Of an argument."""
+        """The shape of an argument."""
         if parameter not in self.operation.arguments:
             raise _Unknown(f"it has no {parameter}")
         return self._values.shape(self.operation.arguments[parameter][0])
@@ -127,16 +127,16 @@ class _Node:
         return [part for part in bound if not self._values.constant(part) or self._values.dtype(part).kind == "float"]
 
     def weight_bytes(self) -> int:
-        """Of the constants among the arguments, as they are stored."""
+        """The bytes of the constants among the arguments, as they are stored."""
         return sum(self._values.read_bytes(part) for part in self._bound() if self._values.constant(part))
 
     def activation_bytes(self) -> int:
-        """Of the other arguments and of the results."""
+        """The bytes of the other arguments and of the results."""
         taken = sum(self._values.read_bytes(part) for part in self._bound() if not self._values.constant(part))
         return taken + sum(map(_bytes, self.operation.outputs))
 
     def result_bytes(self) -> int:
-        """Of the results."""
+        """The bytes of the results."""
         return sum(map(_bytes, self.operation.outputs))
 
     def table_is_constant(self) -> bool:

@@ -83,12 +83,12 @@ class GraphCost:
 
     @property
     def multiply_adds(self) -> int:
-        """Of all operators."""
+        """The multiply-adds of all operators."""
         return sum(operator.work.multiply_adds for operator in self.operators)
 
     @property
     def flops(self) -> int:
-        """Of all operators; a multiply-add is two."""
+        """The FLOPs of all operators; a multiply-add is two."""
         return sum(operator.work.flops for operator in self.operators)
 
     @property

@@ -24,7 +24,7 @@ def efficiency_toml(name: str, source: str, shares: Mapping[str, Any], spread: t
             lines.append(f"{key} = {{ {inner} }}")
         else:
             lines.append(f"{key} = {number(value)}")
-    return "\n".join([*lines, f"actual_over_foretold = [{spread[0]:.2f}, {spread[1]:.2f}]", ""])
+    return "\n".join([*lines, f"actual_over_predicted = [{spread[0]:.2f}, {spread[1]:.2f}]", ""])
 
 
 def write_section(file: Path, name: str, text: str) -> None:

@@ -133,7 +133,7 @@ class _Node:
         self.node, self._constants = node, constants
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Of an input."""
+        """The shape of an input."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
         if value is None:
             raise _Unknown(f"input {index} is not there")
@@ -153,11 +153,11 @@ class _Node:
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
     def weight_bytes(self) -> int:
-        """Of the constants among the inputs."""
+        """The bytes of the constants among the inputs."""
         return sum(_bytes(value) for value in self.node.inputs if value is not None and value.name in self._constants)
 
     def activation_bytes(self) -> int:
-        """Of the other inputs and of the results."""
+        """The bytes of the other inputs and of the results."""
         taken = [value for value in self.node.inputs if value is not None and value.name not in self._constants]
         return sum(map(_bytes, taken)) + sum(_bytes(value) for value in self.node.outputs if value.name)
 

@@ -52,7 +52,7 @@ class Efficiency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         overhead_us: of starting one operator, in microseconds.
         runs_as: what is multiplied as something else: ``blocks8 = "int8"`` where activations are rounded, ``"fp16"`` where
             blocks are unfolded.
-        actual_over_foretold: between these two, in nine of ten cases that were not used to find the shares; of published
+        actual_over_predicted: between these two, in nine of ten cases that were not used to find the shares; of published
             latencies, in all of them.
     """
 
@@ -65,10 +65,10 @@ class Efficiency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     rounding: Positive | None = None
     overhead_us: Annotated[float, msgspec.Meta(ge=0)]
     runs_as: dict[Arithmetic, Unit] = msgspec.field(default_factory=dict)
-    actual_over_foretold: tuple[Positive, Positive]
+    actual_over_predicted: tuple[Positive, Positive]
 
     def share(self, group: Group, arithmetic: Arithmetic) -> float:
-        """Of the peak, for an operator."""
+        """The share of the peak that an operator reaches."""
         if group == "attention":
             return self.attention
         if group == "convolution":
@@ -155,21 +155,21 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class GraphTime:
-    """A graph on processors, foretold.
+    """A graph on processors, predicted.
 
     Attributes:
         cost: what it does.
         operators: each operator's time.
-        actual_over_foretold: of the processor that most of the time is spent on.
+        actual_over_predicted: of the processor that most of the time is spent on.
     """
 
     cost: GraphCost
     operators: tuple[OperatorTime, ...]
-    actual_over_foretold: tuple[float, float]
+    actual_over_predicted: tuple[float, float]
 
     @property
     def seconds(self) -> float:
-        """Of one run: operators one after another."""
+        """The time of one run: operators one after another."""
         return sum(operator.seconds for operator in self.operators)
 
     def _shares(self, name: Literal["bound", "processor"]) -> dict[str, float]:
@@ -195,7 +195,7 @@ class GraphTime:
 
 
 def predict(cost: GraphCost, places: Mapping[str, Place]) -> GraphTime:
-    """Foretell a graph's time.
+    """Predict a graph's time.
 
     Args:
         cost: what it does.
@@ -212,7 +212,7 @@ def predict(cost: GraphCost, places: Mapping[str, Place]) -> GraphTime:
     for time in times:
         busy[time.processor] += time.seconds
     most = max(busy, key=busy.__getitem__) if busy else next(iter(places))
-    return GraphTime(cost, tuple(times), places[most].efficiency.actual_over_foretold)
+    return GraphTime(cost, tuple(times), places[most].efficiency.actual_over_predicted)
 
 
 def _place(operator: Operator, places: Mapping[str, Place]) -> tuple[str, float]:

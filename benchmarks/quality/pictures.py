@@ -105,7 +105,7 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def score(self) -> Score | None:
-        """Of the pictures that the scorer was asked about."""
+        """The score of the pictures that the scorer was asked about."""
         scored = [(bool(p.right), bool(p.reference_right)) for p in self.pictures if p.right is not None]
         if not scored:
             return None

@@ -80,7 +80,7 @@ class Advice:
         why: in words, with the figures.
         against: every other bundle, and why not that one.
         stands_in: whether the times are of another kind of device.
-        foretold: what was foretold for the tier, of every bundle; never what the choice was made by.
+        predicted: what was predicted for the tier, of every bundle; never what the choice was made by.
     """
 
     tier: TierLimits
@@ -89,7 +89,7 @@ class Advice:
     why: str
     against: tuple[str, ...]
     stands_in: bool
-    foretold: tuple[Forecast, ...] = ()
+    predicted: tuple[Forecast, ...] = ()
 
 
 def advise(
@@ -103,7 +103,7 @@ def advise(
     """
     candidates = [entry for entry in entries if entry.facts is not None and entry.measured is not None]
     return [
-        replace(_advise(tier, candidates, rounds), foretold=tuple(found for found in forecasts if found.tier == tier.name))
+        replace(_advise(tier, candidates, rounds), predicted=tuple(found for found in forecasts if found.tier == tier.name))
         for tier in tiers
     ]
 

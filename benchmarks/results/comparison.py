@@ -27,7 +27,7 @@ def comparison(before: Results, after: Results, rng: np.random.Generator) -> lis
 
 
 def within(results: Results, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """Likewise, of one benchmark: each bundle against the first one on the same target. All ran interleaved."""
+    """Rows of one benchmark: each bundle against the first one on the same target. All ran interleaved."""
     rows: list[tuple[str, ...]] = []
     first: dict[str, Entry] = {}
     for entry in results.entries:
@@ -54,7 +54,7 @@ def differing(before: Results, after: Results) -> list[tuple[str, str, str]]:
 
 
 def difference(first: Series, second: Series, rounds: int, other_rounds: int, rng: np.random.Generator) -> Difference:
-    """Of wall times."""
+    """How the wall times of two series differ."""
     return compare(by_rounds(first.wall_ms, rounds), by_rounds(second.wall_ms, other_rounds), rng)
 
 

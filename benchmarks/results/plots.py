@@ -126,7 +126,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def heat_map(folder: Path) -> str:
-    """Layers x schemes: the foretold error of the picture when that layer alone is stored so, in dB of PSNR.
+    """Layers x schemes: the predicted error of the picture when that layer alone is stored so, in dB of PSNR.
 
     Args:
         folder: of ``tune --report``.
@@ -159,7 +159,7 @@ def heat_map(folder: Path) -> str:
                 at = (schemes.index(chosen[name]) - 0.46, i - 0.42)
                 axes.add_patch(Rectangle(at, 0.92, 0.84, fill=False, edgecolor="#35d07f", linewidth=1.6))
         bar = figure.colorbar(image, ax=axes, fraction=0.05)
-        bar.set_label("foretold PSNR of pictures, dB, when this alone is stored so")
+        bar.set_label("predicted PSNR of pictures, dB, when this alone is stored so")
         return _svg(figure)
 
 
@@ -174,7 +174,7 @@ def _sensitivities(file: Path) -> tuple[dict[str, dict[str, float]], dict[str, s
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 name = f"{row['component']}: {row['weight'].removesuffix('.weight')}"
-                errors.setdefault(name, {})[row["scheme"]] = float(row["foretold_mean_square"])
+                errors.setdefault(name, {})[row["scheme"]] = float(row["predicted_mean_square"])
                 if row["chosen"] == "1":
                     chosen[name] = row["scheme"]
     except OSError as error:
@@ -189,7 +189,7 @@ def _sensitivities(file: Path) -> tuple[dict[str, dict[str, float]], dict[str, s
 
 
 def _by_block(errors: dict[str, dict[str, float]], chosen: dict[str, str]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Errors of a block's layers, added up (foretold mean squares of independent roundings add), and what most of them chose."""
+    """Errors of a block's layers, added up (predicted mean squares of independent roundings add), and what most of them chose."""
     blocks: dict[str, dict[str, float]] = {}
     votes: dict[str, Counter[str]] = {}
     for name, options in errors.items():

@@ -53,8 +53,8 @@ def markdown(results: Results, advice: Sequence[Advice] = ()) -> str:
         lines += ["## Tiers", ""]
         for one in advice:
             against = "".join(f"; {reason}" for reason in one.against)
-            foretold = "".join(f"; foretold, not measured: {forecast}" for forecast in one.foretold)
-            lines.append(f"- **{one.tier.name}**: {one.bundle or 'none'}: {one.why}{against}{foretold}")
+            predicted = "".join(f"; predicted, not measured: {forecast}" for forecast in one.predicted)
+            lines.append(f"- **{one.tier.name}**: {one.bundle or 'none'}: {one.why}{against}{predicted}")
         lines.append("")
     if absent:
         lines += ["## Not measured", "", *(f"- {entry.bundle} on {entry.target}: {entry.absent}" for entry in absent), ""]

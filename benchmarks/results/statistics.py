@@ -24,7 +24,7 @@ NONE = "no significant difference"
 
 @dataclass(frozen=True)
 class Summary:
-    """Of samples, in their unit.
+    """A summary of samples, in their unit.
 
     Attributes:
         count: how many.
@@ -62,7 +62,7 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two sets of rounds.
+    """How two sets of rounds differ.
 
     Attributes:
         ratio: median of the second over median of the first.

@@ -145,7 +145,7 @@ def circumstances(entries: Sequence[Entry]) -> list[str]:
 
 
 def picture_summary(entry: Entry) -> Summary:
-    """Of the warm pictures' wall times, in ms."""
+    """A summary of the warm pictures' wall times, in ms."""
     assert entry.measured is not None
     return summarize(entry.measured.picture.warm.wall_ms)
 

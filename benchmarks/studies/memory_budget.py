@@ -1,4 +1,4 @@
-"""What a generation takes in memory, sampled from outside, beside what the bundle foretold and what its tier allows.
+"""What a generation takes in memory, sampled from outside, beside what the bundle predicted and what its tier allows.
 
     flash-deploy build students/mid -o bundle
     python -m benchmarks.studies.memory_budget bundle [BUNDLE ...]
@@ -26,17 +26,17 @@ def main() -> None:
     options = parser.parse_args()
     idle, _, _ = peak_memory([sys.executable, "-c", IDLE])
     print(f"The process before any graph: {idle / 1e6:.0f} MB anonymous.\n")
-    print("| bundle | anonymous, peak | foretold | error | resident, peak | tier allows |\n|---|---|---|---|---|---|")
+    print("| bundle | anonymous, peak | predicted | error | resident, peak | tier allows |\n|---|---|---|---|---|---|")
     over = False
     for folder in options.bundles:
         about = inspect(folder)
-        foretold, budget = about["peak_memory_bytes"], about["tier_memory_bytes"]
+        predicted, budget = about["peak_memory_bytes"], about["tier_memory_bytes"]
         with tempfile.TemporaryDirectory() as work:
             draw = ["generate", str(folder), "a lighthouse", "--threads", "2", "-o", f"{work}/picture.png"]
             anonymous, resident, _ = peak_memory(flash_deploy(*draw))
         over |= anonymous > budget
-        error = f"{foretold / anonymous - 1:+.0%}"
-        figures = f"{anonymous / 1e6:.0f} MB | {foretold / 1e6:.0f} MB | {error} | {resident / 1e6:.0f} MB"
+        error = f"{predicted / anonymous - 1:+.0%}"
+        figures = f"{anonymous / 1e6:.0f} MB | {predicted / 1e6:.0f} MB | {error} | {resident / 1e6:.0f} MB"
         stored = ", ".join(dict.fromkeys(rule["scheme"] for rule in about["profile"]))
         print(f"| {folder.name} ({stored}) | {figures} | {budget / 1e6:.0f} MB |")
     sys.exit(int(over))

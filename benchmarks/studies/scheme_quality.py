@@ -4,7 +4,7 @@
 
 The transformer's products are stored so, the rest stays as it is; weights alone: no activation is rounded. Rows that name a stock
 tool have its own codes (onnxruntime's, NNCF's and coremltools' are called, the latter two where ``flash-deploy[peers]`` is
-installed; ggml's formats are their published formula). "Searched" rows mix schemes for the least foretold error at so many bytes.
+installed; ggml's formats are their published formula). "Searched" rows mix schemes for the least predicted error at a size.
 Calibrated on prompts that are not among those drawn.
 """
 

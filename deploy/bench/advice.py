@@ -1,4 +1,4 @@
-"""The tiers as the benchmark's advice sees them, and what is foretold for those that are not here."""
+"""The tiers as the benchmark's advice sees them, and what is predicted for those that are not here."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
 
 
 def _size_bytes(job: Job) -> int:
-    """Of the bundle's files; of what a peer reads: its own files where it made some, else the student's weights that it loads."""
+    """The size of the bundle's files; for a peer, of its own files where it made some, else of the student's weights that it loads."""
     if not job.target.of_student:
         return sum(record.size_bytes for record in job.bundle.manifest.files)
     folder = job.prepared_folder()
@@ -198,8 +198,11 @@ def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]
 
 
 def _commit() -> str:
-    """Of the folder that this runs in, where it is a repository."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """The commit of the checkout that this package lies in; empty where it was installed otherwise."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():  # a folder further up may be another project's
+        return ""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     except OSError:

@@ -46,7 +46,7 @@ class Sizes:
 
     @property
     def peak_bytes(self) -> int:
-        """Of a generation, which loads one graph after another."""
+        """The memory of a generation, which loads one graph after another."""
         return RUNTIME_BYTES + self.memory[self.largest]
 
     def fits(self, tier: Tier) -> bool:

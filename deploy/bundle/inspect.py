@@ -168,7 +168,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         *_render_needs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
-        f"memory: {megabytes(content['peak_memory_bytes'])} foretold, the tier allows {megabytes(content['tier_memory_bytes'])}",
+        f"memory: {megabytes(content['peak_memory_bytes'])} predicted, the tier allows {megabytes(content['tier_memory_bytes'])}",
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",

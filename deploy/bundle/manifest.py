@@ -67,7 +67,7 @@ class GraphRecord(_Record, frozen=True):
         components: the student's components it was made of.
         parameters: numbers stored in its weights.
         weight_bytes: bytes of its weights.
-        memory_bytes: what it takes in memory when it is loaded and run, foretold.
+        memory_bytes: what it takes in memory when it is loaded and run, predicted.
         inputs: what it takes.
         outputs: what it returns.
         parity_db: worst signal-to-noise ratio against diffusers in fp32, in dB (``inf`` is written as 999); none where it

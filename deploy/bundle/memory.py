@@ -1,4 +1,4 @@
-"""What a generation takes at its peak, foretold; needs neither torch nor onnx."""
+"""What a generation takes at its peak, predicted; needs neither torch nor onnx."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class _Sized(Protocol):
 
 
 def peak_memory_bytes(graphs: Iterable[_Sized]) -> int:
-    """What a generation takes at its peak, foretold: graphs are loaded one after another."""
+    """What a generation takes at its peak, predicted: graphs are loaded one after another."""
     return RUNTIME_BYTES + max(graph.memory_bytes for graph in graphs)

@@ -163,7 +163,7 @@ def _shape(manifest: Manifest) -> str:
 def _what_it_is(manifest: Manifest) -> str:
     picture, sampling, text = manifest.picture, manifest.sampling, manifest.text
     tier, sigmas = all_tiers().get(manifest.tier), ", ".join(f"{sigma:.4g}" for sigma in sampling.sigmas)
-    memory = f"{megabytes(peak_memory_bytes(manifest.graphs))} foretold"
+    memory = f"{megabytes(peak_memory_bytes(manifest.graphs))} predicted"
     memory += f"; the tier allows {megabytes(tier.memory_bytes)}" if tier is not None else ""
     steps = {"euler": "Euler", "renoise": "adds noise anew after each step"}[sampling.method]
     size = f"{picture.width} x {picture.height} px" + (f", or any up to {picture.largest} px" if picture.dynamic else "")

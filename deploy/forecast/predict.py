@@ -58,14 +58,14 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of one picture, graphs loaded."""
+        """The time of one picture, graphs loaded."""
         return sum(graph.runs * graph.time.seconds for graph in self.graphs)
 
     @property
     def range_seconds(self) -> tuple[float, float]:
         """Between what it should lie."""
         low, high = (
-            sum(graph.runs * graph.time.seconds * graph.time.actual_over_foretold[side] for graph in self.graphs)
+            sum(graph.runs * graph.time.seconds * graph.time.actual_over_predicted[side] for graph in self.graphs)
             for side in (0, 1)
         )
         return low, high
@@ -102,7 +102,7 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
 def predictions(
     bundle: Bundle | Path | str, tiers: Sequence[str] = (), counted: dict[str, GraphCost] | None = None
 ) -> list[Prediction]:
-    """Foretell one picture of a bundle.
+    """Predict one picture of a bundle.
 
     Args:
         bundle: an opened bundle or its folder.

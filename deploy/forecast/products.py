@@ -16,7 +16,7 @@ from quantization.schemes import Scheme
 
 @dataclass(frozen=True)
 class ProductTimes:
-    """Times of products with weights on a tier, foretold scheme by scheme before there is a graph.
+    """Times of products with weights on a tier, predicted scheme by scheme before there is a graph.
 
     Args:
         tier: name of the tier.

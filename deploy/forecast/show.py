@@ -42,7 +42,7 @@ def as_data(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Predicti
                     g.name: {
                         "runs": g.runs,
                         "seconds": g.time.seconds,
-                        "actual_over_foretold": list(g.time.actual_over_foretold),
+                        "actual_over_predicted": list(g.time.actual_over_predicted),
                         "bounds": g.time.bounds,
                         "placement": g.time.placement,
                         "operators": g.time.placed,
@@ -88,11 +88,11 @@ def _render(prediction: Prediction) -> list[str]:
     rows: list[tuple[str, ...]] = [("graph", "runs", "one run", "range", "bound by", "where")]
     for graph in prediction.graphs:
         time = graph.time
-        between = " to ".join(_time(time.seconds * side) for side in time.actual_over_foretold)
+        between = " to ".join(_time(time.seconds * side) for side in time.actual_over_predicted)
         rows.append((graph.name, str(graph.runs), _time(time.seconds), between, _percent(time.bounds), _percent(time.placement)))
     spread = f"{_time(low)} to {_time(high)}"
     return [
-        f"{prediction.tier}, {prediction.target}: a picture in {_time(prediction.seconds)}, foretold; {spread}",
+        f"{prediction.tier}, {prediction.target}: a picture in {_time(prediction.seconds)}, predicted; {spread}",
         f"  {prediction.description}",
         *(f"  {line}" for line in table(rows)),
         *(["  under 1 ms a forecast is the order of magnitude at best"] if _short(prediction) else []),

@@ -22,13 +22,13 @@ SIZES = 10  # points of the Pareto front
 
 @dataclass(frozen=True)
 class Point:
-    """One choice: how large, how good as foretold, how good as drawn."""
+    """One choice: how large, how good as predicted, how good as drawn."""
 
     name: str
     choice: Mapping[Key, Scheme]
     size_bytes: int
     time: float
-    foretold_db: float
+    predicted_db: float
     measured: DrawnErrors | None = None
 
 
@@ -36,7 +36,7 @@ class Point:
 class Tuned:
     """The outcome: the chosen profile, its point, all points, and the options of every weight.
 
-    ``float_seconds`` is what all products of one picture take in floating point on the tier, foretold; points and options say
+    ``float_seconds`` is what all products of one picture take in floating point on the tier, predicted; points and options say
     their time as a share of it.
     """
 
@@ -98,14 +98,14 @@ def _measured(tuning: Tuning, point: Point) -> Point:
 
 
 def _corrected(options: Mapping[Key, Sequence[Option]], uniforms: Sequence[Point]) -> dict[Key, list[Option]]:
-    """Forecasts times what each scheme's uniform choice showed over what it was foretold.
+    """Forecasts times what each scheme's uniform choice showed over what it was predicted.
 
     Forecasts add up errors that are small and independent; what large ones do together is seen here.
     """
     factor = {}
     for point in uniforms:
         assert point.measured is not None
-        factor[point.name] = max(point.measured.mean_square, 1e-12) / max(10 ** (-point.foretold_db / 10), 1e-12)
+        factor[point.name] = max(point.measured.mean_square, 1e-12) / max(10 ** (-point.predicted_db / 10), 1e-12)
     return {
         key: [replace(option, error=option.error * factor.get(option.scheme.name, 1.0)) for option in found]
         for key, found in options.items()
@@ -148,7 +148,7 @@ def _reason(options: Sequence[Option], scheme: Scheme) -> str:
     """What the chosen scheme costs, and what the next smaller one would."""
     taken = next(option for option in options if option.scheme == scheme)
     smaller = [option for option in options if option.size_bytes < taken.size_bytes]
-    said = f"foretold {_db(taken.error)}"
+    said = f"predicted {_db(taken.error)}"
     if smaller:
         best = min(smaller, key=lambda option: option.error)
         said += f"; {best.scheme.name} would save {taken.size_bytes - best.size_bytes} bytes and give {_db(best.error)}"

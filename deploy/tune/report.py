@@ -42,23 +42,23 @@ def write_report(tuned: Tuned, folder: Path) -> list[Path]:
 
 def table(tuned: Tuned) -> str:
     """Every choice that was drawn with, smallest first, as lines of text; the chosen one is starred."""
-    lines = ["  choice             bytes   time, ms  foretold  drawn  5th percentile  latents (dB)"]
+    lines = ["  choice             bytes   time, ms  predicted  drawn  5th percentile  latents (dB)"]
     for point in sorted(tuned.points, key=lambda point: point.size_bytes):
         assert point.measured is not None
         star = "*" if point is tuned.chosen else " "
         found = point.measured
         time = _milliseconds(tuned, point)
         lines.append(
-            f"{star} {point.name:12} {point.size_bytes:11d}  {time:9.4g}  {point.foretold_db:8.1f} {picture_db(point):6.1f}"
+            f"{star} {point.name:12} {point.size_bytes:11d}  {time:9.4g}  {point.predicted_db:8.1f} {picture_db(point):6.1f}"
             f"  {found.psnr_p5_db:14.1f}  {found.latent_db:7.1f}"
         )
     return "\n".join(
-        [*lines, "time: of a picture's products with weights on the tier, foretold (flash-deploy predict), not measured"]
+        [*lines, "time: of a picture's products with weights on the tier, predicted (flash-deploy predict), not measured"]
     )
 
 
 def _milliseconds(tuned: Tuned, point: Point) -> float:
-    """Of the products of one picture, foretold."""
+    """The time of the products of one picture, predicted."""
     return 1000 * point.time * tuned.float_seconds
 
 
@@ -68,7 +68,7 @@ def _pareto_csv(tuned: Tuned, file: Path) -> Path:
         "bytes",
         "predicted_ms",
         "relative_time",
-        "foretold_db",
+        "predicted_db",
         "picture_db",
         "psnr_mean_db",
         "psnr_p5_db",
@@ -79,14 +79,14 @@ def _pareto_csv(tuned: Tuned, file: Path) -> Path:
     for point in tuned.points:
         assert point.measured is not None
         found = point.measured
-        figures = (point.time, point.foretold_db, picture_db(point), found.psnr_db, found.psnr_p5_db, found.latent_db)
+        figures = (point.time, point.predicted_db, picture_db(point), found.psnr_db, found.psnr_p5_db, found.latent_db)
         latency = f"{_milliseconds(tuned, point):.6g}"
         rows.append([point.name, point.size_bytes, latency, *(f"{figure:.3f}" for figure in figures), int(point is tuned.chosen)])
     return _write_csv(file, rows)
 
 
 def _sensitivity_csv(tuned: Tuned, file: Path) -> Path:
-    rows: list[list[Any]] = [["component", "weight", "scheme", "bytes", "relative_time", "foretold_mean_square", "chosen"]]
+    rows: list[list[Any]] = [["component", "weight", "scheme", "bytes", "relative_time", "predicted_mean_square", "chosen"]]
     for (component, name), options in tuned.options.items():
         for option in options:
             taken = int(option.scheme == tuned.chosen.choice[component, name])
@@ -121,7 +121,7 @@ def _pareto_png(tuned: Tuned, file: Path) -> Path:
 
     axes: list[tuple[str, Callable[[Point], float]]] = [
         ("size of all weights, MB", lambda point: point.size_bytes / 1e6),
-        ("products of a picture on the tier, foretold, ms", lambda point: _milliseconds(tuned, point)),
+        ("products of a picture on the tier, predicted, ms", lambda point: _milliseconds(tuned, point)),
     ]
     for panel, (label, measure) in zip(figure.subplots(1, 2), axes, strict=True):
         for searched, marker, colour, name in ((False, "s", "tab:gray", "uniform"), (True, "o", "tab:blue", "searched")):

@@ -1,9 +1,9 @@
 """Choose a profile: measure how sensitive each weight is, search, then draw with what was found.
 
 1. Calibrate (:mod:`exporters.streamed.calibrate`): what an error of each weight does to the picture.
-2. Encode every weight in every scheme that the tier can run, and foretell each one's error.
+2. Encode every weight in every scheme that the tier can run, and predict each one's error.
 3. Draw with every uniform scheme; what they show corrects the forecasts, scheme by scheme.
-4. For a row of sizes, find the choice of least foretold error (:mod:`quantization.search`), and draw with it.
+4. For a row of sizes, find the choice of least predicted error (:mod:`quantization.search`), and draw with it.
 5. Of what keeps to the limits, take the choice that drew best.
 
 Each finding is written to the working folder at once: the same command goes on where it was stopped.
@@ -242,7 +242,7 @@ class Tuning:
         return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
 
     def _digest(self) -> str:
-        """Of all that findings depend on."""
+        """A digest of all that findings depend on."""
         recipe = msgspec.to_builtins(self.calibration.recipe)
         return _digest([recipe, self.test_prompts, self.request.seed, str(self.options), self.rounds_inputs])
 

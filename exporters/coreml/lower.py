@@ -287,7 +287,7 @@ def _squeeze(at: Lowering, node: ir.Node) -> Operand:
 
 
 def _clip(at: Lowering, node: ir.Node) -> Operand:
-    """Of distances between tokens, which are known."""
+    """Clip; only ever applied to constants (T5's relative positions)."""
     x, low, high = (at.known(value) for value in node.inputs)
     return np.clip(x, low, high)
 

@@ -1,4 +1,4 @@
-"""What a graph takes in memory once onnxruntime has loaded it, foretold from its file.
+"""What a graph takes in memory once onnxruntime has loaded it, predicted from its file.
 
 onnxruntime's CPU provider folds a stored type that is only cast: fp16 and int8 matrices become fp32 when the session is made,
 and while it is made some exist twice. Tables that are looked up stay in the mapped file. Other weights are copied into the

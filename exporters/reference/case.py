@@ -36,7 +36,7 @@ class Texts:
 
     @functools.cached_property
     def encoded(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each prompt the text states, CLIP's and then T5's or one null token, and the pooled projections.
+        """The text states of each prompt, CLIP's and then T5's or one null token, and the pooled projections.
 
         They are made by the restructured encoders, streamed, whatever the layout: they are inputs, and no reference.
         """

@@ -15,7 +15,7 @@ from exporters.layouts.sampling import Sampling
 
 
 class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
-    """Whatever number of steps it is asked for, it makes those of its schedule.
+    """A scheduler that makes the steps of its schedule, however many it is asked for.
 
     Attributes:
         sampling: the schedule.

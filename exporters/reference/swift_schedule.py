@@ -62,7 +62,7 @@ def client_sigmas(steps: int, shift: float) -> tuple[float, ...]:
 
 
 def nearest_schedules(sigmas: Sequence[float], own_shift: float = 1.0) -> list[ClientSchedule]:
-    """Of as many steps as there are, and of one more, the nearest each; the nearer first.
+    """The nearest schedule of as many steps as there are, and of one more; the nearer first.
 
     Args:
         sigmas: the student's, one more than there are steps, the last 0.
@@ -119,7 +119,7 @@ def _drawing(student: Student, options: GraphOptions, side: int) -> GraphOptions
 
 
 def _operations(student: Student, options: GraphOptions, side: int) -> float:
-    """Of one evaluation of the transformer, for one picture: two for each weight and token."""
+    """The operations of one evaluation of the transformer, for one picture: two for each weight and token."""
     drawing = _drawing(student, options, side)
     step = VAE_SCALE * int(student.configs["transformer"]["patch_size"])
     tokens = drawing.height // step * (drawing.width // step) + options.clip_tokens + (T5_TOKENS if options.keep_t5 else 1)

@@ -184,7 +184,7 @@ class Product:
         return F.conv2d(x, self.read(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
 
     def gradients(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the weight and of the input, for a gradient of the output."""
+        """The gradients of the weight and of the input, for a gradient of the output."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             flat, wide = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])

@@ -75,7 +75,7 @@ class TorchPipeline:
         return states, pooled
 
     def modulations(self, pooled: Tensor) -> Tensor:
-        """Of every step, ``[steps, rows, channels]``."""
+        """The modulations of every step, ``[steps, rows, channels]``."""
         table: Tensor = self._modules["conditioner"](pooled)
         return table
 

@@ -27,7 +27,7 @@ def test_unseen_inputs_keep_a_finite_factor(squares: list[float]) -> None:
 
 
 def test_what_is_known_is_of_the_scaled_weight() -> None:
-    """The Gram matrix is that of the divided inputs, and an error foretold for the scaled weight is that of the weight."""
+    """The Gram matrix is that of the divided inputs, and an error predicted for the scaled weight is that of the weight."""
     x, weight = RNG.standard_normal((50, 8)) * [8, 4, 2, 1, 1, 1, 1, 1], RNG.standard_normal((6, 8))
     known = Sensitivity(RNG.random(6), RNG.random(8), {0: 1.0}, x.T @ x)
     factors = input_factors(x.T @ x).astype(np.float64)

@@ -108,8 +108,8 @@ def test_non_finite_weights_are_named() -> None:
         roundtrip(weight, parse_scheme("int4g32"), "transformer: ff", known(inputs(32), 2))
 
 
-def test_foretold_error_is_the_outputs() -> None:
-    """One output gradient for all: the foretold error is the mean square change of the output, up to the factor of its units."""
+def test_predicted_error_is_the_outputs() -> None:
+    """One output gradient for all: the predicted error is the mean square change of the output, up to the factor of its units."""
     x, weight = inputs(32), RNG.standard_normal((4, 32)).astype(np.float32)
     stored = roundtrip(weight, parse_scheme("int4g16"), "w", known(x, 4))
     by_gram = known(x, 4).weight_error(weight, stored)

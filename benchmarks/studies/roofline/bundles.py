@@ -4,7 +4,7 @@
     python -m benchmarks.studies.roofline.fit work/bundles/*
 
 No two students share a graph's shape: text encoders, transformer, VAE and picture size all differ, so that a student that is
-left out is new to the shares that foretell it. Takes 15 GB of disk and half an hour on two cores.
+left out is new to the shares that predict it. Takes 15 GB of disk and half an hour on two cores.
 """
 
 from __future__ import annotations

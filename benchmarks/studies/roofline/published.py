@@ -5,8 +5,8 @@
 
 Of Neural Engines and GPUs nothing can be measured here. Which share of its peak one reaches comes from published whole pictures:
 FLOPs of the networks (counted by torch on diffusers' classes, without weights) over seconds and over the vendor's peak. Each
-anchor is foretold from the *others* of its kind, at the geometric mean of their shares. Apple's shares come from UNets: the MMDiT
-rows, which are what the forecasts are for, only check them. The range of a kind of processor spans all its rows, those included,
+anchor is predicted from the *others* of its kind, at the geometric mean of their shares. Apple's shares come from UNets: the
+MMDiT rows, which are what the forecasts are for, only check them. The range of a kind of processor spans all its rows, those included,
 and never less than a factor of 1.5 both ways (our choice): anchors are few, and most are of one network.
 
 Such a share contains what memory and small operators cost in those networks, so that a forecast counts activations at nothing.
@@ -58,13 +58,13 @@ class Anchor:
 
     @property
     def flops(self) -> float:
-        """Of the whole picture."""
+        """The FLOPs of the whole picture."""
         decoding = network_flops("vae", self.pixels) if self.decoded else 0
         return self.runs * network_flops(self.network, self.pixels) + decoding
 
     @property
     def share(self) -> float:
-        """Of the peak, over the whole picture."""
+        """The share of the peak, over the whole picture."""
         return self.flops / self.seconds / (1e12 * self.peak_tflops)
 
 
@@ -206,14 +206,14 @@ _MMDITS = {
 
 @dataclass(frozen=True)
 class Row:
-    """An anchor, and what the others of its kind foretell for it."""
+    """An anchor, and what the others of its kind predict for it."""
 
     anchor: Anchor
     predicted_seconds: float
 
     @property
     def ratio(self) -> float:
-        """Foretold over published."""
+        """Predicted over published."""
         return self.predicted_seconds / self.anchor.seconds
 
 
@@ -229,8 +229,8 @@ def rows(anchors: Sequence[Anchor] = ANCHORS) -> list[Row]:
     return [Row(a, a.flops / (share_of(a.kind, a) * 1e12 * a.peak_tflops)) for a in anchors]
 
 
-def actual_over_foretold(kind: Kind) -> tuple[float, float]:
-    """Between what the published times of a kind lie, over what was foretold."""
+def actual_over_predicted(kind: Kind) -> tuple[float, float]:
+    """Between what the published times of a kind lie, over what was predicted."""
     found = [1 / row.ratio for row in rows() if row.anchor.kind == kind]
     return min(1 / LEAST_FACTOR, *found), max(LEAST_FACTOR, *found)
 
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the shares into efficiencies.toml")
     options = parser.parse_args()
-    print("| device | picture | TFLOP | published, s | foretold, s | ratio | share of peak | used | source |")
+    print("| device | picture | TFLOP | published, s | predicted, s | ratio | share of peak | used | source |")
     print("|---" * 9 + "|")
     for row in rows():
         a = row.anchor
@@ -250,9 +250,9 @@ def main() -> None:
     kinds: list[Kind] = ["neural-engine", "apple-gpu", "nvidia-gpu"]
     for kind in kinds:
         fitting = [a for a in ANCHORS if a.kind == kind and a.fits]
-        share, spread = share_of(kind), actual_over_foretold(kind)
+        share, spread = share_of(kind), actual_over_predicted(kind)
         print(
-            f"\n{kind}: {share:.3f} of the peak, from {len(fitting)}; actual over foretold: {spread[0]:.2f} to {spread[1]:.2f}."
+            f"\n{kind}: {share:.3f} of the peak, from {len(fitting)}; actual over predicted: {spread[0]:.2f} to {spread[1]:.2f}."
         )
         if options.write:
             source = (

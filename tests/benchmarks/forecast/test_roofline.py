@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.forecast.cost import GraphCost, Operator, Work
 from benchmarks.forecast.roofline import Efficiency, Place, Processor, known_efficiencies, predict
-from benchmarks.studies.roofline.fit import Check, Counted, Sample, fit, foretold, leave_one_out
-from benchmarks.studies.roofline.fit import actual_over_foretold as measured_range
-from benchmarks.studies.roofline.published import ANCHORS, actual_over_foretold, network_flops, share_of
+from benchmarks.studies.roofline.fit import Check, Counted, Sample, fit, leave_one_out, predicted_seconds
+from benchmarks.studies.roofline.fit import actual_over_predicted as measured_range
+from benchmarks.studies.roofline.published import ANCHORS, actual_over_predicted, network_flops, share_of
 
 SHARES = Efficiency(
     source="by hand",
@@ -22,7 +22,7 @@ SHARES = Efficiency(
     activations=2.0,
     overhead_us=10,
     runs_as={"blocks8": "int8"},
-    actual_over_foretold=(0.5, 2.0),
+    actual_over_predicted=(0.5, 2.0),
 )
 CHIP = Processor(description="a chip", peak_gflops={"fp32": 100, "int8": 400}, bandwidth_gb_s=10)
 PLACE = Place(CHIP, SHARES)
@@ -85,7 +85,7 @@ def samples(truth: Efficiency, noise: float = 0.0) -> list[Counted]:
                 }
             )
             graph = Counted(Sample(student, student, f"g{j}", "t", 1, 1.0, ""), mix)
-            seconds = foretold(graph, Place(CHIP, truth)) * math.exp(noise * rng.standard_normal())
+            seconds = predicted_seconds(graph, Place(CHIP, truth)) * math.exp(noise * rng.standard_normal())
             made.append(Counted(Sample(student, student, f"g{j}", "t", 1, seconds, ""), mix))
     return made
 
@@ -100,7 +100,7 @@ TRUTH = Efficiency(
     rounding=0.1,
     overhead_us=3,
     runs_as={"blocks8": "int8"},
-    actual_over_foretold=(1, 1),
+    actual_over_predicted=(1, 1),
 )
 
 
@@ -142,7 +142,7 @@ def test_efficiencies_are_what_the_anchors_say() -> None:
     for kind in ("neural-engine", "apple-gpu", "nvidia-gpu"):
         found = known_efficiencies()[kind]
         assert found.product["any"] == pytest.approx(share_of(kind), rel=0.01)
-        assert found.actual_over_foretold == pytest.approx(actual_over_foretold(kind), abs=0.01)
+        assert found.actual_over_predicted == pytest.approx(actual_over_predicted(kind), abs=0.01)
     fits = [a for a in ANCHORS if a.kind == "neural-engine" and a.fits]
     assert share_of("neural-engine", fits[0]) != share_of("neural-engine")
     checks = [a for a in ANCHORS if a.kind == "neural-engine" and not a.fits]

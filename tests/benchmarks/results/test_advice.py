@@ -112,10 +112,10 @@ def test_the_first_paragraph() -> None:
 
 
 def test_forecasts_are_told_and_decide_nothing() -> None:
-    foretold = [Forecast("slow", "phone", "coreml", 0.5, 0.25, 1), Forecast("fast", "desk", "cpu", 90, 50, 120)]
-    advice = advise([PHONE, DESK], [FAST, SLOW], rounds=5, forecasts=foretold)
+    predicted = [Forecast("slow", "phone", "coreml", 0.5, 0.25, 1), Forecast("fast", "desk", "cpu", 90, 50, 120)]
+    advice = advise([PHONE, DESK], [FAST, SLOW], rounds=5, forecasts=predicted)
     assert [one.bundle for one in advice] == ["fast", "fast"]
-    assert [[str(forecast) for forecast in one.foretold] for one in advice] == [
+    assert [[str(forecast) for forecast in one.predicted] for one in advice] == [
         ["slow on coreml: 500 ms a picture (250 ms to 1.00 s)"],
         ["fast on cpu: 90 s a picture (50 s to 120 s)"],
     ]

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.results.plots import heat_map
 from quantization.errors import InputError
 
-HEAD = "component,weight,scheme,bytes,relative_time,foretold_mean_square,chosen\n"
+HEAD = "component,weight,scheme,bytes,relative_time,predicted_mean_square,chosen\n"
 
 
 def sensitivities(folder: Path, blocks: int) -> Path:

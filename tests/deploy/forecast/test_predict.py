@@ -85,7 +85,7 @@ def test_it_says_that_it_is_a_forecast(builtin_bundle: Bundle) -> None:
     made = predictions(builtin_bundle, (), found)
     text, data = render(builtin_bundle, found, made), as_data(builtin_bundle, found, made)
     assert NOTE in text
-    assert "foretold" in text
+    assert "predicted" in text
     assert data["note"] == NOTE
     assert data["predictions"][0]["range_seconds"][0] < data["predictions"][0]["picture_seconds"]
     kinds = data["graphs"]["denoiser"]["kinds"]
@@ -134,6 +134,6 @@ def test_the_report_is_told(builtin_bundle: Bundle) -> None:
     assert (mine.target, mine.seconds) == (usual.target, usual.seconds)
 
 
-def test_bundles_that_no_package_reads_are_not_foretold(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_that_no_package_reads_are_not_predicted(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.bench.advice.find_spec", lambda name: None)
     assert forecasts([builtin_bundle.folder]) == []

@@ -76,7 +76,7 @@ def test_a_search_that_was_cut_short_goes_on(request_: TuneRequest, tuned: Tuned
 
 def test_another_seed_is_another_search(request_: TuneRequest, tuned: Tuned) -> None:
     other = tune(replace(request_, seed=1))
-    assert [point.foretold_db for point in other.points] != [point.foretold_db for point in tuned.points]
+    assert [point.predicted_db for point in other.points] != [point.predicted_db for point in tuned.points]
 
 
 def test_the_profile_builds(request_: TuneRequest, tuned: Tuned, tmp_path: Path) -> None:

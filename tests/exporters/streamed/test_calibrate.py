@@ -1,4 +1,4 @@
-"""Streamed products against torch's own, and sensitivities against what they foretell."""
+"""Streamed products against torch's own, and sensitivities against what they predict."""
 
 from __future__ import annotations
 
@@ -159,29 +159,29 @@ def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, GraphOpt
 
 
 @pytest.mark.parametrize("scheme", ["int4g32", "lut4"])
-def test_they_foretell_the_picture_error(scheme: str, builtin) -> None:
-    """Over all kinds of layers: no median bias beyond 5 dB, and the order of what was foretold is the order of what happened.
+def test_they_predict_the_picture_error(scheme: str, builtin) -> None:
+    """Over all kinds of layers: no median bias beyond 5 dB, and the order of what was predicted is the order of what happened.
 
-    Mean squares over prompts have heavy tails (a few prompts are on the brink of another picture): 16 prompts foretell 8 others
+    Mean squares over prompts have heavy tails (a few prompts are on the brink of another picture): 16 prompts predict 8 others
     to some dB, at worst 12 measured here. The figures themselves spread over 40 dB.
     """
     student, options, sampling, sensitivities = builtin
     prompts = [str(caption) for caption in sample_captions(8, seed=2)]
     truth = draw(student, options, sampling, prompts, Streaming({})).pictures
-    measured, foretold = [], []
+    measured, predicted = [], []
     for key in list(sensitivities)[3::17]:
         weight = student.weights[key[0]][key[1]].load()
         stored = roundtrip(weight, parse_scheme(scheme), "w")
         got = draw(student, options, sampling, prompts, Streaming({key: Substitute(lambda stored=stored: stored)})).pictures
-        foretold.append(10 * np.log10(sensitivities[key].weight_error(weight, stored)))
+        predicted.append(10 * np.log10(sensitivities[key].weight_error(weight, stored)))
         measured.append(10 * np.log10(float((got - truth).square().mean())))
     assert len(measured) >= 8
-    assert max(foretold) - min(foretold) > 20
-    assert abs(np.median(np.subtract(foretold, measured))) < 5
-    assert np.corrcoef(foretold, measured)[0, 1] > 0.85
+    assert max(predicted) - min(predicted) > 20
+    assert abs(np.median(np.subtract(predicted, measured))) < 5
+    assert np.corrcoef(predicted, measured)[0, 1] > 0.85
 
 
-def test_rounding_of_activations_is_foretold(builtin) -> None:
+def test_rounding_of_activations_is_predicted(builtin) -> None:
     student, options, sampling, sensitivities = builtin
     truth = draw(student, options, sampling, PROMPTS, Streaming({})).pictures
     for scheme in ("w8a8", "int8g32"):
@@ -190,8 +190,8 @@ def test_rounding_of_activations_is_foretold(builtin) -> None:
         weights = {key: student.weights[key[0]][key[1]].load().astype(np.float32) for key in keys}
         subs = {key: Substitute(lambda w=w: w, input_rounding(parsed)) for key, w in weights.items()}
         got = draw(student, options, sampling, PROMPTS, Streaming(subs)).pictures
-        foretold = sum(sensitivities[key].rounding_error(parsed) for key in keys)
-        assert abs(10 * np.log10(foretold / float((got - truth).square().mean()))) < 6
+        predicted = sum(sensitivities[key].rounding_error(parsed) for key in keys)
+        assert abs(10 * np.log10(predicted / float((got - truth).square().mean()))) < 6
 
 
 def test_other_schedules_and_sizes(students: dict[str, Student], tmp_path: Path) -> None:
