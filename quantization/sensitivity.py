@@ -72,7 +72,7 @@ class Sensitivity:
         return 0.0
 
     def importance(self) -> tuple[np.ndarray, np.ndarray]:
-        """The importance of each output ``[out]`` and each input ``[in]``, positive, 1 on average: their product weighs a squared error.
+        """How much each output ``[out]`` and each input ``[in]`` matters, 1 on average: their product weighs a squared error.
 
         What the calibration's prompts did not use keeps a thousandth: other prompts may.
         """

@@ -162,7 +162,7 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
 
 
 def _size_bytes(job: Job) -> int:
-    """The size of the bundle's files; for a peer, of its own files where it made some, else of the student's weights that it loads."""
+    """Bytes of the bundle's files; a peer's own files where it made some, else the student's weights that it loads."""
     if not job.target.of_student:
         return sum(record.size_bytes for record in job.bundle.manifest.files)
     folder = job.prepared_folder()

@@ -6,8 +6,8 @@
 Of Neural Engines and GPUs nothing can be measured here. Which share of its peak one reaches comes from published whole pictures:
 FLOPs of the networks (counted by torch on diffusers' classes, without weights) over seconds and over the vendor's peak. Each
 anchor is predicted from the *others* of its kind, at the geometric mean of their shares. Apple's shares come from UNets: the
-MMDiT rows, which are what the forecasts are for, only check them. The range of a kind of processor spans all its rows, those included,
-and never less than a factor of 1.5 both ways (our choice): anchors are few, and most are of one network.
+MMDiT rows, which are what the forecasts are for, only check them. The range of a kind of processor spans all its rows, those
+included, and never less than a factor of 1.5 both ways (our choice): anchors are few, and most are of one network.
 
 Such a share contains what memory and small operators cost in those networks, so that a forecast counts activations at nothing.
 """
