@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.build.budget import Place, best_uniform, estimated_sizes
+from deploy.build.budget import Destination, best_uniform, estimated_sizes
+from deploy.build.plan import plan
 from deploy.build.request import BuildRequest
-from deploy.build.run import plan
 from deploy.tiers.tier import all_tiers
 from distillation.random_students import PRESETS
 from tests.docs.pages import ROOT
-from tests.sparse_student import make_sparse_student
+from tests.helpers.sparse_student import make_sparse_student
 
 PAGE = ROOT / "docs" / "devices" / "README.md"
 BEGIN, END = "<!-- sizes: made by python -m tests.docs.sizes -->", "<!-- sizes end -->"
@@ -52,10 +52,10 @@ def cell(student: Path, tier: str, model_format: str) -> str:
     """What a student takes on a tier: its bundle and a generation's peak of memory, in the profile that a build chooses."""
     output = student.with_name("not made")
     made = plan(BuildRequest(output=output, student=student, tier=tier, format=model_format))  # type: ignore[arg-type]
-    place = Place(tier, made.tier, made.request.format, made.compute_units, made.target)
-    sizes, how = estimated_sizes(made.graphs, made.profile, place), ""
+    destination = Destination.of(made)
+    sizes, how = estimated_sizes(made.graphs, made.profile, destination), ""
     if not sizes.fits(made.tier):
-        best = best_uniform(made.graphs, place)
+        best = best_uniform(made.graphs, destination)
         if best is None:
             return "does not fit"
         how, sizes = f" (`{best[0]}` for all)", best[2]

@@ -19,7 +19,7 @@ import pytest
 from deploy.build.request import BuildRequest
 from deploy.build.run import build
 from deploy.bundle.folder import Bundle
-from deploy.runtime.pictures import to_8_bit
+from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
 from exporters.reference.decibels import psnr_db
 from exporters.student.student import Student

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.build.plan import plan
 from deploy.build.request import BuildRequest
-from deploy.build.run import plan
 from deploy.errors import InputError
 from exporters.student.student import BUILTIN_STUDENT
 from tests.docs.pages import ROOT, pages

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.sizes import BEGIN, END, PAGE, SHAPES, cell, into
-from tests.sparse_student import make_sparse_student
+from tests.helpers.sparse_student import make_sparse_student
 
 ROWS = {
     tuple(part.strip(" `") for part in line.split("|")[1:3]): line for line in PAGE.read_text("utf-8").splitlines() if "|" in line

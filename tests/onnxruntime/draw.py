@@ -41,7 +41,7 @@ def drawn_alike(pipeline: Pipeline, file: str) -> bool:
 
 def main() -> int:
     bundle, file, *keep = sys.argv[1:]
-    deploy.runtime.sessions.check_onnxruntime = lambda manifest: None
+    deploy.runtime.sessions.check_onnxruntime = lambda manifest: None  # type: ignore[attr-defined]
     pipeline = Pipeline(bundle, runtime="onnxruntime")
     if keep:
         np.save(file, pipeline.generate(PROMPT, seed=0))

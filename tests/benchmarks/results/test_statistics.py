@@ -70,8 +70,8 @@ def test_p_value_of_unequal_numbers_of_rounds() -> None:
 
 def test_interval_of_two_rounds() -> None:
     """Medians of two drawn from 100 and 200: 100, 150 or 200, at both ends in a quarter of the draws each."""
-    sides = [[np.array([100.0]), np.array([200.0])]] * 2
-    found = compare(*sides, np.random.default_rng(0))
+    side = [np.array([100.0]), np.array([200.0])]
+    found = compare(side, side, np.random.default_rng(0))
     assert (found.ratio, found.low, found.high) == (1.0, 0.5, 2.0)
 
 

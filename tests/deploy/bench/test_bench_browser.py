@@ -11,7 +11,7 @@ from benchmarks.quality.drawing import Wanted
 from deploy.bench.processes import Job, draw
 from deploy.bench.request import BenchRequest
 from deploy.bench.run import bench
-from deploy.bench.targets import Subject, find_target
+from deploy.bench.targets import Assignment, find_target
 from deploy.bundle.folder import Bundle
 from deploy.errors import InputError
 from deploy.page.chromium import BrowserError, find_chromium
@@ -48,7 +48,7 @@ def test_a_browser_is_measured_and_draws(chromium: None, page_bundle: Bundle, tm
     assert (wasm.measured.picture.peak_memory_bytes or 0) > 50_000_000
     assert (webgpu.measured is None) == ("no adapter" in webgpu.absent)
     target = find_target("browser-wasm")
-    job = Job("b", "browser-wasm", target, Subject(page_bundle, str(page_bundle.folder), None, tmp_path, None), "")
+    job = Job("b", "browser-wasm", target, Assignment(page_bundle, str(page_bundle.folder), None, tmp_path, None), "")
     (drawn,) = draw(job, [Wanted(PROMPT, 4)], None)
     assert drawn.latents is None
     expected = Pipeline(page_bundle, runtime="onnxruntime").generate(PROMPT, seed=4)[0]

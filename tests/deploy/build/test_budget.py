@@ -19,7 +19,7 @@ from distillation.random_students import PRESETS
 from exporters.layouts.plan import plan_graphs
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
-from tests.sparse_student import make_sparse_student
+from tests.helpers.sparse_student import make_sparse_student
 
 LARGE = replace(PRESETS["full"], layers=38, heads=38, dual_layers=0, max_positions=192)
 

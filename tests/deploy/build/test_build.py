@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import deploy.build.budget
+import deploy.build.measure
 import deploy.build.parity
 import deploy.build.run
 from deploy.build import BuildRequest, build
@@ -34,9 +35,9 @@ from deploy.runtime.pipeline import Pipeline
 from deploy.tiers.tier import all_tiers, find_tier
 from exporters.reference.decibels import psnr_db
 from exporters.student.student import Student
-from tests.deploy.bundle.hub import hub_cache
-from tests.deploy.v1 import V1
-from tests.exporters.student.test_student import edit_json
+from tests.helpers.hub import hub_cache
+from tests.helpers.kept_bundle import V1
+from tests.helpers.student_files import edit_json
 
 
 class Log(Silent):
@@ -335,7 +336,7 @@ def test_a_disk_that_fills_up(students: dict[str, Student], tmp_path: Path, monk
 def test_what_came_to_the_place_meanwhile_stays(
     students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_parity = deploy.build.run.with_parity
+    with_parity = deploy.build.measure.with_parity
 
     def meanwhile(*arguments):
         (tmp_path / "bundle").mkdir(exist_ok=True)

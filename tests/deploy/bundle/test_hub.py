@@ -24,8 +24,8 @@ from deploy.runtime.pipeline import Pipeline
 from exporters.choices import Runtime
 from exporters.hashing import hash_file
 from exporters.reference.decibels import psnr_db
-from tests.deploy.bundle.hub import hub_cache
-from tests.deploy.v1 import V1
+from tests.helpers.hub import hub_cache
+from tests.helpers.kept_bundle import V1
 
 
 @pytest.fixture

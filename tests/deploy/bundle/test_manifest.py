@@ -15,7 +15,7 @@ from deploy.bundle.manifest import read_manifest
 from deploy.errors import BundleError, InputError
 from deploy.runtime.pipeline import Pipeline
 from exporters.reference.decibels import psnr_db
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 Change = Callable[[dict[str, Any]], None]
 

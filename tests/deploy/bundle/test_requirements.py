@@ -10,7 +10,7 @@ from deploy.bundle.requirements import check_onnxruntime, least_onnxruntime
 from deploy.errors import InputError
 from deploy.runtime.pipeline import Pipeline
 from quantization.schemes import parse_scheme
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from deploy.bundle.manifest import read_manifest
 from deploy.bundle.seal import locked, partial_folder, seal
 from quantization import folders
 from quantization.files import draft_name
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 
 def names(folder: Path) -> list[str]:

@@ -20,9 +20,9 @@ from deploy.card.files import CardFiles
 from deploy.card.licences import Licence, find_licence
 from deploy.card.text import Sample, default_place, escaped, page
 from deploy.errors import InputError
-from tests.deploy.bundle.hub import hub_cache
-from tests.deploy.cli.test_cli import flash_deploy
-from tests.deploy.v1 import V1
+from tests.helpers.command import flash_deploy
+from tests.helpers.hub import hub_cache
+from tests.helpers.kept_bundle import V1
 
 SAMPLES = (Sample("card/0.png", "a cat", 3),)
 

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,7 @@ from PIL import Image
 
 from deploy.bundle.folder import Bundle
 from deploy.cli.main import app
-
-
-def flash_deploy(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
+from tests.helpers.command import flash_deploy
 
 
 def test_version() -> None:
@@ -94,7 +89,8 @@ def test_inspect(builtin_bundle: Bundle) -> None:
 
 
 def test_every_command_that_takes_a_student_takes_its_options() -> None:
-    commands = typer.main.get_command(app).commands
+    root: Any = typer.main.get_command(app)
+    commands = root.commands
     options = {name: {option for p in command.params for option in (p.name, *p.opts)} for name, command in commands.items()}
     of_students = {name for name, found in options.items() if "--variant" in found}
     assert of_students == {"build", "calibrate", "tune", "verify", "bench", "inspect"}

@@ -16,7 +16,7 @@ from deploy.forecast.show import as_data, render
 from deploy.forecast.targets import check_places, places
 from deploy.tiers.tier import all_tiers, parse_tiers, tier_data
 from quantization.schemes import parse_scheme
-from tests.deploy.cli.test_cli import flash_deploy
+from tests.helpers.command import flash_deploy
 
 TEXT = resources.files("deploy.tiers").joinpath("tiers.toml").read_text("utf-8")
 

@@ -12,7 +12,7 @@ import pytest
 from deploy.errors import InputError
 from deploy.runtime import Pipeline
 from deploy.runtime.sessions import Sessions
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 LATENTS = np.zeros((3, 16, 2, 2), np.float32)
 NOISE = np.zeros((1, 2, 16, 2, 2), np.float32)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from deploy.errors import InputError
 from deploy.runtime.pictures import check_output, save_pictures
-from tests.deploy.cli.test_cli import flash_deploy
-from tests.deploy.v1 import V1
+from tests.helpers.command import flash_deploy
+from tests.helpers.kept_bundle import V1
 
 PICTURES = np.random.default_rng(0).random((2, 8, 16, 3)).astype(np.float32)
 

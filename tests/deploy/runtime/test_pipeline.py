@@ -18,7 +18,7 @@ from deploy.errors import InputError
 from deploy.runtime import DrawingOptions, Pipeline
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.sessions import Run, Sessions
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 CAT, DOG = "a cat", "a red circle left of a blue square"
 

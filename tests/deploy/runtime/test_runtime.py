@@ -24,7 +24,7 @@ from exporters.reference.diffusers import reference_pipeline
 from exporters.reference.pictures import reference_picture
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 PROMPT = "a red circle left of a blue square on a white background"
 

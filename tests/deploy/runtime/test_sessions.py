@@ -13,7 +13,7 @@ import pytest
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.runtime import sessions
 from deploy.runtime.sessions import WORTH_COMPILING_BYTES, fastest_runtime
-from tests.deploy.v1 import V1
+from tests.helpers.kept_bundle import V1
 
 
 def large(**changes: Any) -> Bundle:

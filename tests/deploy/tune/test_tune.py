@@ -23,7 +23,7 @@ from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration
 from quantization.profile import load_profile
 from quantization.schemes import parse_scheme
-from tests.deploy.cli.test_cli import flash_deploy
+from tests.helpers.command import flash_deploy
 
 PROMPTS = ("a red circle", "two blue squares", "a green cross on a black background", "three yellow triangles")
 

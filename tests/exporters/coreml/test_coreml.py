@@ -17,15 +17,15 @@ import pytest
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (flash-deploy[coreml])")
 
-from exporters.choices import PROMPTS
+from exporters.choices import PROMPTS, AttentionForm, System
 from exporters.coreml.backend import ct
 from exporters.coreml.chain import chain
-from exporters.coreml.constants import Target, unsupported
+from exporters.coreml.constants import unsupported
 from exporters.coreml.evaluate import open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
 from exporters.coreml.package import _check_weights, write_package
-from exporters.coreml.program import Attention, ProgramOptions, to_programs
+from exporters.coreml.program import ProgramOptions, to_programs
 from exporters.coreml.rehearsal import first_overflow
 from exporters.errors import ExportError
 from exporters.layouts.plan import plan_graphs
@@ -57,7 +57,7 @@ def rehearsal(student: Student, options: GraphOptions) -> Rehearsal:
 
 def export(student: Student, options: GraphOptions, target: ProgramOptions, folder: Path) -> dict[str, tuple[GraphSpec, Any]]:
     """Every graph of a student as packages in ``folder``."""
-    measured = rehearsal(student, options) if target.precision == "fp16" else None
+    measured = rehearsal(student, options) if target.compute == "fp16" else None
     made = {}
     for spec in plan_graphs(student, options):
         stages = target.stages if spec.name == "denoiser" else 1
@@ -93,7 +93,7 @@ def test_programs_compute_what_diffusers_computes(
     student, options = students[shape], replace(OPTIONS, **changes)
     for spec, written in export(student, options, target, tmp_path).values():
         assert written.kept == ()
-        assert db(spec, written, student, options, tmp_path) >= (90 if target.precision == "fp32" else 45), spec.name
+        assert db(spec, written, student, options, tmp_path) >= (90 if target.compute == "fp32" else 45), spec.name
         for stage in written.stages:
             files = [tmp_path / stage.path / name for name in ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel")]
             before = [file.read_bytes() for file in files]
@@ -139,7 +139,7 @@ def test_split_attention_is_in_the_neural_engines_layout(denoiser: tuple[GraphSp
 
 @pytest.mark.parametrize(("target", "scheme"), [("iOS18", "int8"), ("iOS18", "uint4g16"), ("iOS18", "lut4g8"), ("iOS17", "lut6")])
 def test_convolutions_weights_are_those_of_linear_layers(
-    target: Target, scheme: str, denoiser: tuple[GraphSpec, Any], tmp_path: Path
+    target: System, scheme: str, denoiser: tuple[GraphSpec, Any], tmp_path: Path
 ) -> None:
     spec, model = denoiser
     options = ProgramOptions(uniform(scheme), system=target)
@@ -242,7 +242,7 @@ def test_a_graph_below_its_threshold_gets_fp32_operators_until_it_is_above(stude
 
 
 @pytest.mark.parametrize("attention", ["fused", "split-einsum"])
-def test_readers_of_a_product_are_those_of_its_bias_too(attention: Attention, denoiser: tuple[GraphSpec, Any]) -> None:
+def test_readers_of_a_product_are_those_of_its_bias_too(attention: AttentionForm, denoiser: tuple[GraphSpec, Any]) -> None:
     """A product takes the bias after it; what reads the sum must know when that outgrows fp16."""
     (made,) = to_programs(denoiser[1], replace(FP32, attention=attention))
     operations = made.program.functions["main"].operations
@@ -260,7 +260,7 @@ STORED = {
 
 @pytest.mark.parametrize(("target", "scheme"), [(target, scheme) for target, schemes in STORED.items() for scheme in schemes])
 def test_compressed_constants_are_what_the_codec_made(
-    target: Target, scheme: str, students: dict[str, Student], tmp_path: Path
+    target: System, scheme: str, students: dict[str, Student], tmp_path: Path
 ) -> None:
     """Decoded weights differ from the codec's own by the rounding of scales to fp16: 2^-11 of a weight, 66 dB."""
     student = students["tiny"]

@@ -14,7 +14,7 @@ from exporters.coreml.evaluate.comparison import _ratio
 from exporters.coreml.evaluate.run import Run
 from exporters.errors import ExportError
 from exporters.reference.decibels import snr_db
-from tests.exporters.coreml.packages import built, mb
+from tests.helpers.packages import built, mb
 
 REQUIRED_DB = {"fp32": 100.0, "fp16": 50.0}
 

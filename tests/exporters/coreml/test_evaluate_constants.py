@@ -15,7 +15,7 @@ from exporters.coreml.evaluate.dtypes import BY_NAME
 from exporters.coreml.evaluate.program import Constant, Operation, Port, Program
 from exporters.coreml.evaluate.proto import quiet_import
 from exporters.errors import ExportError
-from tests.exporters.coreml.packages import built, built_model, conversion, mb, save, types
+from tests.helpers.packages import built, built_model, conversion, mb, save, types
 
 with quiet_import():
     import coremltools.optimize as cto
@@ -229,9 +229,9 @@ def test_the_definitions_own_examples() -> None:
     indices = np.array([2, 3, 3, 0, 1, 0, 3, 0, 2, 1, 0, 3], np.uint8).reshape(6, 2)
     lut = np.array([1, 5, 9, 13, 2, 10, 18, 26], np.float16).reshape(2, 1, 4, 1)
     assert dense(indices, lut).tolist() == [[9, 13], [13, 1], [5, 1], [26, 2], [18, 10], [2, 26]]
-    indices = np.array([0, 0, 1, 0, 1, 1, 0, 0], np.uint8).reshape(2, 2, 2)
+    pairs = np.array([0, 0, 1, 0, 1, 1, 0, 0], np.uint8).reshape(2, 2, 2)
     vectors = np.array([[1, 2, 3], [-1, -2, -3]], np.int8).reshape(1, 1, 1, 2, 3)
-    widened = dense(indices, vectors, np.array(1))
+    widened = dense(pairs, vectors, np.array(1))
     assert widened[0].tolist() == [[1, 1], [2, 2], [3, 3], [-1, 1], [-2, 2], [-3, 3]]
     mask = np.array([[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 1], [0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0]], np.uint8)
     entries, table = np.array([0, 1, 1, 0, 1, 1, 0, 0, 1], np.uint8), np.array([2, 3], np.float16).reshape(1, 1, 2, 1)

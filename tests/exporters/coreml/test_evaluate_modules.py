@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from exporters.coreml.evaluate import evaluate, open_package
 from exporters.reference.decibels import snr_db
-from tests.exporters.coreml.packages import traced
+from tests.helpers.packages import traced
 
 REQUIRED_DB = {"fp32": 100.0, "fp16": 50.0}
 

@@ -21,7 +21,7 @@ from exporters.coreml.evaluate.ops.reductions import REDUCTIONS
 from exporters.coreml.evaluate.ops.resizing import RESIZING
 from exporters.coreml.evaluate.ops.shapes import SHAPES
 from exporters.reference.decibels import snr_db
-from tests.exporters.coreml.packages import built, mb
+from tests.helpers.packages import built, mb
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 5)).astype(np.float32)

@@ -19,7 +19,7 @@ import pytest
 from exporters.coreml.evaluate import evaluate, open_package, proto
 from exporters.coreml.evaluate.proto import model_class, quiet_import
 from quantization.errors import InputError
-from tests.exporters.coreml.packages import built, conversion, ct, get_new_symbol, mb
+from tests.helpers.packages import built, conversion, ct, get_new_symbol, mb
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
 X = np.ones((2, 5), np.float32)

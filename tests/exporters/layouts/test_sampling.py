@@ -10,7 +10,7 @@ from exporters.errors import ExportError
 from exporters.layouts.sampling import idle_steps, plan_sampling
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student.test_student import edit_json
+from tests.helpers.student_files import edit_json
 
 
 def test_students_own_sigmas() -> None:

@@ -22,8 +22,8 @@ from exporters.student.weights.weight import Weight
 from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entry, gram_file, save_calibration
 from quantization.profile import Profile, Rule, uniform
 from quantization.schemes import parse_scheme
-from tests.exporters.onnx.test_quantize import run
-from tests.exporters.streamed.test_calibrate import options_of
+from tests.helpers.onnx_graphs import run
+from tests.helpers.options import options_of
 
 RNG = np.random.default_rng(0)
 CHANNELS, OUT = 64, 48

@@ -9,28 +9,13 @@ import pytest
 import torch
 
 from exporters.layouts.plan import plan_graphs
-from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.onnx.trace import IR_VERSION, OPSET, trace
 from exporters.onnx.writer import PAGE_BYTES, write
-from exporters.reference.parity import measure, onnx_runner, reference_cases
 from exporters.student.student import Student
 from quantization.errors import SchemeError
 from quantization.profile import uniform
-
-OPTIONS = GraphOptions("native", 48, 80, (1000.0, 500.0), clip_tokens=20, keep_t5=False, max_sequence_length=9)
-CPU = PassOptions(uniform("fp32"), unalias_rows=True)
-
-
-def export(spec: GraphSpec, folder: Path, compute: torch.dtype = torch.float32, options: PassOptions = CPU) -> ir.Model:
-    model, kept = clean_up(trace(spec, compute), options)
-    assert kept == []
-    write(model, folder, spec.path)
-    return model
-
-
-def db(spec: GraphSpec, folder: Path, student: Student, options: GraphOptions) -> float:
-    return measure(reference_cases(spec, student, options), onnx_runner(folder / spec.path), spec)
+from tests.helpers.exported import CPU, OPTIONS, db, export
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from exporters.onnx.memory import FOLDED, UNPACKED_BLOCKS, memory_bytes
 from exporters.onnx.writer import stored_bytes
 from quantization.schemes import parse_scheme
-from tests.exporters.onnx.test_quantize import graph_of, quantize
+from tests.helpers.onnx_graphs import graph_of, quantize
 
 WEIGHT = np.ones((64, 128), np.float32)
 SPEC = SimpleNamespace(name="denoiser", largest_activation=1000)

@@ -19,7 +19,7 @@ from exporters.onnx.opset import LowerOpset
 from exporters.onnx.passes import PassOptions, clean_up
 from exporters.student.student import Student
 from quantization.profile import uniform
-from tests.exporters.onnx.test_export import CPU, OPTIONS, db, export
+from tests.helpers.exported import CPU, OPTIONS, db, export
 
 HEAD = '<ir_version: 10, opset_import: ["" : 23]> graph '
 NORM = HEAD + "({0}[2,5,64] x, {0}[64] scale) => ({0}[2,5,64] y) {{ y = RMSNormalization <{1}> (x, scale) }}"

@@ -14,14 +14,14 @@ from exporters.reference.pinned_scheduler import PinnedScheduler
 STEPS, SHAPE, SHIFT = 4, (1, 16, 6, 8), 3.0
 
 
-def own(stochastic: bool) -> FlowMatchEulerDiscreteScheduler:
+def own(stochastic: bool) -> Any:
     """Diffusers' scheduler at the beginning of a picture."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT, stochastic_sampling=stochastic)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=SHIFT, stochastic_sampling=stochastic)
     scheduler.set_timesteps(STEPS)
     return scheduler
 
 
-def pinned_to(scheduler: FlowMatchEulerDiscreteScheduler, method: Any) -> PinnedScheduler:
+def pinned_to(scheduler: Any, method: Any) -> PinnedScheduler:
     """The same schedule, pinned on a scheduler that would make another and sample the other way."""
     sampling = Sampling(method, tuple(scheduler.sigmas.tolist()), tuple(scheduler.timesteps.tolist()))
     pinned = PinnedScheduler.like(FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=method == "euler"), sampling)
@@ -74,7 +74,7 @@ def test_what_a_step_returns_is_diffusers_own() -> None:
 
 def test_the_schedule_is_the_given_one_and_the_given_scheduler_stays() -> None:
     """Two steps that no scheduler of diffusers makes, whatever number is asked for, and a shift by the picture's size ignored."""
-    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    dynamic: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     before = dynamic.timesteps.clone()
     pinned = PinnedScheduler.like(dynamic, Sampling("renoise", (0.9, 0.2, 0.0), (900.0, 350.0)))
     pinned.set_timesteps(num_inference_steps=30, device="cpu", mu=1.3)

@@ -12,7 +12,7 @@ from exporters.reference import swift_schedule
 from exporters.reference.swift_schedule import client_schedule, client_sigmas, nearest_schedules
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student.test_student import edit_json
+from tests.helpers.student_files import edit_json
 
 
 def plan(student: Student, steps: int | None = None) -> tuple[GraphOptions, Sampling]:

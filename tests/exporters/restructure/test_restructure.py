@@ -20,30 +20,13 @@ from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.reference.decibels import snr_db
 from exporters.reference.parity import measure, reference_cases
 from exporters.restructure.attention import attention, null_channels, with_null_channels
-from exporters.restructure.base import set_precision
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student.test_student import edit_json
+from tests.helpers.modules import torch_module
+from tests.helpers.student_files import edit_json
 
 STEPS = (1000.0, 900.0, 750.0, 500.0)
 OPTIONS = GraphOptions("native", 96, 160, STEPS, clip_tokens=20, keep_t5=False, max_sequence_length=33)
-
-
-def torch_module(spec: GraphSpec, precision: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The module that is traced, with its weights."""
-    with torch.device("meta"):
-        module = spec.module()
-    set_precision(module, precision)
-    weights = spec.weights(module)
-    kinds = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    state = {
-        name: torch.from_numpy(np.array(w.load()).astype(np.float32 if kinds[name].is_floating_point else np.int64)).to(
-            kinds[name]
-        )
-        for name, w in weights.items()
-    }
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval()
 
 
 def torch_db(spec: GraphSpec, student: Student, options: GraphOptions, precision: torch.dtype = torch.float32) -> float:

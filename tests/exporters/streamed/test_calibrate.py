@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distillation.shape_world import sample_captions
-from exporters.layouts.sampling import Sampling, plan_sampling
+from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db
 from exporters.reference.diffusers import reference_pipeline
@@ -25,17 +25,12 @@ from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
 from quantization.schemes import parse_scheme
 from quantization.sensitivity import Sensitivity
-from tests.exporters.restructure.test_restructure import torch_module
+from tests.helpers.modules import torch_module
+from tests.helpers.options import options_of
 
 PROMPTS = ["a red circle left of a blue square on a white background", "two green triangles on a black background"]
 KEY = ("transformer", "transformer_blocks.0.ff.net.2.weight")
 SIZES = {"tiny": (96, 160), "no qk_norm, no dual": (64, 64), "all dual, bf16": (64, 96)}
-
-
-def options_of(student: Student, height: int = 64, width: int = 64, keep_t5: bool = False) -> tuple[GraphOptions, Sampling]:
-    sampling = plan_sampling(student, height, width, steps=None if student.defaults.steps else 2)
-    tokens = student.configs["text_encoder"]["max_position_embeddings"]
-    return GraphOptions("native", height, width, sampling.timesteps, tokens, keep_t5, 16), sampling
 
 
 def draw(student: Student, options: GraphOptions, sampling: Sampling, prompts: Sequence[str], streaming: Streaming) -> Drawn:

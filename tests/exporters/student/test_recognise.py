@@ -13,7 +13,7 @@ from safetensors.torch import save_file as save_torch
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student.test_student import WEIGHTS, edit_json, edit_weights, same_weights
+from tests.helpers.student_files import WEIGHTS, edit_json, edit_weights, same_weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
 PAGE = b"<!DOCTYPE html>\n<html><body>Access to this model is restricted</body></html>"

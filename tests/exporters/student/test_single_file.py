@@ -14,7 +14,7 @@ from distillation.random_students import PRESETS, make_student
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student import original_layout as original
+from tests.helpers import original_layout as original
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.student import Student
-from tests.exporters.student.test_student import WEIGHTS, same_weights, shard
+from tests.helpers.student_files import WEIGHTS, same_weights, shard
 
 STEM = "diffusion_pytorch_model"
 

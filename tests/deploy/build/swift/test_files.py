@@ -29,7 +29,7 @@ from exporters.reference.decibels import psnr_db
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT, Student
 from exporters.student.tokenizers import load_tokenizer
-from tests.exporters.student.test_student import edit_json
+from tests.helpers.student_files import edit_json
 
 # TextEncoderXL.swift, TextEncoderT5.swift, MultiModalDiffusionTransformer.swift, Decoder.swift; sizes are the built-in student's:
 # 16 CLIP tokens, 64 and 96 channels, joint width 160, pictures of 64 px. 77 is the client's own.

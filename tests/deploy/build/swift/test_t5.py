@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from deploy.build.swift.t5 import client_t5_json, t5_complaints
-from exporters.reference.parity import PROMPTS
+from exporters.choices import PROMPTS
 from exporters.student.open import open_student
 from exporters.student.student import Student
 from exporters.student.tokenizers import load_tokenizer

@@ -1,6 +1,0 @@
-"""A bundle of the manifest's version 1, kept (bundle_v1.md)."""
-
-from pathlib import Path
-
-V1 = Path(__file__).parent / "bundle_v1"
-PICTURE = Path(__file__).parent / "bundle_v1.npy"
