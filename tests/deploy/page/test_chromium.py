@@ -16,6 +16,8 @@ from deploy.errors import InputError
 from deploy.page.chromium import BrowserError, Chromium, find_chromium
 
 INTERRUPTED = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[1]  # not TMPDIR: Chromium makes a socket there, whose address has at most 107 characters
 from deploy.page.chromium import Chromium
 with Chromium() as chromium:
     print(chromium.process, flush=True)
@@ -101,9 +103,8 @@ def test_an_executable_that_is_no_browser(temporary: Path, monkeypatch: pytest.M
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", INTERRUPTED]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         browser = int(process.stdout.readline())
         process.send_signal(signal.SIGINT)
