@@ -10,7 +10,7 @@ help:
 	@echo "make demo    build a desktop bundle of the built-in student and draw out/demo.png"
 	@echo "make test    lint, types and tests"
 	@echo "make docs    rewrite the generated pages: docs/cli.md and the table of sizes"
-	@echo "make check-docs run every command of README.md and docs/ as it is written (some twenty minutes)"
+	@echo "make check-docs run every command of README.md and docs/ as it is written (about half an hour)"
 	@echo "make web-runtime fetch what browser bundles draw with, for their tests (needs npm)"
 	@echo "make optimum load an optimum-layout bundle in optimum-onnx, in an environment of its own"
 	@echo "make older-onnxruntime draw with the oldest onnxruntime that each kind of bundle asks for, and not with the one before"
