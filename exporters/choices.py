@@ -32,6 +32,9 @@ AttentionOperator = Literal["MultiHeadAttention", "Attention"]
 Opset = Literal[21, 23]
 """The opset of ONNX graphs."""
 
+TRACED: Opset = 23
+"""The opset that graphs are traced at, the first with RMSNormalization and Attention."""
+
 Compute = Literal["fp32", "fp16"]
 """The type that matrices compute in."""
 

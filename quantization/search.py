@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from quantization.errors import Complaint, InputError
 from quantization.schemes import Scheme
@@ -92,6 +90,9 @@ def choose(weights: Sequence[Sequence[Option]], minimise: str, limits: Limits) -
 
 
 def _solve(weights: Sequence[Sequence[Option]], minimise: str, limits: dict[str, float]) -> list[Option]:
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
     flat = [option for options in weights for option in options]
     owner = np.repeat(np.arange(len(weights)), [len(options) for options in weights])
     one_each = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(weights), len(flat)))

@@ -15,13 +15,12 @@ from deploy.errors import Complaint, InputError
 from deploy.page.vendor import check_web_runtime
 from deploy.tiers.profiles import check_schemes, computes_in, default_profile, promised_precision
 from deploy.tiers.tier import Tier, check_format, find_tier
-from exporters.choices import AttentionForm, Compute, ComputeUnits, Opset, Precision, System
+from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
-from exporters.onnx.opset import TRACED
 from exporters.student.open import open_student
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student

@@ -7,19 +7,18 @@ every other operator it is checked that 21 has it with the same inputs, attribut
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from exporters.choices import Opset
+from exporters.choices import TRACED, Opset
 from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import STAMP
 
-TRACED: Opset = 23
-OPSETS: tuple[Opset, ...] = get_args(Opset)
+__all__ = ["TRACED", "LowerOpset"]
 
 
 class LowerOpset(InPlacePass):

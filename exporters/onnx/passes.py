@@ -10,8 +10,8 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import InPlacePass, PassError, PassResult, Sequential, common
 
-from exporters.choices import AttentionOperator, Opset
-from exporters.onnx.opset import TRACED, LowerOpset
+from exporters.choices import TRACED, AttentionOperator, Opset
+from exporters.onnx.opset import LowerOpset
 from exporters.onnx.quantize import Kept, QuantizeWeights
 from exporters.onnx.weights import STAMP, LazyWeight
 from quantization.calibration import Calibration
