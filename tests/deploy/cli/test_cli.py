@@ -133,7 +133,7 @@ BAD_CALLS = {
     "LoRA of nothing": (["verify", "{bundle}", "--ignore-lora"], "--ignore-lora: no student is given"),
     "benchmark of a variant of nothing": (["bench", "{bundle}", "--variant", "fp16"], "--variant: pictures are judged"),
     "hub id": (["build", "org/sd3.5-turbo", "-o", "b"], "org/sd3.5-turbo is not here; it looks like a model hub's id"),
-    "more dual layers than layers": (["make-student", "--dual-layers", "4", "-o", "s"], "--dual-layers: more than there are"),
+    "more dual layers than layers": (["make-student", "--dual-layers", "4", "-o", "s"], "dual_layers: more than there are"),
 }
 
 
