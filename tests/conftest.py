@@ -9,6 +9,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 
+import collections
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,15 @@ SHAPES: dict[str, StudentShape] = {
     "no qk_norm, no dual": replace(TINY, layers=2, dual_layers=0, qk_norm=False, t5=None),
     "all dual, bf16": replace(TINY, layers=2, heads=2, head_dim=32, dual_layers=2, dtype="bf16"),
 }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were skipped, and why: a test that never runs here must not go unnoticed."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "" for report in reports)
+    terminalreporter.write_line(f"skipped tests: {len(reports)}")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count}: {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.fixture(autouse=True)
