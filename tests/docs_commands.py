@@ -4,7 +4,8 @@
 
 Each page has a temporary folder of its own in which its unmarked ``sh`` blocks are run in order, and its unmarked ``python``
 blocks; a block whose first line names a file (``# draw.py``) is written to that file instead. Students are the built-in one. The
-first block that fails ends the run. Blocks under a mark (``<!-- needs: a phone -->``) are counted and left out.
+first block that fails ends the run. Blocks under a mark (``<!-- needs: a phone -->``) are counted and left out. Examples with
+``>>>`` are a test's to run.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def run_page(page: Page) -> tuple[int, int]:
     Raises:
         SystemExit: a block failed.
     """
-    runnable = [block for block in page.blocks if block.language in INTERPRETERS]
-    ready = [block for block in runnable if not block.needs and not block.soon]
+    runnable = [block for block in page.blocks if block.language in INTERPRETERS and not block.text.startswith(">>>")]
+    ready = [block for block in runnable if not block.needs]
     with tempfile.TemporaryDirectory(prefix="flash-deploy-docs-") as folder:
         for block in ready:
             if block.file_name:

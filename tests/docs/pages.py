@@ -12,9 +12,6 @@ PACKAGES = ("deploy", "benchmarks", "distillation", "exporters", "quantization",
 MARKS = ("a download", "a Mac", "a phone", "a GPU", "a browser", "another machine", "an hour")
 """What a block needs that a bare machine with the environment has not; such blocks are not run by ``tests.docs_commands``."""
 
-SOON = "<!-- soon -->"
-"""Beside what does not exist yet, so that it can be found when it does."""
-
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 _NEEDS = re.compile(r"<!-- needs: (.*) -->")
 _FILE_NAME = re.compile(r"(?:#|//) ([\w-]+\.(?:py|mjs|swift|kt))")
@@ -30,7 +27,6 @@ class Block:
         language: what follows the fence.
         text: what is in it, each line with its end.
         needs: what its mark says that it needs; empty where there is no mark.
-        soon: whether it is about what does not exist yet.
     """
 
     page: Path
@@ -38,7 +34,6 @@ class Block:
     language: str
     text: str
     needs: str
-    soon: bool
 
     @property
     def file_name(self) -> str:
@@ -58,7 +53,6 @@ class Span:
 
     text: str
     line: int
-    soon: bool
 
 
 @dataclass(frozen=True)
@@ -95,8 +89,7 @@ class Page:
         spans = []
         for match in re.finditer(pattern, text):
             number = max(number for start, number in starts if start <= match.start())
-            paragraph = text[text.rfind("\n\n", 0, match.start()) + 1 : (text.find("\n\n", match.start()) + 1) or None]
-            spans.append(Span(" ".join(match[1].split()), number, SOON in paragraph))
+            spans.append(Span(" ".join(match[1].split()), number))
         return spans
 
 
@@ -120,12 +113,12 @@ def parse(path: Path, text: str) -> Page:
     prose: list[tuple[int, str]] = []
     inside: list[str] | None = None
     fence = language = needs = ""
-    opened, indent, soon = 0, 0, False
+    opened = indent = 0
     for number, line in enumerate(text.splitlines(), 1):
         match = _FENCE.match(line)
         if inside is not None:
             if match and match[2].startswith(fence) and not match[3].strip():
-                blocks.append(Block(path, opened, language, "".join(inside), needs, soon))
+                blocks.append(Block(path, opened, language, "".join(inside), needs))
                 inside = None
             else:
                 inside.append(f"{line[indent:]}\n")
@@ -133,7 +126,7 @@ def parse(path: Path, text: str) -> Page:
             inside, opened, indent = [], number, len(match[1])
             fence, language = match[2], match[3].strip()
             before = prose[-1][1] if prose and prose[-1][0] == number - 1 else ""
-            needs, soon = (found[1] if (found := _NEEDS.search(before)) else ""), SOON in before
+            needs = found[1] if (found := _NEEDS.search(before)) else ""
         else:
             prose.append((number, line))
     return Page(path, tuple(blocks), tuple(prose))

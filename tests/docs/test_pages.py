@@ -12,8 +12,7 @@ from tests.docs.commands import command_lines, complaint, options
 from tests.docs.pages import MARKS, PACKAGES, ROOT, Page, Span, anchor, pages, parse
 
 LANGUAGES = {"sh", "python", "js", "swift", "kotlin", "json", "toml", "text"}
-PENDING = {ROOT / "docs" / "architecture.md"}  # speaks of the folders as they were before they became rooms
-PAGES = {str(page.path.relative_to(ROOT)): page for page in pages() if page.path not in PENDING}
+PAGES = {str(page.path.relative_to(ROOT)): page for page in pages()}
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
@@ -46,9 +45,9 @@ def command_complaints(page: Page) -> list[str]:
     """Commands and options that do not exist: in shell blocks, and in code in the text (``build --force`` is one too)."""
     found = []
     for block in page.blocks:
-        if block.language == "sh" and not block.soon:
+        if block.language == "sh":
             found += [f"{block.line}: {wrong}" for words in command_lines(block.text) if (wrong := complaint(words))]
-    for span in (span for span in page.code if not span.soon):
+    for span in page.code:
         if is_command(span.text):
             [words] = command_lines(span.text.removeprefix("flash-deploy "))
             found += [f"{span.line}: {wrong}"] if (wrong := complaint(["flash-deploy", *words])) else []
@@ -123,10 +122,8 @@ def test_broken_links_are_noticed() -> None:
 def name_complaints(page: Page) -> list[str]:
     """Modules, files and targets of make that do not exist."""
     found = []
-    spans = [span for span in page.code if not span.soon]
-    spans += [
-        Span(line, block.line, False) for block in page.blocks if block.language == "sh" for line in block.text.splitlines()
-    ]
+    spans = page.code
+    spans += [Span(line, block.line) for block in page.blocks if block.language == "sh" for line in block.text.splitlines()]
     for span in spans:
         modules = re.findall(r"python3? -m ([\w.]+)", span.text)
         found += [
