@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,9 @@ class SafetensorsFile:
         self.file = file
         _check_readable(file, component)
         try:
-            # The torch framework hands out views of the mapping, numpy's hands out copies (safetensors 0.8).
-            self._handle: Any = safe_open(file, framework="pt")
+            with safe_open(file, framework="numpy") as handle:  # checks all of the header
+                stored = list(handle.keys())
+            self._tensors = _Tensors(file)
         except (SafetensorError, OSError) as error:
             what = "cannot be read" if isinstance(error, OSError) else "truncated or not a safetensors file"
             complaint = Complaint(f"{component}: {file}", f"{what}: {error}")
@@ -72,7 +76,7 @@ class SafetensorsFile:
         self.names: dict[str, str] = {}
         self.wrappers: set[str] = set()
         twice = []
-        for name in self._handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
+        for name in stored:
             plain = unwrapped(name)
             if plain != name:
                 self.wrappers |= set(_WRAPPER.findall(name))
@@ -92,15 +96,12 @@ class SafetensorsFile:
         foreign: dict[str, list[str]] = {}
         for name in names:
             stored = self.names[name]
-            header = self._handle.get_slice(stored)
-            kind = header.get_dtype()
+            shape, kind = self._tensors.describe(stored)
             if kind not in _DTYPES:
                 foreign.setdefault(kind, []).append(name)
                 continue
-            origin = f"{component}: {stored} in {self.file.name}"
-            weights[name] = Weight(
-                tuple(header.get_shape()), _DTYPES[kind], _loader(self._handle, stored), origin, component, name
-            )
+            load, origin = partial(self._tensors.view, stored), f"{component}: {stored} in {self.file.name}"
+            weights[name] = Weight(shape, _DTYPES[kind], load, origin, component, name)
         if foreign:
             raise _unsupported(component, foreign)
         return weights
@@ -110,6 +111,29 @@ class SafetensorsFile:
         if not self.wrappers:
             return []
         return [f"{component}: tensors are named with {' and '.join(f'{w}.' for w in sorted(self.wrappers))} and read without it"]
+
+
+class _Tensors:
+    """The tensors of a file whose header has been checked, as views of its bytes.
+
+    Without torch safetensors hands out copies, and importing torch takes seconds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        with file.open("rb") as stream:
+            # Private: torch wants arrays that can be written to, and what is written would not reach the file.
+            self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._begin = 8 + int.from_bytes(self._bytes[:8], "little")
+        self._header: dict[str, Any] = json.loads(self._bytes[8 : self._begin])
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        """The shape of a tensor, and the type that it is stored in, as the format calls it."""
+        return tuple(self._header[name]["shape"]), self._header[name]["dtype"]
+
+    def view(self, name: str) -> np.ndarray:
+        """A tensor of a type that numpy has."""
+        shape, kind = self.describe(name)
+        return np.ndarray(shape, _DTYPES[kind], self._bytes, self._begin + self._header[name]["data_offsets"][0])
 
 
 def unwrapped(name: str) -> str:
@@ -200,15 +224,7 @@ def _check_readable(file: Path, component: str) -> None:
         raise StudentError(
             "A weight file cannot be read.", [Complaint(where, kind.what)], kind.remedy, f"{file.name} of {component} {kind.what}"
         )
-
-
-def _loader(handle: Any, name: str) -> Callable[[], np.ndarray]:
-    def load() -> np.ndarray:
-        import torch
-
-        tensor = handle.get_tensor(name)
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
-        return tensor.numpy()  # type: ignore[no-any-return]
-
-    return load
+    if str(file).encode(errors="ignore").decode() != str(file):  # other libraries that read it take no such path
+        raise StudentError(
+            "A weight file cannot be read.", [Complaint(where, "its path is not valid UTF-8")], "rename its folder"
+        )
