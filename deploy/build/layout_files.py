@@ -10,6 +10,7 @@ from exporters.layouts.spec import GraphOptions
 from exporters.student.defaults import read_json
 from exporters.student.student import Student
 from exporters.student.tokenizers import Tokenizers
+from exporters.student.weights.templates import class_config
 from quantization.files import write_text
 
 
@@ -47,12 +48,12 @@ def tokenizer_json(tokenizer: Any) -> str:
 
 def _optimum_files(student: Student, options: GraphOptions, tokenizers: Tokenizers) -> dict[str, str]:
     """What ``ORTStableDiffusion3Pipeline.from_pretrained`` reads beside the graphs (optimum-onnx 0.1.0)."""
-    configs = {name: dict(config) for name, config in student.configs.items() if name not in ("scheduler", "vae")}
+    configs = {name: class_config(name, config) for name, config in student.stored_configs.items()}
     if not options.keep_t5:
         configs.pop("text_encoder_3", None)
     else:
         configs["text_encoder_3"]["num_hidden_layers"] = configs["text_encoder_3"]["num_layers"]  # the name that optimum asks for
-    configs["vae_decoder"] = configs["vae_encoder"] = student.configs["vae"]
+    configs["vae_decoder"] = configs["vae_encoder"] = configs.pop("vae")
     files = {f"{name}/config.json": _json(config) for name, config in configs.items()}
     index: dict[str, Any] = {
         "_class_name": "StableDiffusion3Pipeline",

@@ -42,6 +42,7 @@ class _Parts:
     def __init__(self, source: StudentSource, folder: Path, given: Given | None) -> None:
         self.source, self.folder, self.given = source, folder, given or Given({})
         self.configs: dict[str, dict[str, Any]] = {}
+        self.stored: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, Weight]] = {}
         self.files: list[Path] = [] if given is None else [source.path]
         self.notes: list[str] = list(self.given.notes)
@@ -61,6 +62,7 @@ class _Parts:
                 self.weights[component] = opened.weights
                 self.files += opened.files
                 self.notes += opened.notes
+            self.stored[component] = self.configs[component]
             self.complain(_check_component(component, self.configs, self.weights))
             if component in TOKENIZERS:
                 check_tokenizer(self.folder / TOKENIZERS[component])
@@ -123,7 +125,15 @@ def assemble(
     said += [] if given else _loose_notes(folder, found)
     said += filter(None, [_guidance(source.path, folder, parts, defaults)])
     student = Student(
-        source.path, folder, parts.configs, parts.weights, tuple(parts.files), defaults, notes=_printable(said), adapters=found
+        source.path,
+        folder,
+        parts.configs,
+        parts.weights,
+        tuple(parts.files),
+        defaults,
+        notes=_printable(said),
+        adapters=found,
+        stored_configs=parts.stored,
     )
     student.stamps.update({file: stamp(file) for file in student.files()})
     return student

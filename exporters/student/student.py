@@ -31,7 +31,7 @@ class Student:
 
     Attributes:
         path: the folder, or the single file, that was opened.
-        configs: configuration of each component, and of the ``scheduler``.
+        configs: configuration of each component, with the defaults that an export reads, and of the ``scheduler``.
         weights: weights of each component by diffusers' (transformers') tensor names.
         weight_files: the files that the weights lie in.
         folder: the folder with tokenizers, scheduler and licence.
@@ -39,6 +39,7 @@ class Student:
         stamps: inode, size and time of change of the files that it is read from, when it was opened.
         notes: what whoever uses it should know, a line each.
         adapters: LoRAs that lie beside its weights and are not applied.
+        stored_configs: configuration of each component as it is stored.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Student:
     stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
+    stored_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def has_t5(self) -> bool:

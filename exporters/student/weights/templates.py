@@ -1,12 +1,19 @@
-"""What a component must hold: the tensor names and shapes of its diffusers (transformers) class, made on the meta device."""
+"""What a component must hold: the tensor names and shapes of its diffusers (transformers) class.
+
+By formula where the configuration is covered (:mod:`exporters.student.weights.parameters`), which opens students without torch.
+Else the class is made on the meta device, and its tensors are listed.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 from typing import Any
 
 from exporters.errors import Complaint, StudentError
+from exporters.student.weights.parameters import covered, public, resolved
+from exporters.student.weights.shapes import Shapes, tensor_shapes
 from exporters.student.weights.weight import Weight
 
 OPTIONAL_COMPONENTS = ("text_encoder_3",)
@@ -20,6 +27,7 @@ _CLASSES = {
 # Tensors that older checkpoints carry and no forward pass reads, and names that are another tensor's alias.
 DEAD_TENSORS = {"text_model.embeddings.position_ids"}
 _ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
+_LARGEST_TENSOR = 1 << 40  # elements; torch has limits of its own, and says so
 
 
 def component_class(component: str) -> str:
@@ -38,7 +46,7 @@ def reference_module(component: str, config: dict[str, Any]) -> Any:
     import transformers
 
     name = _CLASSES[component]
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    arguments = public(config)
     try:
         with torch.device("meta"):
             if component in ("transformer", "vae"):
@@ -52,22 +60,53 @@ def reference_module(component: str, config: dict[str, Any]) -> Any:
         ) from error
 
 
-def expected_shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the component with its shape."""
-    return _template(component, json.dumps(config, sort_keys=True))[0]
+def expected_shapes(component: str, config: dict[str, Any]) -> Shapes:
+    """Every tensor of the component with its shape, in the order of its class.
+
+    Raises:
+        StudentError: the configuration is not one of that class.
+    """
+    if (formula := _by_formula(component, config)) is not None:
+        return formula[0]
+    return dict(_by_class(component, json.dumps(config, sort_keys=True))[0])
 
 
 def resolve_config(component: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with every default of its class filled in."""
-    return dict(_template(component, json.dumps(config, sort_keys=True))[1])
+    """The configuration with the defaults of its class filled in: all that shape a tensor or that an export reads.
+
+    Raises:
+        StudentError: the configuration is not one of that class.
+    """
+    if (formula := _by_formula(component, config)) is not None:
+        return formula[1]
+    return class_config(component, config)
+
+
+def class_config(component: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as its class itself writes it, every default filled in.
+
+    Raises:
+        StudentError: the configuration is not one of that class.
+    """
+    return dict(_by_class(component, json.dumps(config, sort_keys=True))[1])
+
+
+def _by_formula(component: str, config: dict[str, Any]) -> tuple[Shapes, dict[str, Any]] | None:
+    """Shapes and resolved configuration; none where the configuration is not covered."""
+    if (parameters := covered(component, config)) is None:
+        return None
+    shapes = tensor_shapes(parameters)
+    if max(map(math.prod, shapes.values())) > _LARGEST_TENSOR:
+        return None
+    return shapes, resolved(parameters, config)
 
 
 @lru_cache(maxsize=32)
-def _template(component: str, config: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+def _by_class(component: str, config: str) -> tuple[Shapes, dict[str, Any]]:
     module = reference_module(component, json.loads(config))
     shapes = {name: tuple(t.shape) for name, t in module.state_dict().items() if name not in _ALIASES}
-    resolved = module.config if isinstance(module.config, dict) else module.config.to_dict()
-    return shapes, dict(resolved)
+    written = module.config if isinstance(module.config, dict) else module.config.to_dict()
+    return shapes, dict(written)
 
 
 def check_weights(component: str, config: dict[str, Any], weights: dict[str, Weight]) -> list[Complaint]:

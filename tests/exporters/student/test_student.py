@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.numpy import load_file, save_file
 
 from exporters.errors import StudentError
+from exporters.student import configs
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT, Student
 from exporters.student.tokenizers import open_tokenizers
@@ -266,6 +269,13 @@ def test_several_damaged_values_come_at_once(tiny_folder: Path) -> None:
     with pytest.raises(StudentError) as caught:
         open_student(tiny_folder)
     assert [c.where for c in caught.value.complaints] == ["vae: scaling_factor", "vae: shift_factor", "scheduler: shift"]
+
+
+def test_parameters_of_the_scheduler_are_diffusers_own() -> None:
+    """Those that are listed are taken without diffusers; of others it is asked, and a newer one may know them."""
+    own = set(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters) - {"self"}
+    assert set(configs._Scheduler.__struct_fields__) == own
+    assert configs._foreign({"shift", "shfit"}) == {"shfit"}
 
 
 def test_a_variant_that_no_component_has(tiny_folder: Path) -> None:
