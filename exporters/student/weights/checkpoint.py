@@ -224,3 +224,7 @@ def _check_readable(file: Path, component: str) -> None:
         raise StudentError(
             "A weight file cannot be read.", [Complaint(where, kind.what)], kind.remedy, f"{file.name} of {component} {kind.what}"
         )
+    if str(file).encode(errors="ignore").decode() != str(file):  # other libraries that read it take no such path
+        raise StudentError(
+            "A weight file cannot be read.", [Complaint(where, "its path is not valid UTF-8")], "rename its folder"
+        )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from exporters.errors import StudentError
 from exporters.student.weights.checkpoint import SafetensorsFile
 
 RNG = np.random.default_rng(7)
@@ -38,6 +39,15 @@ def test_writing_to_a_view_does_not_reach_the_file(tmp_path: Path) -> None:
     before = file.read_bytes()
     weight.load()[0] = 5  # torch shares memory only with what can be written to
     assert file.read_bytes() == before
+
+
+def test_paths_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "stu\udcffdent"
+    folder.mkdir()
+    save_file({"a": np.ones(4, np.float32)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(folder / "a.safetensors")
+    with pytest.raises(StudentError, match="its path is not valid UTF-8"):
+        SafetensorsFile(folder / "a.safetensors", "vae")
 
 
 def test_the_file_that_was_opened_is_read_whatever_takes_its_place(tmp_path: Path) -> None:
