@@ -74,4 +74,4 @@ older-onnxruntime: setup
 	BIN=$(BIN) PYTHON=$(PYTHON) tests/onnxruntime/check.sh
 
 clean:
-	rm -rf $(VENV) .venv-base .venv-optimum .venv-onnxruntime .web-runtime out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-base .venv-optimum .venv-onnxruntime .web-runtime .traces out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

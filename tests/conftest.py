@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
+os.environ.setdefault("FLASH_DEPLOY_TRACES", str(Path(__file__).parents[1] / ".traces"))  # for all workers, processes and runs
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
@@ -13,7 +15,6 @@ import collections
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from distillation.random_students import PRESETS, StudentShape, make_student
 from exporters.student.open import open_student
 from exporters.student.student import Student
 
+ROOT = Path(__file__).parents[1]
 TINY = PRESETS["tiny"]
 # Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type.
 SHAPES: dict[str, StudentShape] = {
@@ -80,7 +82,7 @@ def damaged_bundle(builtin_bundle: Bundle, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def web_runtime() -> Path:
     """What pages draw with, from npm; ``make web-runtime`` fetches it, no test does."""
-    folder = Path(os.environ.get("FLASH_DEPLOY_WEB_RUNTIME", Path(__file__).parents[1] / ".web-runtime"))
+    folder = Path(os.environ.get("FLASH_DEPLOY_WEB_RUNTIME", ROOT / ".web-runtime"))
     if not folder.is_dir():
         pytest.skip(f"no web runtime in {folder.name}: `make web-runtime` fetches it where npm is installed")
     check_web_runtime(folder)

@@ -1,4 +1,8 @@
-"""Trace a graph without touching a weight: everything is on the meta device until the file is written."""
+"""Trace a graph without touching a weight: everything is on the meta device until the file is written.
+
+What the exporter returns becomes plain ONNX with nothing of torch in it, and that is bound to the student's weights. A trace that
+is kept on the disk (:mod:`exporters.onnx.trace_cache`) is that ONNX, so that a kept trace and a new one go the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,16 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import opset23 as op
 
 from exporters.layouts.spec import GraphSpec, Port
 from exporters.onnx.opset import TRACED
+from exporters.onnx.trace_cache import trace_cache
+from exporters.onnx.trace_key import trace_key
 from exporters.onnx.weights import LazyWeight
 from exporters.restructure import attention as _registers_the_operator  # noqa: F401
 from exporters.restructure.base import set_precision
@@ -44,12 +52,41 @@ def trace(
     Returns:
         The model as the exporter leaves it, but that every initializer knows how to read its weight.
     """
+    module = _prepared(spec, compute, prepare, wide)
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(_kept_or_exported(module, spec)))
+    _bind_weights(model, spec.weights(module), spec)
+    _name_ports(model, spec)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _prepared(
+    spec: GraphSpec, compute: torch.dtype, prepare: Callable[[torch.nn.Module], None] | None, wide: Collection[str]
+) -> Any:
+    """The module in the form that is traced, on the meta device."""
     with torch.device("meta"):
         module: Any = spec.module()
     set_precision(module, compute, wide)
     if prepare is not None:
         prepare(module)
-    module.eval()
+    return module.eval()
+
+
+def _kept_or_exported(module: torch.nn.Module, spec: GraphSpec) -> bytes:
+    """The module as a serialised ONNX model, traced where no earlier trace of the same is kept."""
+    cache = trace_cache()
+    key = None if cache is None else trace_key(module, spec, _exported)
+    if cache is None or key is None:
+        return _exported(module, spec)
+    kept = cache.get(key)
+    if kept is None:
+        kept = _exported(module, spec)
+        cache.put(key, kept)
+    return kept
+
+
+def _exported(module: torch.nn.Module, spec: GraphSpec) -> bytes:
+    """Trace the module to a serialised ONNX model whose weights are named and not there."""
     examples, shapes = _examples(spec)
     with _quiet(), torch.no_grad():
         exported = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
@@ -63,10 +100,13 @@ def trace(
         )
     assert program is not None
     model = program.model
-    _bind_weights(model, spec.weights(module), spec)
-    _name_ports(model, spec)
-    model.ir_version = IR_VERSION
-    return model
+    ClearMetadataAndDocStringPass()(model)  # stack traces of the trace: most of its bytes
+    for name, value in model.graph.initializers.items():
+        tensor: Any = value.const_value
+        if tensor.raw.is_meta:
+            value.const_value = ir.ExternalTensor("", None, None, tensor.dtype, shape=tensor.shape, name=name)
+    serialised: bytes = ir.to_proto(model).SerializeToString()
+    return serialised
 
 
 def _attention(query, key, value, bias, num_heads: int, scale: float, causal: bool):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -97,8 +137,7 @@ def _bind_weights(model: ir.Model, weights: Mapping[str, Weight], spec: GraphSpe
     for name, value in model.graph.initializers.items():
         assert value.dtype is not None
         if name not in weights:  # a constant that the trace made, for example a scalar
-            constant: Any = value.const_value
-            assert not constant.raw.is_meta, f"{spec.name}: {name} has no weight behind it"
+            assert not isinstance(value.const_value, ir.ExternalTensor), f"{spec.name}: {name} has no weight behind it"
         elif value.dtype.is_floating_point():
             value.const_value = LazyWeight(weights[name], value.dtype, name)
         else:
