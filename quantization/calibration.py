@@ -104,7 +104,7 @@ class Calibration:
         self.folder = folder
         try:
             content = msgspec.json.decode((folder / FILE).read_bytes(), type=_Content)
-            with np.load(folder / VECTORS, allow_pickle=False) as vectors:
+            with (folder / VECTORS).open("rb") as stream, np.load(stream, allow_pickle=False) as vectors:
                 self._vectors = dict(vectors)
         except (*UNREADABLE, msgspec.MsgspecError) as error:
             remedy = "flash-deploy calibrate makes it"

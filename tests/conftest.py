@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 
 import collections
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ import pytest
 from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.bundle.seal import record_file
+from deploy.page.chromium import BrowserError, find_chromium
 from deploy.page.page import write_page
 from deploy.page.vendor import check_web_runtime
 from distillation.random_students import PRESETS, StudentShape, make_student
@@ -42,10 +44,10 @@ SHAPES: dict[str, StudentShape] = {
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tests were skipped, and why: a test that never runs here must not go unnoticed."""
     reports = terminalreporter.stats.get("skipped", [])
-    reasons = collections.Counter(str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "" for report in reports)
-    terminalreporter.write_line(f"skipped tests: {len(reports)}")
-    for reason, count in reasons.most_common():
-        terminalreporter.write_line(f"  {count}: {reason.removeprefix('Skipped: ')}")
+    reasons = collections.Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    terminalreporter.write_line(f"{len(reports)} skipped")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"  {count}: {reason}")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,17 @@ def web_runtime() -> Path:
         pytest.skip(f"no web runtime in {folder.name}: `make web-runtime` fetches it where npm is installed")
     check_web_runtime(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> None:
+    """A browser that starts: on some systems its command only says where to get one."""
+    try:
+        command = find_chromium()
+    except BrowserError as error:
+        pytest.skip(error.headline)
+    if subprocess.run([command, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{Path(command).name} does not start")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from benchmarks.extra import need
@@ -23,6 +23,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 """WebGPU without a GPU: for checks of operators and numbers; its times mean nothing."""
 START_S = 60.0
+IDLE_S = 0.5
 CLOSE_S = 10.0
 END_S = 1.0
 POLL_S = 0.05
@@ -79,7 +80,6 @@ class Chromium:
         self._profile = tempfile.TemporaryDirectory(prefix="flash-deploy-chromium-", ignore_cleanup_errors=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chromium")
         self._exits = contextlib.ExitStack()  # entered and closed in that thread
-        self._doing: Future[Any] | None = None
         self._failure = Error
         self._known: list[psutil.Process] = []
         try:
@@ -137,7 +137,7 @@ class Chromium:
 
     def close(self) -> None:
         """End the browser, whatever it is doing, and remove what it wrote."""
-        if self._doing is not None and not self._doing.done():
+        if not self._is_idle():
             self._end()  # what it is doing fails, and Playwright can close
         try:
             with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
@@ -146,6 +146,17 @@ class Chromium:
             self._end()
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._profile.cleanup()
+
+    def _is_idle(self) -> bool:
+        """Whether Playwright's thread takes something else at once.
+
+        It is asked, and what it was given is not noted: a Ctrl-C may come between the two.
+        """
+        try:
+            self._thread.submit(lambda: None).result(IDLE_S)
+        except TimeoutError:
+            return False
+        return True
 
     def _launch(self, executable: str, arguments: Sequence[str]) -> tuple[Page, str]:
         """In Playwright's thread: the empty page, and the browser's version."""
@@ -177,9 +188,8 @@ class Chromium:
         Raises:
             BrowserError: it fails, or takes longer than ``timeout_s``.
         """
-        self._doing = doing = self._thread.submit(act)
         try:
-            return doing.result(timeout_s)
+            return self._thread.submit(act).result(timeout_s)
         except TimeoutError as error:
             raise BrowserError("The browser does not answer.", [Complaint(where, f"no answer in {timeout_s:g} s")]) from error
         except self._failure as error:

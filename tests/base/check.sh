@@ -2,12 +2,24 @@
 # The base install under other Pythons than the suite's: it draws from a kept bundle, and torch is not there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-for python in $PYTHONS; do
-    if ! "$python" --version >/dev/null 2>&1; then
-        echo "base install: $python is not here: skipped"
+
+interpreter() { # a Python of that name that can make environments; pyenv's commands say only where its versions are
+    local candidate
+    for candidate in "$1" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/"$1"; do
+        if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+for name in $PYTHONS; do
+    if ! python=$(interpreter "$name"); then
+        echo "base install: $name is not here: skipped"
         continue
     fi
-    venv=".venv-base/$(basename "$python")"
+    venv=".venv-base/$name"
     rm -rf "$venv"
     "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip setuptools

@@ -14,20 +14,11 @@ from deploy.bench.run import bench
 from deploy.bench.targets import Assignment, find_target
 from deploy.bundle.folder import Bundle
 from deploy.errors import InputError
-from deploy.page.chromium import BrowserError, find_chromium
 from deploy.runtime.pipeline import Pipeline
 from exporters.reference.decibels import psnr_db
 
 PROMPT = "two green triangles on a black background"
 REQUIRED_DB = 90  # as in test_browser.py: fp32 on both sides; another seed or prompt leaves less than 30
-
-
-@pytest.fixture
-def chromium() -> None:
-    try:
-        find_chromium()
-    except BrowserError as error:
-        pytest.skip(error.headline)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
+from deploy.build import BuildRequest
+from deploy.build.onnx_format import OnnxFormat
+from deploy.build.plan import settle
 from deploy.bundle.folder import Bundle
 from deploy.cli.main import app
 from tests.helpers.command import flash_deploy
@@ -159,3 +165,52 @@ def test_bad_calls_exit_with_2(arguments: list[str], message: str, builtin_bundl
         "two.npy",
         "wrong.npy",
     ]
+
+
+def in_process(*arguments: object) -> str:
+    """What a command prints in a terminal of 80 columns."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    lines = in_process("-h").splitlines()
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert len(commands) == 14
+    assert not [line for line in commands if "..." in line]
+    assert in_process("-h") == in_process("--help")
+
+
+def test_short_version() -> None:
+    assert in_process("-V") == in_process("--version") == f"flash-deploy {metadata.version('flash-deploy')}\n"
+
+
+def test_tiers_show_every_format() -> None:
+    phone = in_process("tiers").split("tablet:")[0]
+    assert "coreml: default profile int8, lut6" in phone
+    assert "cpu-and-ne: can run fp16, int8, lut8, lut6, lut4" in phone
+    assert "onnx: default profile int8, int8g128" in phone
+
+
+def test_a_dry_run_traces_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a dry run must not trace")
+
+    monkeypatch.setattr(OnnxFormat, "draft", refuse)
+    said = in_process("build", "--dry-run", "--precision", "fp32", "-o", tmp_path / "new" / "bundle")
+    assert list(tmp_path.iterdir()) == []
+    assert "profile: */* -> fp32" in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("denoiser", "vae_decoder"))}
+    denoiser = next(graph for graph in settle(BuildRequest(output=tmp_path)).graphs if graph.name == "denoiser")
+    assert rows["denoiser"][1] == f"{denoiser.parameters:,}"
+    assert float(rows["denoiser"][2]) == pytest.approx(4 * denoiser.parameters / 1e6, rel=0.01)
+    assert re.search(r"download: [\d.]+ MB estimated, the tier allows 7.00 GB", said)
+    assert re.search(r"disk: [\d.]+ MB while it is built, [\d.]+ .B free in ", said)
+
+
+def test_a_dry_run_refuses_what_a_build_refuses(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    done = flash_deploy("build", "--dry-run", "-o", tmp_path / "there")
+    assert (done.returncode, "is there already" in done.stderr) == (2, True)

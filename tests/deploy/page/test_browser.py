@@ -22,7 +22,7 @@ from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.bundle.seal import record_file
 from deploy.errors import InputError
-from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium, find_chromium
+from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
 from deploy.page.drive import opened_page, run_in_browser
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
@@ -44,14 +44,6 @@ def node() -> str:
     if found is None:
         pytest.skip("Node.js is not installed")
     return found
-
-
-@pytest.fixture(scope="session")
-def chromium() -> None:
-    try:
-        find_chromium()
-    except BrowserError as error:
-        pytest.skip(error.headline)
 
 
 @pytest.fixture(scope="session")

@@ -352,7 +352,7 @@ def test_a_disk_that_fills_up_under_apples_writer(said: str, tmp_path: Path, mon
 
     monkeypatch.setattr("exporters.coreml.package._Streamed", Full)
     with pytest.raises(InputError, match=rf"x.mlpackage cannot be written[\s\S]*{said} \(got .* MB free\)[\s\S]*free some space"):
-        write_package(SimpleNamespace(target="iOS18"), tmp_path / "x.mlpackage")  # type: ignore[arg-type]
+        write_package(SimpleNamespace(system="iOS18"), tmp_path / "x.mlpackage")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
