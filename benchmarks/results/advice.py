@@ -17,6 +17,9 @@ SIGNIFICANT = (
 )
 
 
+SLOWER = 1.05  # over the fastest, where there are too few rounds to test: our choice
+
+
 @dataclass(frozen=True)
 class TierLimits:
     """What a class of devices has room for.
@@ -221,7 +224,7 @@ def _slower(entry: Entry, entries: Sequence[Entry], rounds: int) -> bool:
     assert first.measured is not None
     one, two = first.measured.picture.warm, entry.measured.picture.warm
     found = difference(one, two, rounds, rounds, np.random.default_rng(0))
-    return found.ratio > 1.05 if found.verdict == "too few rounds" else found.verdict == "slower"
+    return found.ratio > SLOWER if found.verdict == "too few rounds" else found.verdict == "slower"
 
 
 def _tied(best: Entry, entries: Sequence[Entry], rounds: int) -> bool:

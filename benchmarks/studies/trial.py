@@ -45,7 +45,19 @@ class Trial:
         sampling = plan_sampling(student, pixels, pixels)
         tokens = student.configs["text_encoder"]["max_position_embeddings"]
         length = student.defaults.max_sequence_length
-        return cls(student, GraphOptions("native", pixels, pixels, sampling.timesteps, tokens, False, length), sampling)
+        return cls(
+            student,
+            GraphOptions(
+                layout="native",
+                height=pixels,
+                width=pixels,
+                timesteps=sampling.timesteps,
+                clip_tokens=tokens,
+                keep_t5=False,
+                max_sequence_length=length,
+            ),
+            sampling,
+        )
 
     def pipeline(self, streaming: Streaming | None = None) -> TorchPipeline:
         """The student in torch."""

@@ -22,9 +22,9 @@ from benchmarks.quality.drawing import Drawn, read_wanted, to_line
 from deploy.bench.process_tree import ProcessTree
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import InputError
-from deploy.page.drive import BrowserRun, Provider, about_page, draw_in_page, opened_page
+from deploy.page.drive import BrowserRun, about_page, draw_in_page, opened_page
 from deploy.page.vendor import pinned
-from exporters.choices import PROMPTS
+from exporters.choices import PROMPTS, Provider
 
 STAGES = {"text": "text_ms", "denoise": "denoise_ms", "decode": "decode_ms", "loading, of all three": "load_ms"}
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from deploy.errors import BundleError, Complaint
+from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler
 from quantization.errors import printable
 
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
@@ -111,7 +112,7 @@ class TokenizerRecord(_Record, frozen=True):
 class SamplingRecord(_Record, frozen=True):
     """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000)."""
 
-    method: Literal["euler", "renoise"]
+    method: Sampler
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
 
@@ -198,10 +199,10 @@ class Manifest(_Record, frozen=True):
     created_with: dict[str, str]
     student: StudentRecord
     tier: str
-    model_format: Literal["onnx", "coreml"]
-    layout: Literal["native", "optimum", "swift"]
-    compute: Literal["fp32", "fp16"]
-    precision: Literal["fp32", "fp16", "mixed"]
+    model_format: FormatName
+    layout: Layout
+    compute: Compute
+    precision: Precision
     profile: tuple[RuleRecord, ...]
     kept: tuple[KeptRecord, ...]
     calibration_prompts: Size
@@ -210,8 +211,8 @@ class Manifest(_Record, frozen=True):
     text: TextRecord
     graphs: tuple[GraphRecord, ...]
     files: tuple[FileRecord, ...]
-    compute_units: Literal["cpu-and-ne", "cpu-and-gpu"] | None = None
-    attention: Literal["fused", "split-einsum"] | None = None
+    compute_units: ComputeUnits | None = None
+    attention: AttentionForm | None = None
     notes: tuple[str, ...] = ()
     opset: Count | None = None
     requires: dict[str, str] = msgspec.field(default_factory=dict)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from deploy.bundle.manifest import Manifest
 from deploy.errors import Complaint, InputError
+from exporters.choices import Compute
 
 if TYPE_CHECKING:
     from quantization.schemes import Scheme  # builds have schemes; whoever draws has none
@@ -24,7 +25,7 @@ LEAST_EIGHT_BIT_BLOCKS = "1.22"  # 1.21 has MatMulNBits for 4 bits only
 LEAST_HALF_BLOCKS = "1.23"  # MatMulNBits in fp16: 1.19 to 1.22 make NaN of it on CPUs
 
 
-def least_onnxruntime(opset: int, compute: Literal["fp32", "fp16"], schemes: Iterable[Scheme]) -> str:
+def least_onnxruntime(opset: int, compute: Compute, schemes: Iterable[Scheme]) -> str:
     """The version that graphs ask for.
 
     Args:

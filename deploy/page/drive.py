@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,7 @@ from deploy.errors import Complaint, InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
 from deploy.page.page import check_page
 from deploy.page.serve import Server
-from exporters.choices import PROMPTS
-
-Provider = Literal["wasm", "webgpu"]
+from exporters.choices import PROMPTS, Provider
 
 
 @dataclass(frozen=True)
