@@ -16,7 +16,8 @@ from deploy.errors import InputError
 from deploy.page.chromium import BrowserError, Chromium, find_chromium
 
 INTERRUPTED = """
-import sys, tempfile
+import signal, sys, tempfile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the suite in the background
 tempfile.tempdir = sys.argv[1]  # not TMPDIR: Chromium makes a socket there, whose address has at most 107 characters
 from deploy.page.chromium import Chromium
 with Chromium() as chromium:
