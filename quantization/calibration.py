@@ -11,7 +11,6 @@ Products that share an input (query, key and value) share its Gram matrix.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ import msgspec
 import numpy as np
 
 from quantization.errors import Complaint, InputError
-from quantization.files import write_arrays, write_bytes
+from quantization.files import UNREADABLE, write_arrays, write_bytes
 from quantization.sensitivity import Sensitivity
 
 FILE, VECTORS, GRAMS = "calibration.json", "vectors.npz", "grams"
@@ -30,10 +29,6 @@ Key = tuple[str, str]
 
 class CalibrationError(InputError):
     """A calibration cannot be used."""
-
-
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-"""What numpy raises of arrays that are missing, cut short or none."""
 
 
 class CalibrationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

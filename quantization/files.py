@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -27,6 +28,9 @@ REMEDY = "free some space or write elsewhere"
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _STREAMS = re.compile(r"/dev|/dev/fd|/proc/[^/]+/fd")
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+"""What numpy raises of arrays that are missing, cut short or none."""
 
 
 class WritingError(InputError):

@@ -11,10 +11,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from benchmarks.extra import need
 from benchmarks.quality.drawing import Drawn, Wanted
 from distillation.shape_world import SIZE_PIXELS, parse_caption, score
+from exporters.reference.decibels import EQUAL_DB, psnr_db, snr_db
 from quantization.errors import Complaint, InputError
 
 WINDOW_PIXELS, WINDOW_SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III.B and III.C
-EQUAL_DB = 999.0  # written for infinite ratios
 CLOSE_DB = 40.0  # mean PSNR from which on pictures are taken for the same: the least that `verify` asks of fp16
 
 ClipScore = Callable[[Sequence[np.ndarray], Sequence[str]], list[float]]
@@ -141,8 +141,6 @@ def assess(
     if len(drawn) != len(wanted):
         complaint = Complaint(where, "pictures are missing", str(len(wanted)), str(len(drawn)))
         raise InputError("The pictures cannot be compared.", [complaint])
-    from exporters.reference.decibels import psnr_db, snr_db
-
     prompts = [one.prompt for one in wanted]
     clips = [clip([one.picture for one in side], prompts) if clip else [None] * len(wanted) for side in (drawn, reference)]
     judged = []

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.pictures import EQUAL_DB
 from benchmarks.results.record import Entry
 from benchmarks.results.statistics import summarize
 from benchmarks.results.tables import device, mb, ms, picture_summary
+from exporters.reference.decibels import EQUAL_DB
 from quantization.errors import Complaint, InputError
 
 BAR_INCHES, WIDTH_INCHES = 0.42, 8.4

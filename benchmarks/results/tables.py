@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.quality.pictures import EQUAL_DB
 from benchmarks.results.comparison import difference
 from benchmarks.results.record import Entry, Results, Series
 from benchmarks.results.statistics import Summary, summarize
+from exporters.reference.decibels import EQUAL_DB
 
 PICTURE_HEADS = (
     "bundle",

@@ -23,6 +23,7 @@ from deploy.bench.targets import BROWSER_DEFAULT, DEFAULT, Assignment, RunnerTar
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import Complaint, InputError
 from deploy.page.page import INDEX
+from exporters.reference.decibels import EQUAL_DB
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]
 
     tell(f"comparing the graphs of {bundle.folder.name} with diffusers")
     report = verify(bundle.folder, request.student, request.variant, pictures=False, ignore_lora=request.ignore_lora)
-    return {name: min(db, 999.0) for name, db in report.graph_db.items()}
+    return {name: min(db, EQUAL_DB) for name, db in report.graph_db.items()}
 
 
 def _commit() -> str:

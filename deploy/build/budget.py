@@ -217,6 +217,12 @@ def estimate(plan: Plan) -> Sizes:
     return estimated_sizes(plan.graphs, plan.profile, Destination.of(plan))
 
 
+def estimated_disk_bytes(plan: Plan, sizes: Sizes) -> int:
+    """What building takes of the disk: Core ML graphs are written in plain fp16, too, for a while."""
+    plain = sum(2 * graph.parameters for graph in plan.graphs) if plan.request.format == "coreml" else 0
+    return sizes.stored_bytes + plain
+
+
 def fitted(plan: Plan) -> Plan:
     """The plan, with a smaller profile where the tier's own is the user's choice by default and does not fit the tier.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.build.draft import Draft, Progress, WrittenGraph, kept_records
-from deploy.build.parity import LARGEST_DB
 from deploy.bundle.manifest import GraphRecord, PortRecord, StageRecord
 from exporters.layouts.spec import GraphSpec
+from exporters.reference.decibels import EQUAL_DB
 
 if TYPE_CHECKING:
     from deploy.build.plan import Plan
@@ -169,5 +169,5 @@ class _ParityCheck:
 
         assert self._plan.required_db is not None
         db = worst_db(self.cases, chain(packages, [port.name for port in self._graph.outputs]))
-        self.db = min(db, LARGEST_DB)
+        self.db = min(db, EQUAL_DB)
         return db >= self._plan.required_db

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.build.parity import LARGEST_DB, parity_note
+from deploy.build.parity import parity_note
 from deploy.bundle.manifest import GraphRecord
 from deploy.errors import CheckFailed
 from exporters.choices import Compute, FormatName
 from exporters.layouts.spec import GraphSpec
+from exporters.reference.decibels import EQUAL_DB
 from quantization.profile import Profile
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def with_parity(plan: Plan, folder: Path, graph: GraphSpec, record: GraphRecord)
         db, count = graph_db(form, plan.compute, plan.profile, graph, record, folder, run, cases), len(cases)
     if plan.required_db is not None and db < plan.required_db:
         raise CheckFailed(f"{graph.name} does not compute what diffusers computes: {db} dB, required {plan.required_db} dB")
-    return msgspec.structs.replace(record, parity_db=min(db, LARGEST_DB), parity_cases=count)
+    return msgspec.structs.replace(record, parity_db=min(db, EQUAL_DB), parity_cases=count)
 
 
 def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:

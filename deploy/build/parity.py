@@ -8,8 +8,6 @@ from exporters.layouts.spec import GraphSpec
 REQUIRED_DB: dict[FormatName, dict[str, float]] = {"onnx": {"fp32": 100.0, "fp16": 50.0}, "coreml": {"fp32": 90.0, "fp16": 45.0}}
 """What each stored precision must reach against diffusers in fp32. Core ML programs of fp16 weights compute in fp16 as well.
 A profile with integer schemes promises nothing: its figures are reported."""
-LARGEST_DB = 999.0
-"""Stands for equal: JSON has no infinity."""
 LIMIT_BYTES = 1 << 30
 """Graphs whose measurement needs more memory than this are measured only on demand, so that a build of any size stays small."""
 

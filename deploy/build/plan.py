@@ -131,12 +131,12 @@ def settle(request: BuildRequest) -> Plan:
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     student = open_student(request.student, request.variant, () if keep_t5 else OPTIONAL_COMPONENTS, request.ignore_lora)
     student.licences()  # complains of those that cannot be taken along
-    profile = _choose_profile(request)
+    profile = _choose_profile(request, tier)
     calibration = None if request.calibration is None else Calibration(request.calibration)
     tokenizers = open_tokenizers(student, keep_t5 and student.has_t5)
     if request.layout == "swift":
         check_client_tokenizers(tokenizers)
-    options, sampling = _shape(request, tier, student, tokenizers)
+    options, sampling = _shape(request, tier, student, tokenizers, keep_t5)
     graphs = tuple(plan_graphs(student, options))
     _check_profile(profile, request, tier, student, graphs)
     idle = idle_steps(student, options.height, options.width, sampling)
@@ -155,21 +155,22 @@ def settle(request: BuildRequest) -> Plan:
     )
 
 
-def _shape(request: BuildRequest, tier: Tier, student: Student, tokenizers: Tokenizers) -> tuple[GraphOptions, Sampling]:
+def _shape(
+    request: BuildRequest, tier: Tier, student: Student, tokenizers: Tokenizers, keep_t5: bool
+) -> tuple[GraphOptions, Sampling]:
     """What shapes the graphs, and the schedule, each as the request says, else the student, else the tier."""
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution
     width = request.width or defaults.width or tier.resolution
     steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
     tokens = T5_TOKENS if request.layout == "swift" else defaults.max_sequence_length
-    wants_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     options = GraphOptions(
         layout=request.layout,
         height=height,
         width=width,
         timesteps=(0.0,) * steps,
         clip_tokens=tokenizers[0][2].model_max_length,
-        keep_t5=wants_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
+        keep_t5=keep_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
         max_sequence_length=request.max_sequence_length or tokens,
         dynamic=request.dynamic or request.layout == "optimum",
     )
@@ -223,7 +224,7 @@ def _has_page(request: BuildRequest, tier: Tier) -> bool:
     return tier.page and request.layout == "native"
 
 
-def _choose_profile(request: BuildRequest) -> Profile:
+def _choose_profile(request: BuildRequest, tier: Tier) -> Profile:
     if request.profile is not None and request.precision is not None:
         raise InputError("--precision and --profile cannot both be given.", remedy="a profile says how every weight is stored")
     if request.profile is not None:
@@ -232,7 +233,6 @@ def _choose_profile(request: BuildRequest) -> Profile:
         return uniform(request.precision)  # a floating-point bundle is a reference: any tier may have one
     else:
         profile = default_profile(request.tier, request.format)
-    tier = find_tier(request.tier)
     check_schemes(request.tier, profile, request.format, compute_units(request, tier), request.system)
     return profile
 

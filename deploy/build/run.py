@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from deploy.build.budget import Destination, Sizes, check_budget, check_disk, estimate, fitted
+from deploy.build.budget import Destination, Sizes, check_budget, check_disk, estimate, estimated_disk_bytes, fitted
 from deploy.build.describe import describe, write_small_files
 from deploy.build.draft import Draft, WrittenGraph
 from deploy.build.format import model_format
@@ -86,7 +86,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     try:
         with locked(partial), interruptible():
             if not can_resume(partial):  # else part of it is on the disk already
-                check_disk(partial, estimate(settled).stored_bytes)
+                check_disk(partial, estimated_disk_bytes(settled, estimate(settled)))
             return _Build(settled, partial, reporter).run()
     except Exception as error:  # an interruption is none: then the finished graphs stay for the next build
         if not isinstance(error, BundleBusyError):

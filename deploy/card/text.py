@@ -21,12 +21,12 @@ from deploy.runtime.sessions import COREML_EXTRA
 from deploy.text import megabytes
 from deploy.tiers.tier import all_tiers
 from exporters.choices import PROMPTS
+from exporters.reference.decibels import EQUAL_DB
 from quantization.errors import printable
 
 PIPELINE, LIBRARY = "text-to-image", "flash-deploy"
 EXAMPLE = PROMPTS[0]
 MOST_RULES = 12
-EQUAL_DB = 999
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 FORMATS = {"onnx": "ONNX", "coreml": "Core ML"}
 

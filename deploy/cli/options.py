@@ -207,10 +207,9 @@ def need_export() -> None:
     Raises:
         InputError: packages of the extra ``export`` are missing.
     """
-    from importlib.util import find_spec
-
+    from benchmarks.extra import missing
     from exporters.quiet import quiet_libraries
 
-    if missing := [name for name in ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript") if find_spec(name) is None]:
-        raise InputError(f"This command needs packages that are not installed: {', '.join(missing)}.", remedy=EXPORT_EXTRA)
+    if absent := missing("torch", "diffusers", "transformers", "onnx_ir", "onnxscript"):
+        raise InputError(f"This command needs packages that are not installed: {', '.join(absent)}.", remedy=EXPORT_EXTRA)
     quiet_libraries()

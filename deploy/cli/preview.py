@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
-from deploy.build.budget import Sizes, estimate, fitted
+from deploy.build.budget import Sizes, estimate, estimated_disk_bytes, fitted
 from deploy.build.plan import Plan, plan
 from deploy.build.request import BuildRequest
 from deploy.text import megabytes, table
@@ -18,7 +17,9 @@ def preview(request: BuildRequest) -> str:
         InputError: the request cannot be fulfilled.
     """
     settled = fitted(plan(request))
-    return "\n".join([*_choices(settled), "", *_graphs(settled), "", *_limits(settled), *(f"note: {n}" for n in settled.notes)])
+    sizes = estimate(settled)
+    notes = [f"note: {note}" for note in settled.notes]
+    return "\n".join([*_choices(settled), "", *_graphs(settled, sizes), "", *_limits(settled, sizes), *notes])
 
 
 def _choices(settled: Plan) -> list[str]:
@@ -34,8 +35,7 @@ def _choices(settled: Plan) -> list[str]:
     ]
 
 
-def _graphs(settled: Plan) -> list[str]:
-    sizes = estimate(settled)
+def _graphs(settled: Plan, sizes: Sizes) -> list[str]:
     rows: list[tuple[str, ...]] = [("graph", "parameters", "bytes", "memory")]
     for graph in settled.graphs:
         stored, memory = megabytes(sizes.stored[graph.name]), megabytes(sizes.memory[graph.name])
@@ -43,22 +43,12 @@ def _graphs(settled: Plan) -> list[str]:
     return table(rows)
 
 
-def _limits(settled: Plan) -> list[str]:
-    sizes, tier = estimate(settled), settled.tier
+def _limits(settled: Plan, sizes: Sizes) -> list[str]:
+    tier = settled.tier
     folder = next(parent for parent in settled.request.output.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
     return [
         f"download: {megabytes(sizes.stored_bytes)} estimated, the tier allows {megabytes(tier.download_bytes)}",
         f"memory: {megabytes(sizes.peak_bytes)} estimated, the tier allows {megabytes(tier.memory_bytes)}",
-        f"disk: {megabytes(_disk_bytes(settled, sizes))} while it is built, {megabytes(_free(folder))} free in {folder}",
+        f"disk: {megabytes(estimated_disk_bytes(settled, sizes))} while it is built, {megabytes(free)} free in {folder}",
     ]
-
-
-def _disk_bytes(settled: Plan, sizes: Sizes) -> int:
-    """Core ML graphs are written in plain fp16, too, for a while."""
-    if settled.request.format == "onnx":
-        return sizes.stored_bytes
-    return sizes.stored_bytes + max(2 * graph.parameters for graph in settled.graphs)
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

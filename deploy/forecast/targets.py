@@ -23,18 +23,18 @@ def places(target: ForecastTarget, run_once: bool = False) -> dict[str, Place]:
     Raises:
         TierError: ``tiers.toml`` describes a processor wrongly, or a target names what is not there.
     """
-    known = _checked_places()
+    processors, efficiencies = _checked_processors(), known_efficiencies()
     records = target.run_once if run_once and target.run_once else target.places
-    return {record.processor: known[_key(record)] for record in records}
+    return {record.processor: _place(record, processors, efficiencies) for record in records}
 
 
 @cache
-def _checked_places() -> dict[str, Place]:
+def _checked_processors() -> dict[str, Processor]:
     return check_places(tier_data())
 
 
-def check_places(data: TierData) -> dict[str, Place]:
-    """Every place that a tier's targets name.
+def check_places(data: TierData) -> dict[str, Processor]:
+    """The processors, once every place that a tier's targets name has been made.
 
     Raises:
         TierError: a processor is described wrongly, or a target names a processor or an efficiency that is not there.
@@ -45,37 +45,35 @@ def check_places(data: TierData) -> dict[str, Place]:
         raise TierError("The tiers cannot be read.", [Complaint("tiers.toml: processors", str(error))]) from error
     efficiencies = known_efficiencies()
     complaints: list[Complaint] = []
-    checked: dict[str, Place] = {}
     for name, tier in data.tiers.items():
         for target_name, target in tier.targets.items():
-            where = f"{name}.targets.{target_name}"
             for record in (*target.places, *target.run_once):
-                if wrong := _unknown(where, record, processors, efficiencies):
-                    complaints += wrong
-                else:
-                    checked[_key(record)] = _place(where, record, processors, efficiencies)
+                complaints += _complaints(f"{name}.targets.{target_name}", record, processors, efficiencies)
     if complaints:
         raise TierError("The tiers cannot be read.", complaints)
-    return checked
+    return processors
 
 
-def _key(record: PlaceRecord) -> str:
-    return str(msgspec.json.encode(record))
-
-
-def _unknown(
+def _complaints(
     where: str, record: PlaceRecord, processors: dict[str, Processor], efficiencies: dict[str, Efficiency]
 ) -> list[Complaint]:
     named: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("processor", record.processor, processors),
         ("efficiency", record.efficiency, efficiencies),
     )
-    return [Complaint(where, f"no such {what}", " or ".join(known), given) for what, given, known in named if given not in known]
-
-
-def _place(where: str, record: PlaceRecord, processors: dict[str, Processor], efficiencies: dict[str, Efficiency]) -> Place:
+    unknown = [
+        Complaint(where, f"no such {what}", " or ".join(names), given) for what, given, names in named if given not in names
+    ]
     try:
-        runs_as: dict[Any, Any] = msgspec.convert(record.runs_as, dict[Arithmetic, Unit])
+        _runs_as(record)
     except msgspec.ValidationError as error:
-        raise TierError("The tiers cannot be read.", [Complaint(f"{where}: runs_as", str(error))]) from error
-    return Place(processors[record.processor], efficiencies[record.efficiency], runs_as, record.lacks)
+        unknown.append(Complaint(f"{where}: runs_as", str(error)))
+    return unknown
+
+
+def _place(record: PlaceRecord, processors: dict[str, Processor], efficiencies: dict[str, Efficiency]) -> Place:
+    return Place(processors[record.processor], efficiencies[record.efficiency], _runs_as(record), record.lacks)
+
+
+def _runs_as(record: PlaceRecord) -> dict[Arithmetic, Unit]:
+    return msgspec.convert(record.runs_as, dict[Arithmetic, Unit])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from deploy.errors import Complaint, InputError
 from deploy.runtime.eight_bit import to_8_bit
-from quantization.files import check_writable, write_array, write_bytes
+from quantization.files import UNREADABLE, check_writable, write_array, write_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -40,7 +39,7 @@ def load_latents(file: Path) -> np.ndarray:
     """
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, MemoryError) as error:
         raise InputError("The latents cannot be read.", [Complaint(str(file), str(error), "a plain .npy array")]) from error
     if not isinstance(array, np.ndarray) or not array.ndim:
         got = f"a single number, {array}" if isinstance(array, np.ndarray) else "an .npz archive"

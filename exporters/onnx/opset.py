@@ -18,8 +18,6 @@ from exporters.choices import TRACED, Opset
 from exporters.errors import Complaint, ExportError
 from exporters.onnx.weights import STAMP
 
-__all__ = ["TRACED", "LowerOpset"]
-
 
 class LowerOpset(InPlacePass):
     """The graph at an older opset.

@@ -19,8 +19,8 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import opset23 as op
 
+from exporters.choices import TRACED
 from exporters.layouts.spec import GraphSpec, Port
-from exporters.onnx.opset import TRACED
 from exporters.onnx.trace_cache import trace_cache
 from exporters.onnx.trace_key import trace_key
 from exporters.onnx.weights import LazyWeight

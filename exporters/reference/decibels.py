@@ -6,6 +6,7 @@ import numpy as np
 
 from exporters.errors import Complaint, ExportError
 
+EQUAL_DB = 999.0  # written for an infinite ratio: JSON has none
 FP32 = "build with --precision fp32, or store what overflows in fp32 (a rule of a profile, e.g. vae/* -> fp32)"
 
 

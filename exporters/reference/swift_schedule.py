@@ -15,6 +15,7 @@ import numpy as np
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions
 from exporters.layouts.swift_client import T5_TOKENS
+from exporters.reference.decibels import EQUAL_DB
 from exporters.student.student import Student
 
 TRAIN_STEPS = 1000
@@ -154,5 +155,5 @@ def _measured(
             timesteps = tuple(TRAIN_STEPS * sigma for sigma in schedule.sigmas)
             got = draw(pipeline(Sampling("euler", (*schedule.sigmas, 0.0), timesteps)))
             worst = min(psnr_db(a, b) for a, b in zip(wanted, got, strict=True))
-            found.append(replace(schedule, psnr_db=min(worst, 999.0)))
+            found.append(replace(schedule, psnr_db=min(worst, EQUAL_DB)))
     return found

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from exporters.layouts.plan import plan_graphs
-from exporters.layouts.prompts import token_ids
+from exporters.layouts.prompts import encoded_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.streamed.module import Product, Streaming, stream
 from exporters.student.student import Student
+from exporters.student.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,14 @@ class TorchPipeline:
         layers = (layer for module in self._modules.values() for layer in module.modules())
         return [layer.forward for layer in layers if isinstance(layer.forward, Product)]
 
+    @cached_property
+    def _tokenizers(self) -> dict[str, Any]:
+        return {name: load_tokenizer(self.student, name) for name in self._specs["text_encoder"].components}
+
     def token_ids(self, prompt: str) -> list[Tensor]:
         """Ids for every kept encoder, ``[1, tokens]`` each."""
-        kept = self._specs["text_encoder"].components
-        return [torch.from_numpy(token_ids(self.student, name, self.options, prompt)) for name in kept]
+        ids = (encoded_ids(tokenizer, name, self.options, prompt) for name, tokenizer in self._tokenizers.items())
+        return [torch.from_numpy(one) for one in ids]
 
     def condition(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""

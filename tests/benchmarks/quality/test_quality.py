@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.quality.clip_score import clip_scorer
 from benchmarks.quality.drawing import Drawn, Wanted, from_line, noise, read_wanted, to_line, wanted_lines
-from benchmarks.quality.pictures import EQUAL_DB, PictureQuality, Quality, assess, sign_test, ssim, wilson_interval
+from benchmarks.quality.pictures import PictureQuality, Quality, assess, sign_test, ssim, wilson_interval
 from distillation.shape_world import render, sample_captions
+from exporters.reference.decibels import EQUAL_DB
 from quantization.errors import InputError
 
 

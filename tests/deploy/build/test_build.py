@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +21,6 @@ import deploy.build.run
 from deploy.build import BuildRequest, build
 from deploy.build.onnx_format import OnnxFormat
 from deploy.build.plan import plan
-from deploy.build.resume import resume_key
-from deploy.build.run import Silent
 from deploy.bundle.folder import Bundle, check_files, open_bundle
 from deploy.bundle.seal import locked, partial_folder
 from deploy.errors import CheckFailed, InputError, TierError
@@ -35,30 +29,10 @@ from deploy.runtime.pipeline import Pipeline
 from deploy.tiers.tier import all_tiers, find_tier
 from exporters.reference.decibels import psnr_db
 from exporters.student.student import Student
+from tests.helpers.builds import left_behind, small
 from tests.helpers.hub import hub_cache
 from tests.helpers.kept_bundle import V1
 from tests.helpers.student_files import edit_json
-
-
-class Log(Silent):
-    """Remembers what was traced."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    @property
-    def traced(self) -> list[str]:
-        return [text.removeprefix("tracing ") for text in self.stages if text.startswith("tracing")]
-
-
-def small(students: dict[str, Student], output: Path, **changes: object) -> BuildRequest:
-    return replace(
-        BuildRequest(output=output, student=students["tiny"].path, height=32, width=48, max_sequence_length=7, parity="never"),
-        **changes,
-    )
 
 
 def test_a_plan_takes_over_what_the_student_has_to_say(students: dict[str, Student], tiny_folder: Path, tmp_path: Path) -> None:
@@ -80,112 +54,6 @@ def test_a_tier_that_keeps_t5_keeps_what_there_is(students: dict[str, Student], 
     assert "its weights are not there" in made.notes[0]
     with pytest.raises(InputError, match="text_encoder_3: cannot be kept"):
         plan(replace(request, keep_t5=True))
-
-
-def left_behind(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def ctrl_c_in_an_extension_module() -> None:
-    """Some turn the interrupt into an error of their own that knows nothing of it."""
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    raise RuntimeError("could not convert the operator")
-
-
-def ctrl_c() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("interrupt", [ctrl_c, ctrl_c_in_an_extension_module])
-def test_interrupted_build_goes_on_where_it_stopped(
-    interrupt: Callable[[], None], students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "bundle"
-    request = small(students, output)
-    write = deploy.build.run._Build._write
-
-    def interrupted(job, graph, draft):
-        if graph.name == "denoiser":
-            interrupt()
-        return write(job, graph, draft)
-
-    monkeypatch.setattr(deploy.build.run._Build, "_write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build(request)
-    assert not output.exists()
-    monkeypatch.setattr(deploy.build.run._Build, "_write", write)
-    log = Log()
-    bundle = build(request, log)
-    assert log.traced == ["denoiser", "vae_decoder"]
-    assert check_files(bundle) == []
-    assert left_behind(tmp_path) == ["bundle"]
-
-
-def test_other_options_take_nothing_over(students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "bundle"
-    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        build(small(students, output))
-    monkeypatch.undo()
-    log = Log()
-    bundle = build(small(students, output, precision="fp32", max_sequence_length=8), log)
-    assert len(log.traced) == 4
-    assert check_files(bundle) == []
-
-
-def test_damaged_leftovers_are_not_taken_over(
-    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "bundle"
-    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        build(small(students, output))
-    monkeypatch.undo()
-    data = partial_folder(output) / "conditioner.onnx.data"
-    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
-    log = Log()
-    build(small(students, output), log)
-    assert log.traced == ["conditioner"]
-
-
-STOPPED_AT_THE_DENOISER = """
-import sys, time
-import deploy.build.run
-from deploy.cli.main import main
-
-write = deploy.build.run._Build._write
-
-def stopped(job, graph, draft):
-    if graph.name == "denoiser":
-        print("here", flush=True)
-        time.sleep(600)
-    return write(job, graph, draft)
-
-deploy.build.run._Build._write = stopped
-sys.argv = ["flash-deploy", *sys.argv[1:]]
-main()
-"""
-
-
-@pytest.mark.parametrize(("kill", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
-def test_stopped_build_leaves_no_half_bundle(kill: int, code: int, students: dict[str, Student], tmp_path: Path) -> None:
-    output = tmp_path / "bundle"
-    size = ["--height", "32", "--width", "48", "--max-sequence-length", "7", "--parity", "never"]
-    command = [sys.executable, "-c", STOPPED_AT_THE_DENOISER, "build", str(students["tiny"].path), "-o", str(output), *size]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "here\n", process.communicate()[1]
-    process.send_signal(kill)
-    _, errors = process.communicate()
-    assert process.returncode == code
-    assert not output.exists()
-    assert (partial_folder(output) / "conditioner.done.json").exists()
-    assert ("goes on where this one stopped" in errors) == (kill == signal.SIGINT)
-    assert "Traceback" not in errors
-    bundle = build(small(students, output, force=True))
-    assert check_files(bundle) == []
-    assert left_behind(tmp_path) == ["bundle"]
 
 
 def test_existing_bundle_needs_force(students: dict[str, Student], tmp_path: Path) -> None:
@@ -537,22 +405,6 @@ def test_bad_profiles_leave_nothing(text: str, changes: dict, message: str, stud
     assert left_behind(tmp_path) == ["profile.toml"]
 
 
-def test_another_profile_takes_nothing_over(
-    students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, profile = tmp_path / "bundle", tmp_path / "profile.toml"
-    rule = '[[rule]]\ncomponent = "*"\nweights = "*"\nscheme = "{}"\n'
-    profile.write_text(rule.format("int4g32"))
-    monkeypatch.setattr(deploy.build.run, "describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        build(small(students, output, profile=profile))
-    monkeypatch.undo()
-    profile.write_text(rule.format("int8"))
-    log = Log()
-    build(small(students, output, profile=profile), log)
-    assert len(log.traced) == 4
-
-
 def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], tmp_path: Path) -> None:
     pipeline = Pipeline(build(small(students, tmp_path / "b", dynamic=True)))
     assert pipeline.generate("x", height=192, width=16).shape == (1, 192, 16, 3)
@@ -615,12 +467,3 @@ def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
         plan(request)
     made = plan(replace(request, compute_units="cpu-and-gpu"))
     assert (made.compute_units, made.attention) == ("cpu-and-gpu", "fused")
-
-
-def test_the_opset_is_in_the_resume_key(students: dict[str, Student], tmp_path: Path) -> None:
-    """A graph of another opset is not taken over from an interrupted build."""
-    keys = []
-    for opset in (None, 23, 21):
-        made = plan(small(students, tmp_path / "b", opset=opset))
-        keys.append(resume_key(made, made.graphs[0], "sha256:0"))
-    assert keys[0] == keys[1] != keys[2]
