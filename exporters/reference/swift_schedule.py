@@ -15,7 +15,7 @@ import numpy as np
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions
 from exporters.layouts.swift_client import T5_TOKENS
-from exporters.reference.decibels import EQUAL_DB
+from exporters.reference.decibels import EQUAL_DB, psnr_db
 from exporters.student.student import Student
 
 TRAIN_STEPS = 1000
@@ -134,7 +134,6 @@ def _measured(
     import torch
 
     from exporters.choices import PROMPTS
-    from exporters.reference.decibels import psnr_db
     from exporters.streamed.pipeline import TorchPipeline
 
     def pipeline(schedule: Sampling) -> TorchPipeline:
