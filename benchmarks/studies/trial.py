@@ -69,7 +69,7 @@ class Trial:
             captions = [str(caption) for caption in sample_captions(prompts, CALIBRATION_SEED)]
             calibration = calibrate(self.student, self.options, self.sampling, captions, Path(folder))
             keys = [key for key in calibration.weights() if key[0] == "transformer" and wanted(key[1])]
-            found = {key: calibration.known(*key) for key in keys if calibration.entry(*key).layer == "linear"}
+            found = {key: calibration.sensitivity(*key) for key in keys if calibration.entry(*key).layer == "linear"}
             return {key: replace(known, gram=np.array(known.gram)) for key, known in found.items() if known is not None}
 
 

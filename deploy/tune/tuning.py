@@ -158,7 +158,7 @@ class Tuning:
 
     def _error(self, key: Key, scheme: Scheme, weight: np.ndarray) -> float:
         """Mean square error of the pictures, estimated, where a weight is stored in a scheme."""
-        sensitivity = self.calibration.known(*key)
+        sensitivity = self.calibration.sensitivity(*key)
         assert sensitivity is not None
         error = sensitivity.weight_error(weight, roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity))
         return error + (sensitivity.rounding_error(scheme) if self.rounds_inputs else 0.0)
@@ -208,7 +208,7 @@ class Tuning:
         found: dict[Key, np.ndarray] = {}
         for keys in groups.values():
             if all(pays(choice[key]) for key in keys):
-                known = self.calibration.known(*keys[0])
+                known = self.calibration.sensitivity(*keys[0])
                 assert known is not None
                 assert known.gram is not None  # every linear layer has one
                 found |= dict.fromkeys(keys, input_factors(known.gram))
@@ -219,7 +219,7 @@ class Tuning:
         file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name, factors is not None])}.npy"
         if not file.is_file():
             claim_folder(file.parent)
-            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key), factors)
+            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.sensitivity(*key), factors)
             write_array(file, stored)
         rounding = input_rounding(scheme, factors) if self.rounds_inputs else None
         return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), rounding)
