@@ -34,7 +34,7 @@ from deploy.tune.compare import DrawnErrors, compare
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.restructure.denoiser import reads_modulated
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.streamed.module import Streaming, Substitute, input_rounding
 from exporters.streamed.pipeline import Drawn, TorchPipeline
 from exporters.student.student import Student
@@ -122,9 +122,8 @@ class Tuning:
                     self.student,
                     self.options,
                     self.sampling,
-                    self.calibration_prompts,
+                    CalibrationPlan(self.calibration_prompts, self.request.seed),
                     draft,
-                    seed=self.request.seed,
                     on_prompt=lambda done: self.tell(f"calibrating, prompt {done} of {total}"),
                 )
         return Calibration(folder)

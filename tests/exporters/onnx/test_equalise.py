@@ -16,7 +16,7 @@ from exporters.onnx.trace import trace
 from exporters.onnx.weights import LazyWeight
 from exporters.reference.decibels import snr_db
 from exporters.restructure.denoiser import reads_modulated
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.student.student import Student
 from exporters.student.weights.weight import Weight
 from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entry, gram_file, save_calibration
@@ -124,7 +124,8 @@ def test_where_it_does_not_fold(
 
 def test_every_modulated_norm_of_the_denoiser_takes_factors(students: dict[str, Student], tmp_path: Path) -> None:
     options, sampling = options_of(students["tiny"])
-    calibration = calibrate(students["tiny"], options, sampling, [str(c) for c in sample_captions(1, 0)], tmp_path)
+    plan = CalibrationPlan(tuple(str(caption) for caption in sample_captions(1, 0)))
+    calibration = calibrate(students["tiny"], options, sampling, plan, tmp_path)
     spec = next(spec for spec in plan_graphs(students["tiny"], options) if spec.name == "denoiser")
     model, _ = clean_up(trace(spec, torch.float32), PassOptions(uniform("w8a8"), calibration=calibration))
     encodings = [v.const_value.encoding for v in model.graph.initializers.values() if isinstance(v.const_value, LazyCodes)]
