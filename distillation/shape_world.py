@@ -169,7 +169,7 @@ def _places(caption: Caption, rng: np.random.Generator) -> list[tuple[float, flo
 
 
 @dataclass(frozen=True)
-class Found:
+class SceneObject:
     """One object in a picture: what it is, its centre and its half extent in pixels."""
 
     colour: str
@@ -209,9 +209,9 @@ def score(picture: np.ndarray, caption: Caption) -> Verdict:
     border = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     names = [*COLOURS, *BACKGROUNDS]
     majority = np.bincount(border[border >= 0], minlength=len(names)).argmax() if (border >= 0).any() else 0
-    found = _find_objects(labels)
-    objects = sorted((f.colour, f.shape) for f in found if f.shape) == sorted(caption.objects) and all(f.shape for f in found)
-    return Verdict(names[majority] == caption.background, objects, objects and _arranged(found, caption))
+    scene = _find_objects(labels)
+    objects = sorted((f.colour, f.shape) for f in scene if f.shape) == sorted(caption.objects) and all(f.shape for f in scene)
+    return Verdict(names[majority] == caption.background, objects, objects and _arranged(scene, caption))
 
 
 def _nearest_entry(picture: np.ndarray) -> np.ndarray:
@@ -221,15 +221,15 @@ def _nearest_entry(picture: np.ndarray) -> np.ndarray:
     return np.where(distance.min(axis=-1) <= MAX_COLOUR_DISTANCE, distance.argmin(axis=-1), -1)
 
 
-def _find_objects(labels: np.ndarray) -> list[Found]:
-    found = []
+def _find_objects(labels: np.ndarray) -> list[SceneObject]:
+    objects = []
     for index, colour in enumerate(COLOURS):
         for mask in _components(labels == index):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             y, x = (rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2
-            found.append(Found(colour, _best_shape(box), x, y, max(box.shape) / 2))
-    return found
+            objects.append(SceneObject(colour, _best_shape(box), x, y, max(box.shape) / 2))
+    return objects
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
@@ -259,17 +259,17 @@ def _best_shape(box: np.ndarray) -> str | None:
     return best if overlaps[best] > MIN_OVERLAP else None
 
 
-def _arranged(found: list[Found], caption: Caption) -> bool:
+def _arranged(scene: list[SceneObject], caption: Caption) -> bool:
     """Whether the objects, already known to be the right ones, are of the right size or lie as the caption says."""
     if caption.kind == "single":
-        return (found[0].half_extent > LARGE_HALF_EXTENT_PIXELS) == (caption.size == "large")
+        return (scene[0].half_extent > LARGE_HALF_EXTENT_PIXELS) == (caption.size == "large")
     if caption.kind == "counting":
         return True
-    pairs = [(a, b) for a in found for b in found if a is not b and ((a.colour, a.shape), (b.colour, b.shape)) == caption.objects]
+    pairs = [(a, b) for a in scene for b in scene if a is not b and ((a.colour, a.shape), (b.colour, b.shape)) == caption.objects]
     return any(_related(a, b, str(caption.relation)) for a, b in pairs)
 
 
-def _related(a: Found, b: Found, relation: str) -> bool:
+def _related(a: SceneObject, b: SceneObject, relation: str) -> bool:
     dx, dy = b.x - a.x, b.y - a.y
     along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
     return along > MIN_OFFSET_PIXELS and along > abs(across)

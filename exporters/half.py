@@ -43,12 +43,12 @@ def products(spec: GraphSpec) -> dict[str, tuple[str, str]]:
     with torch.device("meta"):
         module: Any = spec.module()
     weights = spec.weights(module)
-    found = {}
+    weight_by_part = {}
     for part, layer in module.named_modules():
         weight = weights.get(f"{part}.weight")
         if isinstance(layer, PRODUCTS) and weight is not None and weight.name:
-            found[part] = (weight.component, weight.name)
-    return found
+            weight_by_part[part] = (weight.component, weight.name)
+    return weight_by_part
 
 
 class Ranges:
@@ -115,14 +115,14 @@ class HalfGraph:
 
     def overflow(self, given: Arrays) -> str:
         """The first of its parts whose result is not finite; of the graph itself where each part's is."""
-        found: list[str] = []
+        overflowing: list[str] = []
 
-        def note(part: str, made: Tensor) -> None:
-            if not made.isfinite().all():
-                found.append(part)
+        def note(part: str, output: Tensor) -> None:
+            if not output.isfinite().all():
+                overflowing.append(part)
 
         self._listen(given, note)
-        return found[0] if found else "between its products"
+        return overflowing[0] if overflowing else "between its products"
 
     def widened(self, cases: Sequence[Case], required_db: float) -> HalfGraph:
         """The same, with as many more of its parts in fp32 as it takes to be right: those first that lose most.
@@ -146,11 +146,11 @@ class HalfGraph:
         exact: dict[str, list[Tensor]] = defaultdict(list)
         losses: dict[str, float] = defaultdict(float)
 
-        def keep(part: str, made: Tensor) -> None:
-            exact[part].append(made.to(torch.float32))
+        def keep(part: str, output: Tensor) -> None:
+            exact[part].append(output.to(torch.float32))
 
-        def compare(part: str, made: Tensor) -> None:
-            losses[part] = max(losses[part], _loss(exact[part].pop(0), made.to(torch.float32)))
+        def compare(part: str, output: Tensor) -> None:
+            losses[part] = max(losses[part], _loss(exact[part].pop(0), output.to(torch.float32)))
 
         self._listen(given, keep, rounds=False)
         self._listen(given, compare)
@@ -169,8 +169,8 @@ class HalfGraph:
         return stream(self.spec, Streaming(compute=torch.float16, wide=self.wide, exact=exact, watch=watch))
 
 
-def _tell(take: Callable[[str, Tensor], None], part: str, module: Any, given: Any, made: Tensor) -> None:
-    take(part, made)
+def _tell(take: Callable[[str, Tensor], None], part: str, module: Any, given: Any, output: Tensor) -> None:
+    take(part, output)
 
 
 def _loss(exact: Tensor, rounded: Tensor) -> float:
@@ -181,6 +181,6 @@ def _loss(exact: Tensor, rounded: Tensor) -> float:
 
 def _run(module: Any, spec: GraphSpec, given: Arrays) -> Arrays:
     with torch.no_grad():
-        made = module(*(torch.from_numpy(given[port.name]) for port in spec.inputs))
-    tensors = made if isinstance(made, tuple) else (made,)
+        outputs = module(*(torch.from_numpy(given[port.name]) for port in spec.inputs))
+    tensors = outputs if isinstance(outputs, tuple) else (outputs,)
     return {port.name: tensor.numpy() for port, tensor in zip(spec.outputs, tensors, strict=True)}

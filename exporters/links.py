@@ -11,6 +11,6 @@ def is_own(file: Path, folder: Path) -> bool:
 
     Hub caches keep ``blobs/HASH`` beside ``snapshots/REVISION``, whose files are links to them.
     """
-    home, found = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
+    home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
     caches = (place.parent.parent for place in (home, *home.parents) if place.parent.name == "snapshots")
-    return any(found.is_relative_to(place) for place in (home, *(cache / "blobs" for cache in caches)))
+    return any(target.is_relative_to(place) for place in (home, *(cache / "blobs" for cache in caches)))

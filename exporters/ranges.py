@@ -47,27 +47,27 @@ class Rehearsal:
         ids: token ids of a prompt, by input.
         sigmas: of the steps, and the last 0.
         latent_shape: ``[1, channels, height / 8, width / 8]``.
-        known: what the graphs so far have made, by name.
+        values: what the graphs so far have made, by name.
     """
 
     ids: Arrays
     sigmas: tuple[float, ...]
     latent_shape: tuple[int, ...]
-    known: Arrays = field(default_factory=dict)
+    values: Arrays = field(default_factory=dict)
 
     def play(self, graph: str, run: Run) -> None:
         """Let the graph make what it makes of what is known, which becomes known to the graphs after it."""
         if graph == "text_encoder":
-            self.known |= run(self.ids)
+            self.values |= run(self.ids)
         elif graph == "conditioner":
-            self.known |= run(self.known)
+            self.values |= run(self.values)
         elif graph == "denoiser":
-            self.known["latent_sample"] = self._denoised(run)
+            self.values["latent_sample"] = self._denoised(run)
         else:
-            run(self.known)
+            run(self.values)
 
     def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
-        return run({**self.known, "hidden_states": latents, "modulation": self.known["modulations"][step]})["out_sample"]
+        return run({**self.values, "hidden_states": latents, "modulation": self.values["modulations"][step]})["out_sample"]
 
     def _denoised(self, run: Run) -> np.ndarray:
         """The first step from noise; then the last, from what the first predicts, at the last step's noise."""
@@ -99,7 +99,7 @@ class SeparateRehearsal(Rehearsal):
     shift: float = 0.0
 
     def _decoder_input(self) -> np.ndarray:
-        return (self.known["latents"] / np.float32(self.scaling) + np.float32(self.shift)).astype(np.float32)
+        return (self.values["latents"] / np.float32(self.scaling) + np.float32(self.shift)).astype(np.float32)
 
 
 @dataclass
@@ -110,18 +110,18 @@ class SwiftRehearsal(SeparateRehearsal):
         """As :meth:`Rehearsal.play`."""
         if graph in ENCODER_IDS:
             ids = self.ids[ENCODER_IDS[graph]].astype(np.float32)
-            made = run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
-            self.known |= {f"{graph}.{name}": array for name, array in made.items()}
+            outputs = run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            self.values |= {f"{graph}.{name}": array for name, array in outputs.items()}
         elif graph == "transformer":
-            self.known["latents"] = self._denoised(run)
+            self.values["latents"] = self._denoised(run)
         else:
             run({"z": self._decoder_input()})
 
     def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
-        known = self.known
-        clips = [known[f"{name}.hidden_embeds"] for name in ("text_encoder", "text_encoder_2")]
-        pooled = [known[f"{name}.pooled_outputs"] for name in ("text_encoder", "text_encoder_2")]
-        text = text_states(clips, known.get("text_encoder_3.encoder_hidden_states"), self.joint_dim)
+        values = self.values
+        clips = [values[f"{name}.hidden_embeds"] for name in ("text_encoder", "text_encoder_2")]
+        pooled = [values[f"{name}.pooled_outputs"] for name in ("text_encoder", "text_encoder_2")]
+        text = text_states(clips, values.get("text_encoder_3.encoder_hidden_states"), self.joint_dim)
         given = transformer_inputs(latents, self.timesteps[step], text, np.concatenate(pooled, axis=-1))
         return run(given)["denoiser_output"][:1]
 
@@ -133,25 +133,25 @@ class OptimumRehearsal(SeparateRehearsal):
     def play(self, graph: str, run: Run) -> None:
         """As :meth:`Rehearsal.play`."""
         if graph in ENCODER_IDS:
-            made = list(run({"input_ids": self.ids[ENCODER_IDS[graph]]}).values())
-            self.known[f"{graph}.pooled"], self.known[f"{graph}.states"] = made[0], made[-2 if len(made) > 1 else 0]
+            outputs = list(run({"input_ids": self.ids[ENCODER_IDS[graph]]}).values())
+            self.values[f"{graph}.pooled"], self.values[f"{graph}.states"] = outputs[0], outputs[-2 if len(outputs) > 1 else 0]
         elif graph == "transformer":
-            self.known["latents"] = self._denoised(run)
+            self.values["latents"] = self._denoised(run)
         elif graph == "vae_decoder":
-            self.known["picture"] = run({"latent_sample": self._decoder_input()})["sample"]
+            self.values["picture"] = run({"latent_sample": self._decoder_input()})["sample"]
         else:
-            run({"sample": self.known["picture"].clip(-1, 1)})
+            run({"sample": self.values["picture"].clip(-1, 1)})
 
     def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
-        known = self.known
-        clip = np.concatenate([known[f"{name}.states"] for name in ("text_encoder", "text_encoder_2")], axis=-1)
+        values = self.values
+        clip = np.concatenate([values[f"{name}.states"] for name in ("text_encoder", "text_encoder_2")], axis=-1)
         clip = np.pad(clip, ((0, 0), (0, 0), (0, self.joint_dim - clip.shape[-1])))
-        t5 = known.get("text_encoder_3.states", np.zeros((1, self.null_tokens, self.joint_dim), np.float32))
+        t5 = values.get("text_encoder_3.states", np.zeros((1, self.null_tokens, self.joint_dim), np.float32))
         given = {
             "hidden_states": latents,
             "encoder_hidden_states": np.concatenate([clip, t5], axis=1),
             "pooled_projections": np.concatenate(
-                [known[f"{name}.pooled"] for name in ("text_encoder", "text_encoder_2")], axis=-1
+                [values[f"{name}.pooled"] for name in ("text_encoder", "text_encoder_2")], axis=-1
             ),
             "timestep": np.asarray([self.timesteps[step]], np.float32),
         }

@@ -133,7 +133,7 @@ class Calibration:
         """The number of a weight's Gram matrix: products of one number share their inputs. None where it has none."""
         return self._entries[component, name][1].gram if (component, name) in self._entries else None
 
-    def known(self, component: str, name: str) -> Sensitivity | None:
+    def sensitivity(self, component: str, name: str) -> Sensitivity | None:
         """What is known of a weight; none for weights that the calibration did not meet.
 
         Raises:

@@ -56,9 +56,9 @@ def input_factors(gram: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
     return factors
 
 
-def equalised(known: Sensitivity, factors: np.ndarray) -> Sensitivity:
+def equalised(sensitivity: Sensitivity, factors: np.ndarray) -> Sensitivity:
     """What is known of a weight ``[out, in]``, for the weight times the factors; rounding of inputs stays as it was measured."""
-    assert known.gram is not None
-    columns = known.columns / factors.astype(np.float64) ** 2
-    rows = known.rows * (columns.sum() / (known.columns.sum() or 1.0))
-    return replace(known, rows=rows, columns=columns, gram=known.gram / np.outer(factors, factors))
+    assert sensitivity.gram is not None
+    columns = sensitivity.columns / factors.astype(np.float64) ** 2
+    rows = sensitivity.rows * (columns.sum() / (sensitivity.columns.sum() or 1.0))
+    return replace(sensitivity, rows=rows, columns=columns, gram=sensitivity.gram / np.outer(factors, factors))

@@ -25,7 +25,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         WritingError: the system refuses it, or something has come to that place.
     """
-    made = [folder for folder in target.parents if not os.path.lexists(folder)]  # innermost first
+    new_parents = [folder for folder in target.parents if not os.path.lexists(folder)]  # innermost first
     draft = draft_name(target)
     try:
         with writing(target):
@@ -38,7 +38,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
                 put_in_place(draft, target, replace)
     except BaseException:
         remove_tree(draft)
-        remove_empty(made)
+        remove_empty(new_parents)
         raise
 
 
@@ -126,14 +126,14 @@ def claim_folder(folder: Path) -> None:
     Raises:
         WritingError: it is a link or no folder, or another user has put it there.
     """
-    made = [place for place in folder.parents if not os.path.lexists(place)]  # innermost first
+    new_parents = [place for place in folder.parents if not os.path.lexists(place)]  # innermost first
     try:
         with writing(folder):
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)
             status, above = os.lstat(folder), folder.parent.stat()
     except BaseException:
-        remove_empty(made)
+        remove_empty(new_parents)
         raise
     problem = ""
     if stat.S_ISLNK(status.st_mode):

@@ -78,15 +78,15 @@ class Profile:
         Raises:
             ProfileError: there are such rules (typos, most likely) or such weights.
         """
-        known, missing = list(weights), set(absent)
+        keys, missing = list(weights), set(absent)
         complaints = [
             Complaint(f"rule {i + 1}", "matches no weight", got=f'component "{rule.component}", weights "{rule.weights}"')
             for i, rule in enumerate(self.rules)
-            if rule.component not in missing and not any(rule.matches(component, name) for component, name in known)
+            if rule.component not in missing and not any(rule.matches(component, name) for component, name in keys)
         ]
         if complaints:
             raise ProfileError("The profile does not fit the student.", complaints, "`flash-deploy inspect` lists its components")
-        for component, name in known:
+        for component, name in keys:
             self.scheme(component, name)
 
 
@@ -115,9 +115,9 @@ def load_profile(file: Path) -> Profile:
     rules = []
     for i, entry in enumerate(entries):
         where = f"{file}: rule {i + 1}"
-        found = _entry_complaints(entry, where)
-        complaints += found
-        if not found:
+        entry_complaints = _entry_complaints(entry, where)
+        complaints += entry_complaints
+        if not entry_complaints:
             rules.append(Rule(entry["component"], entry["weights"], parse_scheme(entry["scheme"]), entry.get("reason", "")))
     if complaints:
         raise ProfileError("The profile cannot be used.", complaints)

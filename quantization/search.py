@@ -104,16 +104,16 @@ def _solve(weights: Sequence[Sequence[Option]], minimise: str, limits: dict[str,
     least = sum(min(_MEASURES[minimise](option) for option in options) for options in weights)
     scale = max(least, float(wanted.max()) * 1e-3) or 1.0
     with _quiet():
-        found = milp(
+        solution = milp(
             wanted / scale,
             constraints=constraints,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": RELATIVE_GAP, "time_limit": 60.0},
         )
-    if found.x is None:
-        raise SearchError("No choice of schemes meets the limits.", [Complaint("search", found.message)], "raise the limits")
-    return [flat[i] for i in np.flatnonzero(found.x > 0.5)]
+    if solution.x is None:
+        raise SearchError("No choice of schemes meets the limits.", [Complaint("search", solution.message)], "raise the limits")
+    return [flat[i] for i in np.flatnonzero(solution.x > 0.5)]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from distillation.shape_world import sample_captions
 from exporters.layouts.sampling import Sampling, plan_sampling
 from exporters.layouts.spec import GraphOptions
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.streamed.module import Streaming
 from exporters.streamed.pipeline import TorchPipeline
 from exporters.student.student import Student
@@ -66,10 +66,10 @@ class Trial:
     def products(self, prompts: int, wanted: Callable[[str], bool] = lambda name: True) -> dict[Key, Sensitivity]:
         """The sensitivities of the transformer's products of wanted names, calibrated on so many captions."""
         with tempfile.TemporaryDirectory() as folder:
-            captions = [str(caption) for caption in sample_captions(prompts, CALIBRATION_SEED)]
-            calibration = calibrate(self.student, self.options, self.sampling, captions, Path(folder))
+            captions = tuple(str(caption) for caption in sample_captions(prompts, CALIBRATION_SEED))
+            calibration = calibrate(self.student, self.options, self.sampling, CalibrationPlan(captions), Path(folder))
             keys = [key for key in calibration.weights() if key[0] == "transformer" and wanted(key[1])]
-            found = {key: calibration.known(*key) for key in keys if calibration.entry(*key).layer == "linear"}
+            found = {key: calibration.sensitivity(*key) for key in keys if calibration.entry(*key).layer == "linear"}
             return {key: replace(known, gram=np.array(known.gram)) for key, known in found.items() if known is not None}
 
 

@@ -9,7 +9,7 @@ from deploy.build.plan import settle
 from deploy.build.request import BuildRequest
 from deploy.errors import InputError
 from deploy.prompts import prompts_of_all_sorts, read_prompts
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.student.student import Student
 from quantization.calibration import FILE, Calibration
 from quantization.folders import new_folder, real_place
@@ -62,9 +62,8 @@ def calibrate_student(
             settled.student,
             settled.options,
             settled.sampling,
-            chosen,
+            CalibrationPlan(chosen, seed),
             draft,
-            seed=seed,
             on_prompt=lambda done: tell(f"calibrating, prompt {done} of {len(chosen)}"),
         )
     return Calibration(output)

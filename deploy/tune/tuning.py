@@ -34,7 +34,7 @@ from deploy.tune.compare import DrawnErrors, compare
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.restructure.denoiser import reads_modulated
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.streamed.module import Streaming, Substitute, input_rounding
 from exporters.streamed.pipeline import Drawn, TorchPipeline
 from exporters.student.student import Student
@@ -122,9 +122,8 @@ class Tuning:
                     self.student,
                     self.options,
                     self.sampling,
-                    self.calibration_prompts,
+                    CalibrationPlan(self.calibration_prompts, self.request.seed),
                     draft,
-                    seed=self.request.seed,
                     on_prompt=lambda done: self.tell(f"calibrating, prompt {done} of {total}"),
                 )
         return Calibration(folder)
@@ -158,7 +157,7 @@ class Tuning:
 
     def _error(self, key: Key, scheme: Scheme, weight: np.ndarray) -> float:
         """Mean square error of the pictures, estimated, where a weight is stored in a scheme."""
-        sensitivity = self.calibration.known(*key)
+        sensitivity = self.calibration.sensitivity(*key)
         assert sensitivity is not None
         error = sensitivity.weight_error(weight, roundtrip(weight, scheme, f"{key[0]}: {key[1]}", sensitivity))
         return error + (sensitivity.rounding_error(scheme) if self.rounds_inputs else 0.0)
@@ -208,7 +207,7 @@ class Tuning:
         found: dict[Key, np.ndarray] = {}
         for keys in groups.values():
             if all(pays(choice[key]) for key in keys):
-                known = self.calibration.known(*keys[0])
+                known = self.calibration.sensitivity(*keys[0])
                 assert known is not None
                 assert known.gram is not None  # every linear layer has one
                 found |= dict.fromkeys(keys, input_factors(known.gram))
@@ -219,7 +218,7 @@ class Tuning:
         file = self.request.work / "stored" / f"{_digest([self._digest(), key, scheme.name, factors is not None])}.npy"
         if not file.is_file():
             claim_folder(file.parent)
-            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.known(*key), factors)
+            stored = roundtrip(self.weight(key), scheme, f"{key[0]}: {key[1]}", self.calibration.sensitivity(*key), factors)
             write_array(file, stored)
         rounding = input_rounding(scheme, factors) if self.rounds_inputs else None
         return Substitute(lambda: np.array(np.load(file, mmap_mode="r")), rounding)

@@ -40,11 +40,11 @@ class ChannelsFirst(Lowering):
 
     def lower(self, node: ir.Node) -> None:
         form = None if node.domain else FORMS.get(node.op_type)
-        made = None if form is None else form(self, node)
-        if made is None:
+        operand = None if form is None else form(self, node)
+        if operand is None:
             super().lower(node)
         else:
-            self.columns[node.outputs[0]] = made
+            self.columns[node.outputs[0]] = operand
 
     def receive(self, value: ir.Value, variable: Any) -> None:
         handed_on = value.shape is not None and len(variable.shape) != len(value.shape)
@@ -52,34 +52,34 @@ class ChannelsFirst(Lowering):
         forms[value] = variable
 
     def handed_on(self, value: ir.Value) -> Operand:
-        return self.columns[value] if value in self.columns and _rank(value) == ROWS else self.made(value)
+        return self.columns[value] if value in self.columns and _rank(value) == ROWS else self.lowered(value)
 
     def forms(self) -> Iterator[tuple[ir.Value, Operand]]:
         yield from super().forms()
         yield from self.columns.items()
 
-    def made(self, value: ir.Value) -> Operand:
+    def lowered(self, value: ir.Value) -> Operand:
         if value not in self.values and value in self.columns:
             x = self.columns[value]
             if _rank(value) == ROWS:
                 self.values[value] = mb.squeeze(x=mb.transpose(x=x, perm=[0, 3, 2, 1]), axes=[2])
             else:
                 self.values[value] = mb.transpose(x=x, perm=[2, 3, 0, 1])
-        return super().made(value)
+        return super().lowered(value)
 
     def is_rows(self, value: ir.Value | None) -> bool:
         """Whether a value is the tokens of one picture, ``[1, S, C]`` in the graph."""
         if value in self.columns:
             return value is not None and _rank(value) == ROWS
-        made = None if value is None else self.values.get(value)
-        return made is not None and not isinstance(made, np.ndarray) and made.rank == ROWS and made.shape[0] == 1
+        operand = None if value is None else self.values.get(value)
+        return operand is not None and not isinstance(operand, np.ndarray) and operand.rank == ROWS and operand.shape[0] == 1
 
     def has_column(self, value: ir.Value | None) -> bool:
         """Whether :meth:`column` has a form for a value beside such tokens."""
         if self.is_rows(value):
             return True
-        known = None if value is None else self.values.get(value, value.const_value)
-        shape = None if known is None or value in self.columns else tuple(known.shape)
+        operand = None if value is None else self.values.get(value, value.const_value)
+        shape = None if operand is None or value in self.columns else tuple(operand.shape)
         return shape is not None and (len(shape) < ROWS or (len(shape) == ROWS and shape[0] == 1))
 
     def column(self, value: ir.Value | None) -> Operand:

@@ -94,17 +94,19 @@ class _Encoded:
     scheme: Scheme
     calibration: Calibration | None
     parts: int
-    made: IntegerTensor | LookupTensor | None = None
+    tensor: IntegerTensor | LookupTensor | None = None
     taken: int = 0
 
     def take(self) -> IntegerTensor | LookupTensor:
-        if self.made is None:
-            known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
-            self.made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known)
-        made, self.taken = self.made, self.taken + 1
+        if self.tensor is None:
+            sensitivity = (
+                None if self.calibration is None else self.calibration.sensitivity(self.weight.component, self.weight.name)
+            )
+            self.tensor = encode_codes(self.weight.load(), self.scheme, self.weight.origin, sensitivity)
+        tensor, self.taken = self.tensor, self.taken + 1
         if self.taken == self.parts:
-            self.made, self.taken = None, 0
-        return made
+            self.tensor, self.taken = None, 0
+        return tensor
 
 
 class Constants:
@@ -228,26 +230,26 @@ def _floating(weight: Weight, scheme: str, shape: tuple[int, ...]) -> np.ndarray
 
 
 def _codes(encoded: _Encoded, shape: tuple[int, ...]) -> np.ndarray:
-    made = encoded.take()
-    if isinstance(made, LookupTensor):
-        return made.codes.reshape(shape)
-    return made.codes.reshape(len(made.codes), -1)[:, : made.columns].reshape(shape)
+    tensor = encoded.take()
+    if isinstance(tensor, LookupTensor):
+        return tensor.codes.reshape(shape)
+    return tensor.codes.reshape(len(tensor.codes), -1)[:, : tensor.columns].reshape(shape)
 
 
 def _tables(encoded: _Encoded, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    made = encoded.take()
-    assert isinstance(made, LookupTensor)
-    return made.tables.reshape(shape).astype(dtype)
+    tensor = encoded.take()
+    assert isinstance(tensor, LookupTensor)
+    return tensor.tables.reshape(shape).astype(dtype)
 
 
 def _scales(encoded: _Encoded, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    made = encoded.take()
-    assert isinstance(made, IntegerTensor)
-    return made.scales.reshape(shape).astype(dtype)
+    tensor = encoded.take()
+    assert isinstance(tensor, IntegerTensor)
+    return tensor.scales.reshape(shape).astype(dtype)
 
 
 def _zeros(encoded: _Encoded, shape: tuple[int, ...]) -> np.ndarray:
-    made = encoded.take()
-    assert isinstance(made, IntegerTensor)
-    assert made.zeros is not None
-    return made.zeros.reshape(shape)
+    tensor = encoded.take()
+    assert isinstance(tensor, IntegerTensor)
+    assert tensor.zeros is not None
+    return tensor.zeros.reshape(shape)

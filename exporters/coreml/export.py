@@ -103,7 +103,7 @@ def _prepare(module: torch.nn.Module) -> None:
 
 def draft_bytes(model: ir.Model, options: ProgramOptions) -> int:
     """What a draft's weights will take."""
-    return sum(made.weight_bytes for made in to_programs(model, options))
+    return sum(program.weight_bytes for program in to_programs(model, options))
 
 
 def stage_paths(spec: GraphSpec, stages: int) -> list[str]:
@@ -149,10 +149,10 @@ def write_graph(
                 break
     return WrittenGraph(
         tuple(stages),
-        sum(made.constants.parameters for made in programs),
-        sum(made.weight_bytes for made in programs),
-        tuple(kept for made in programs for kept in made.constants.kept),
-        tuple(name for made in programs for name in made.wide),
+        sum(program.constants.parameters for program in programs),
+        sum(program.weight_bytes for program in programs),
+        tuple(kept for program in programs for kept in program.constants.kept),
+        tuple(name for program in programs for name in program.wide),
     )
 
 
@@ -167,8 +167,8 @@ def _write_stages(
     programs = to_programs(model, options, wide)
     stages = []
     ports = {port.name for port in (*spec.inputs, *spec.outputs)}
-    known = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
-    for made, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
-        write_package(made, folder / path, known, progress)
-        stages.append(WrittenStage(path, made.inputs, made.outputs))
+    descriptions = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
+    for program, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
+        write_package(program, folder / path, descriptions, progress)
+        stages.append(WrittenStage(path, program.inputs, program.outputs))
     return programs, stages

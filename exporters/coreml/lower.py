@@ -66,13 +66,13 @@ class Lowering:
 
     def handed_on(self, value: ir.Value) -> Operand:
         """A value as the next program takes it."""
-        return self.made(value)
+        return self.lowered(value)
 
     def forms(self) -> Iterator[tuple[ir.Value, Operand]]:
         """Every value with each variable or array that stands for it."""
         yield from self.values.items()
 
-    def made(self, value: ir.Value) -> Operand:
+    def lowered(self, value: ir.Value) -> Operand:
         """What a value has become, in the type that it was made in."""
         return self.values[value]
 
@@ -83,16 +83,16 @@ class Lowering:
             if isinstance(value.const_value, LazyWeight):
                 return self.constants.weight(value.const_value.weight, self.wide)
             self.values[value] = value.const_value.numpy()
-        found = self.made(value)
-        if isinstance(found, np.ndarray):
-            return self._typed(found)
-        return self.cast(found)
+        operand = self.lowered(value)
+        if isinstance(operand, np.ndarray):
+            return self._typed(operand)
+        return self.cast(operand)
 
-    def known(self, value: ir.Value | None) -> np.ndarray:
+    def array(self, value: ir.Value | None) -> np.ndarray:
         """A value that must be known when the program is made."""
-        found = self.operand(value)
-        assert isinstance(found, np.ndarray), f"{value} is not constant"
-        return found
+        operand = self.operand(value)
+        assert isinstance(operand, np.ndarray), f"{value} is not constant"
+        return operand
 
     def number(self, value: float) -> Any:
         """A number in the type that the node at hand computes in."""
@@ -160,8 +160,8 @@ def _matmul(at: Lowering, node: ir.Node) -> Operand:
     return mb.matmul(x=x, y=at.operand(right))
 
 
-def with_bias(node: ir.Node, made: dict[ir.Value, Operand], product: Callable[[ir.Value | None], Operand]) -> Operand:
-    """A linear layer's product, with the bias that follows where nothing else reads between: ``made`` has the sum then, too."""
+def with_bias(node: ir.Node, operands: dict[ir.Value, Operand], product: Callable[[ir.Value | None], Operand]) -> Operand:
+    """A linear layer's product, with the bias that follows where nothing else reads between; ``operands`` then have the sum."""
     right = node.inputs[1]
     assert right is not None
     assert isinstance(right.const_value, LazyWeight)
@@ -170,8 +170,8 @@ def with_bias(node: ir.Node, made: dict[ir.Value, Operand], product: Callable[[i
     if after is None:
         return product(None)
     add, bias = after
-    made[add.outputs[0]] = product(bias)
-    return made[add.outputs[0]]
+    operands[add.outputs[0]] = product(bias)
+    return operands[add.outputs[0]]
 
 
 def _bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
@@ -231,7 +231,7 @@ def _gather(at: Lowering, node: ir.Node) -> Operand:
 
 
 def _reshape(at: Lowering, node: ir.Node) -> Operand:
-    x, shape = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
+    x, shape = at.operand(node.inputs[0]), at.array(node.inputs[1]).tolist()
     if isinstance(x, np.ndarray):
         return x.reshape(shape)
     shape = [x.shape[i] if size == 0 and not attribute(node, "allowzero", 0) else size for i, size in enumerate(shape)]
@@ -262,13 +262,13 @@ def _slice(at: Lowering, node: ir.Node) -> Operand:
 
 def taken(at: Lowering, node: ir.Node) -> list[tuple[int, slice]]:
     """What a Slice takes, by axis; every element of it."""
-    starts, ends, axes = (at.known(value).tolist() for value in node.inputs[1:4])
-    assert len(node.inputs) < 5 or all(step == 1 for step in at.known(node.inputs[4]).tolist())
+    starts, ends, axes = (at.array(value).tolist() for value in node.inputs[1:4])
+    assert len(node.inputs) < 5 or all(step == 1 for step in at.array(node.inputs[4]).tolist())
     return [(axis, slice(first, last)) for first, last, axis in zip(starts, ends, axes, strict=True)]
 
 
 def _expand(at: Lowering, node: ir.Node) -> Operand:
-    x, shape = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
+    x, shape = at.operand(node.inputs[0]), at.array(node.inputs[1]).tolist()
     if isinstance(x, np.ndarray):
         return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape)))
     target = np.broadcast_shapes(x.shape, tuple(shape))
@@ -277,18 +277,18 @@ def _expand(at: Lowering, node: ir.Node) -> Operand:
 
 
 def _unsqueeze(at: Lowering, node: ir.Node) -> Operand:
-    x, axes = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
+    x, axes = at.operand(node.inputs[0]), at.array(node.inputs[1]).tolist()
     return np.expand_dims(x, axes) if isinstance(x, np.ndarray) else mb.expand_dims(x=x, axes=axes)
 
 
 def _squeeze(at: Lowering, node: ir.Node) -> Operand:
-    x, axes = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
+    x, axes = at.operand(node.inputs[0]), at.array(node.inputs[1]).tolist()
     return np.squeeze(x, tuple(axes)) if isinstance(x, np.ndarray) else mb.squeeze(x=x, axes=axes)
 
 
 def _clip(at: Lowering, node: ir.Node) -> Operand:
     """Clip; only ever applied to constants (T5's relative positions)."""
-    x, low, high = (at.known(value) for value in node.inputs)
+    x, low, high = (at.array(value) for value in node.inputs)
     return np.clip(x, low, high)
 
 
@@ -350,7 +350,7 @@ def _shaped(at: Lowering, value: ir.Value | None, shape: tuple[int, ...]) -> Ope
     assert value is not None
     if isinstance(value.const_value, LazyWeight):
         return at.constants.weight(value.const_value.weight, at.wide, shape)
-    return at.known(value).reshape(shape)
+    return at.array(value).reshape(shape)
 
 
 def _epsilon(at: Lowering, node: ir.Node) -> Any:
@@ -396,11 +396,11 @@ def gelu_mode(node: ir.Node) -> str:
 
 
 def _pad(at: Lowering, node: ir.Node) -> Operand:
-    x, pads = at.operand(node.inputs[0]), at.known(node.inputs[1]).tolist()
-    value = at.known(node.inputs[2]).item() if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
+    x, pads = at.operand(node.inputs[0]), at.array(node.inputs[1]).tolist()
+    value = at.array(node.inputs[2]).item() if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         every = [0] * 2 * x.rank
-        axes = at.known(node.inputs[3]).tolist()
+        axes = at.array(node.inputs[3]).tolist()
         for i, axis in enumerate(axes):
             every[axis % x.rank], every[axis % x.rank + x.rank] = pads[i], pads[i + len(axes)]
         pads = every

@@ -34,9 +34,9 @@ AUTHOR = "flash-deploy"
 class _Streamed(MILProtoExporter):  # type: ignore[misc]
     """coremltools' writer, but that placeholders are read when their turn comes."""
 
-    def __init__(self, made: StageProgram, weights: Path, version: int, progress: Callable[[int], None] | None) -> None:
-        super().__init__(made.program, str(weights), version)
-        self._loads, self._progress = made.constants.loads, progress
+    def __init__(self, stage: StageProgram, weights: Path, version: int, progress: Callable[[int], None] | None) -> None:
+        super().__init__(stage.program, str(weights), version)
+        self._loads, self._progress = stage.constants.loads, progress
         self.complaints: list[Complaint] = []
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class _Streamed(MILProtoExporter):  # type: ignore[misc]
 
 
 def write_package(
-    made: StageProgram,
+    stage: StageProgram,
     folder: Path,
     descriptions: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -77,7 +77,7 @@ def write_package(
     """Write one program to ``folder``, a path that ends in ``.mlpackage`` and does not exist.
 
     Args:
-        made: the program.
+        stage: the program.
         folder: where to.
         descriptions: of inputs and outputs, by name.
         progress: called with the number of bytes just written.
@@ -90,14 +90,14 @@ def write_package(
     weights = data / "weights"
     weights.mkdir(parents=True)
     try:
-        version = getattr(ct.target, made.system).value
+        version = getattr(ct.target, stage.system).value
         with _weights_of(folder):
-            writer = _Streamed(made, weights, version, progress)
+            writer = _Streamed(stage, weights, version, progress)
             program = writer.export()
             writer.check()
             writer.blob_writers.clear()  # closes the weight file
             _check_weights(weights / "weight.bin")
-        model = CoreMLProtoExporter(made.program, program, "", "", None, "mlprogram", "mil", version).export(version)
+        model = CoreMLProtoExporter(stage.program, program, "", "", None, "mlprogram", "mil", version).export(version)
         _describe(model, descriptions or {})
         write_bytes(data / "model.mlmodel", model.SerializeToString(deterministic=True))
         # To the last byte as Core ML's tools write it: loading a package writes this file again.

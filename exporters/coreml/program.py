@@ -180,8 +180,8 @@ def _program(
             before = function.operations.end
             lowering.lower(node)
             origins |= {var.name: node for operation in _since(function, before) for var in operation.outputs}
-        made = [lowering.made(value) if value.is_graph_output() else lowering.handed_on(value) for value in stage.outputs]
-        results = [_result(var, names[value]) for var, value in zip(made, stage.outputs, strict=True)]
+        operands = [lowering.lowered(value) if value.is_graph_output() else lowering.handed_on(value) for value in stage.outputs]
+        results = [_result(var, names[value]) for var, value in zip(operands, stage.outputs, strict=True)]
         function.set_outputs(results)
     outputs = tuple(ProgramPort(var.name, "float32", tuple(var.shape)) for var in results)
     ports |= dict(zip(stage.outputs, outputs, strict=True))
@@ -238,12 +238,14 @@ def _stages(model: ir.Model, nodes: list[ir.Node], count: int) -> Iterator[_Stag
         read = dict.fromkeys(value for node in part for value in node.inputs if value is not None)
         given = [value for value in model.graph.inputs if value in read or (begin == 0 and not value.uses())]
         inputs = given + [value for value in read if place.get(value, end) < begin]
-        made = [value for node in part for value in node.outputs]
-        outputs = [value for value in made if value in final or last.get(value, -1) >= end]
-        yield _Stage(part, [value for value in inputs if not _known(value)], [value for value in outputs if not _known(value)])
+        produced = [value for node in part for value in node.outputs]
+        outputs = [value for value in produced if value in final or last.get(value, -1) >= end]
+        yield _Stage(
+            part, [value for value in inputs if not _is_constant(value)], [value for value in outputs if not _is_constant(value)]
+        )
 
 
-def _known(value: ir.Value) -> bool:
+def _is_constant(value: ir.Value) -> bool:
     producer = value.producer()
     return producer is not None and producer.op_type == "Constant"
 
@@ -257,7 +259,7 @@ def _cuts(model: ir.Model, nodes: list[ir.Node], count: int) -> list[int]:
     crossing = np.zeros(len(nodes) + 1)
     for value, i in ((value, i) for node, i in position.items() for value in node.outputs):
         readers = [position[node] for node in value.consumers()]
-        if readers and not _known(value):
+        if readers and not _is_constant(value):
             unknown = value.shape is None  # within a kernel, as a rule: no place to cut
             crossing[i + 1 : max(readers) + 1] += np.inf if unknown else float(np.prod(value.shape.numpy()))  # type: ignore[union-attr]
     cuts: list[int] = []

@@ -25,7 +25,7 @@ def wide_nodes(rehearsal: Rehearsal, graph: str, model: ir.Model, options: Progr
     plain = ProgramOptions(uniform("fp16"), "fp32", options.system, attention=options.attention)
     with tempfile.TemporaryDirectory() as folder:
         programs = to_programs(model, plain)
-        packages = [write_package(made, Path(folder) / f"{i}.mlpackage") for i, made in enumerate(programs)]
+        packages = [write_package(program, Path(folder) / f"{i}.mlpackage") for i, program in enumerate(programs)]
         audit = Audit()
         _play(rehearsal, graph, [open_package(package) for package in packages], audit)
     return _beyond(programs, audit)
@@ -46,10 +46,10 @@ def nodes_by_loss(programs: Sequence[StageProgram], packages: Sequence[Path], gi
     """
     losses: dict[ir.Node, float] = {}
     values = dict(given)
-    for made, package in zip(programs, packages, strict=True):
+    for program, package in zip(programs, packages, strict=True):
         stage = open_package(package)
         for finding in compare(stage, {port.name: values[port.name] for port in stage.inputs}, drop_db=-math.inf).findings:
-            if (node := made.origins.get(finding.name)) is not None:
+            if (node := program.origins.get(finding.name)) is not None:
                 losses[node] = min(losses.get(node, math.inf), finding.after_db)
         values |= run_chain([stage], values, "fp32")
     return sorted(losses, key=losses.__getitem__)
@@ -71,8 +71,8 @@ def _play(rehearsal: Rehearsal, graph: str, stages: list[Program], audit: Audit 
     outputs = [port.name for port in stages[-1].outputs]
 
     def run(given: Arrays) -> Arrays:
-        made = run_chain(stages, given, "fp32", audit)
-        return {name: made[name] for name in outputs}
+        values = run_chain(stages, given, "fp32", audit)
+        return {name: values[name] for name in outputs}
 
     rehearsal.play(graph, run)
 
@@ -80,7 +80,7 @@ def _play(rehearsal: Rehearsal, graph: str, stages: list[Program], audit: Audit 
 def _beyond(programs: Iterable[StageProgram], audit: Audit) -> set[ir.Node]:
     """The nodes that make what is too large, and those that read it."""
     programs = list(programs)
-    origins = {name: node for made in programs for name, node in made.origins.items()}
-    readers = {name: nodes for made in programs for name, nodes in made.readers.items()}
+    origins = {name: node for program in programs for name, node in program.origins.items()}
+    readers = {name: nodes for program in programs for name, nodes in program.readers.items()}
     large = [record.name for record in audit.records if record.name in origins and not record.amax <= LIMIT]  # NaN is large
     return {origins[name] for name in large} | {node for name in large for node in readers.get(name, ())}

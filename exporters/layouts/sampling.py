@@ -70,10 +70,10 @@ def plan_sampling(
         _check(sigmas, steps)
     if steps > MOST_STEPS:
         raise ExportError("The steps cannot be planned.", [Complaint("steps", "too many", f"at most {MOST_STEPS}", str(steps))])
-    made, timesteps = _schedule(student, height, width, steps, sigmas)
+    shifted, timesteps = _schedule(student, height, width, steps, sigmas)
     stochastic = student.configs["scheduler"].get("stochastic_sampling")
     chosen: Sampler = method or ("renoise" if stochastic else "euler")
-    return Sampling(chosen, made, timesteps)
+    return Sampling(chosen, shifted, timesteps)
 
 
 def idle_steps(student: Student, height: int, width: int, sampling: Sampling) -> str:
@@ -132,12 +132,12 @@ def _schedule(
         scheduler.set_timesteps(**schedule, device="cpu", **extra)
     except ArithmeticError as error:  # a shift that no float can hold
         raise ExportError("The scheduler cannot be used.", [Complaint("scheduler_config.json", str(error))]) from error
-    made = scheduler.sigmas.tolist()
-    falling = all(a > b for a, b in itertools.pairwise(made))
-    if not (all(0 <= sigma <= 1 for sigma in made) and falling and made[-1] == 0):
-        complaint = Complaint("scheduler_config.json", "makes unusable sigmas", "falling from at most 1 to 0", str(made))
+    shifted = scheduler.sigmas.tolist()
+    falling = all(a > b for a, b in itertools.pairwise(shifted))
+    if not (all(0 <= sigma <= 1 for sigma in shifted) and falling and shifted[-1] == 0):
+        complaint = Complaint("scheduler_config.json", "makes unusable sigmas", "falling from at most 1 to 0", str(shifted))
         raise ExportError("The scheduler cannot be used.", [complaint])
-    return tuple(made), tuple(scheduler.timesteps.tolist())
+    return tuple(shifted), tuple(scheduler.timesteps.tolist())
 
 
 def _dynamic_shift(student: Student, height: int, width: int) -> float:
@@ -145,14 +145,14 @@ def _dynamic_shift(student: Student, height: int, width: int) -> float:
 
     step = VAE_SCALE * student.configs["transformer"]["patch_size"]
     config = student.configs["scheduler"]
-    known = inspect.signature(calculate_shift).parameters
+    parameters = inspect.signature(calculate_shift).parameters
     base = {
         "base_seq_len": "base_image_seq_len",
         "max_seq_len": "max_image_seq_len",
         "base_shift": "base_shift",
         "max_shift": "max_shift",
     }
-    given = {name: config[key] for name, key in base.items() if name in known and key in config}
+    given = {name: config[key] for name, key in base.items() if name in parameters and key in config}
     return float(calculate_shift((height // step) * (width // step), **given))
 
 

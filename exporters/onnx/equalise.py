@@ -34,7 +34,7 @@ def equalise_inputs(graph: ir.Graph, weights: Collection[ir.Value], calibration:
     Returns:
         The factors ``[in]`` that these of the weights are to be multiplied by.
     """
-    found: dict[ir.Value, np.ndarray] = {}
+    factors_by_weight: dict[ir.Value, np.ndarray] = {}
     for norm in [node for node in graph if node.op_type == "LayerNormalization"]:
         output = norm.outputs[0]
         read = [reader.inputs[1] for reader in output.consumers() if len(reader.inputs) > 1]
@@ -46,13 +46,13 @@ def equalise_inputs(graph: ir.Graph, weights: Collection[ir.Value], calibration:
         ]
         if len({calibration.input_number(*key) for key in keys}) > 1:
             continue
-        known = calibration.known(*keys[0])
-        if known is None or known.gram is None:
+        sensitivity = calibration.sensitivity(*keys[0])
+        if sensitivity is None or sensitivity.gram is None:
             continue
-        factors = input_factors(known.gram)
+        factors = input_factors(sensitivity.gram)
         _divide(graph, norm, factors)
-        found |= dict.fromkeys(products, factors)
-    return found
+        factors_by_weight |= dict.fromkeys(products, factors)
+    return factors_by_weight
 
 
 def _divide(graph: ir.Graph, norm: ir.Node, factors: np.ndarray) -> None:

@@ -46,7 +46,7 @@ class LowerOpset(InPlacePass):
         for node in list(model.graph):
             if node.op_type == "RMSNormalization" and not node.domain and _is_last_axis(node):
                 _write_out(model.graph, node)
-        complaints = [found for node in model.graph.all_nodes() for found in _complaints(node, self.opset)]
+        complaints = [complaint for node in model.graph.all_nodes() for complaint in _complaints(node, self.opset)]
         if complaints:
             raise ExportError(
                 f"The graph cannot be made for opset {self.opset}.", list(dict.fromkeys(complaints)), f"--opset {TRACED}"
@@ -67,11 +67,11 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
     assert x.dtype is not None, f"{node.name}: its input has no type"
     attribute = node.attributes.get("epsilon")
     epsilon = 1e-5 if attribute is None else attribute.as_float()
-    made: list[ir.Node] = []
+    nodes: list[ir.Node] = []
 
     def add(kind: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:
-        made.append(ir.node(kind, list(inputs), attributes, metadata_props={**node.metadata_props, STAMP: "LowerOpset"}))
-        value = made[-1].outputs[0]
+        nodes.append(ir.node(kind, list(inputs), attributes, metadata_props={**node.metadata_props, STAMP: "LowerOpset"}))
+        value = nodes[-1].outputs[0]
         value.type, value.shape = ir.TensorType(dtype), None if kind in ("ReduceMean", "Add", "Sqrt") else x.shape
         return value
 
@@ -95,7 +95,7 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
     if half:
         normal = add("Cast", normal, to=x.dtype, dtype=x.dtype)
     scaled = add("Mul", normal, scale, dtype=x.dtype)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [node.outputs[0]], [scaled])
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [node.outputs[0]], [scaled])
 
 
 def _complaints(node: ir.Node, opset: Opset) -> list[Complaint]:

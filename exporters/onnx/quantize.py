@@ -87,7 +87,7 @@ class _Encoding:
     def __init__(self, weight: Weight, scheme: Scheme, calibration: Calibration | None, factors: np.ndarray | None) -> None:
         self.weight, self.scheme, self.calibration, self.factors = weight, scheme, calibration, factors
         self._left: set[str] = set()
-        self._made: IntegerTensor | None = None
+        self._encoded: IntegerTensor | None = None
         self._lock = threading.Lock()  # its initializers may be read at the same time
 
     def part(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> LazyCodes:
@@ -97,16 +97,18 @@ class _Encoding:
 
     def take(self, form: str) -> IntegerTensor:
         with self._lock:
-            if self._made is None:
-                known = None if self.calibration is None else self.calibration.known(self.weight.component, self.weight.name)
-                made = encode_codes(self.weight.load(), self.scheme, self.weight.origin, known, self.factors)
-                assert isinstance(made, IntegerTensor)  # look-up tables are unsupported
-                self._made = made
-            made = self._made
+            if self._encoded is None:
+                sensitivity = (
+                    None if self.calibration is None else self.calibration.sensitivity(self.weight.component, self.weight.name)
+                )
+                encoded = encode_codes(self.weight.load(), self.scheme, self.weight.origin, sensitivity, self.factors)
+                assert isinstance(encoded, IntegerTensor)  # look-up tables are unsupported
+                self._encoded = encoded
+            encoded = self._encoded
             self._left.discard(form)
             if not self._left:
-                self._made = None
-            return made
+                self._encoded = None
+            return encoded
 
 
 class LazyCodes(ir.LazyTensor):
@@ -127,17 +129,17 @@ class LazyCodes(ir.LazyTensor):
 
     def read(self) -> np.ndarray:
         """The stored numbers."""
-        made, shape = self.encoding.take(self.form), self.shape.numpy()
+        encoded, shape = self.encoding.take(self.form), self.shape.numpy()
         if self.form in SCALE_FORMS:
-            return np.ascontiguousarray(made.scales.reshape(shape).astype(FLOAT_TYPES[self.dtype]))
+            return np.ascontiguousarray(encoded.scales.reshape(shape).astype(FLOAT_TYPES[self.dtype]))
         if self.form == "blocks":
-            return pack_unsigned(made.codes, self.encoding.scheme.bits)
+            return pack_unsigned(encoded.codes, self.encoding.scheme.bits)
         if self.form == "block zeros":
-            assert made.zeros is not None
+            assert encoded.zeros is not None
             per_byte = 8 // self.encoding.scheme.bits
-            zeros = np.pad(made.zeros, ((0, 0), (0, -made.zeros.shape[1] % per_byte)))
+            zeros = np.pad(encoded.zeros, ((0, 0), (0, -encoded.zeros.shape[1] % per_byte)))
             return pack_unsigned(zeros, self.encoding.scheme.bits).reshape(shape)
-        codes = made.codes.reshape(len(made.codes), -1)[:, : made.columns]
+        codes = encoded.codes.reshape(len(encoded.codes), -1)[:, : encoded.columns]
         if self.form == "transposed unsigned":
             return transposed(codes.view(np.uint8) ^ np.uint8(UNSIGNED_ZERO))
         return transposed(codes) if self.form == "transposed" else np.ascontiguousarray(codes.reshape(shape))
@@ -275,8 +277,8 @@ class _Codes:
         return self.tensor.weight.elements // self.rows
 
     def initializer(self, suffix: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
-        made = self.encoding.part(f"{self.value.name}.{suffix}", dtype, shape, form)
-        new = ir.Value(name=made.name, shape=made.shape, type=ir.TensorType(dtype), const_value=made)
+        tensor = self.encoding.part(f"{self.value.name}.{suffix}", dtype, shape, form)
+        new = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
         self.graph.initializers.add(new)
         return new
 
@@ -285,8 +287,8 @@ def _unsigned_zero(graph: ir.Graph) -> ir.Value:
     """The code that stands for zero in all unsigned 8-bit codes of a graph."""
     name = "unsigned_zero"
     if name not in graph.initializers:
-        made = ir.Tensor(np.array(UNSIGNED_ZERO, np.uint8), name=name)
-        graph.initializers.add(ir.Value(name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made))
+        tensor = ir.Tensor(np.array(UNSIGNED_ZERO, np.uint8), name=name)
+        graph.initializers.add(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
     return graph.initializers[name]
 
 
@@ -303,10 +305,10 @@ def _look_up(node: ir.Node, weight: _Codes) -> None:
     codes = weight.initializer("int8", ir.DataType.INT8, weight.tensor.weight.shape, "rows")
     scales = weight.initializer("scales", weight.dtype, (weight.rows, 1), "scales")
     ids = node.inputs[1]
-    found, scale = _node("Gather", [codes, ids], {}, ir.DataType.INT8), _node("Gather", [scales, ids], {}, weight.dtype)
-    widen = _node("Cast", [found.outputs[0]], {"to": weight.dtype}, weight.dtype)
+    gathered, scale = _node("Gather", [codes, ids], {}, ir.DataType.INT8), _node("Gather", [scales, ids], {}, weight.dtype)
+    widen = _node("Cast", [gathered.outputs[0]], {"to": weight.dtype}, weight.dtype)
     product = _node("Mul", [widen.outputs[0], scale.outputs[0]], {}, weight.dtype)
-    _replace(node, [found, scale, widen, product])
+    _replace(node, [gathered, scale, widen, product])
 
 
 def _multiply(node: ir.Node, weight: _Codes) -> None:
@@ -374,10 +376,10 @@ def _as_product(node: ir.Node) -> ir.Node:
 def _node(
     kind: str, inputs: list[ir.Value | None], attributes: Mapping[str, object], dtype: ir.DataType | None, domain: str = ""
 ) -> ir.Node:
-    made = ir.node(kind, inputs, dict(attributes), domain=domain, metadata_props={STAMP: "QuantizeWeights"})  # type: ignore[arg-type]
+    node = ir.node(kind, inputs, dict(attributes), domain=domain, metadata_props={STAMP: "QuantizeWeights"})  # type: ignore[arg-type]
     if dtype is not None:
-        made.outputs[0].type = ir.TensorType(dtype)
-    return made
+        node.outputs[0].type = ir.TensorType(dtype)
+    return node
 
 
 def _replace(node: ir.Node, nodes: list[ir.Node]) -> None:

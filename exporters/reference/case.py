@@ -43,7 +43,7 @@ class Texts:
         options = replace(self._options, layout="native", dynamic=False)
         spec = plan_graphs(self._student, options)[0]
         encode = stream(spec)
-        return [tuple(made.numpy() for made in encode(*self._ids(prompt, spec))) for prompt in PROMPTS]  # type: ignore[misc]
+        return [tuple(tensor.numpy() for tensor in encode(*self._ids(prompt, spec))) for prompt in PROMPTS]  # type: ignore[misc]
 
     def _ids(self, prompt: str, spec: GraphSpec) -> list[Tensor]:
         return [torch.from_numpy(token_ids(self._student, name, self._options, prompt)) for name in spec.components]

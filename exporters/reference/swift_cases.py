@@ -22,12 +22,14 @@ from exporters.student.student import Student
 
 def _clip(component: str) -> Maker:
     def cases(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
-        made = []
+        clip_cases = []
         for prompt in PROMPTS:
             ids = token_ids(student, component, options, prompt)
             out = models[component](torch.from_numpy(ids), output_hidden_states=True)
-            made.append(Case({"input_ids": ids.astype(np.float32)}, [out.hidden_states[-2].numpy(), out.text_embeds.numpy()]))
-        return made
+            clip_cases.append(
+                Case({"input_ids": ids.astype(np.float32)}, [out.hidden_states[-2].numpy(), out.text_embeds.numpy()])
+            )
+        return clip_cases
 
     return cases
 

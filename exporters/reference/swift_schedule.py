@@ -69,22 +69,22 @@ def nearest_schedules(sigmas: Sequence[float], own_shift: float = 1.0) -> list[C
         sigmas: the student's, one more than there are steps, the last 0.
         own_shift: the scheduler's shift, tried beside shifts of two digits after the point.
 
-    >>> [(found.steps, found.shift, round(found.error, 3)) for found in nearest_schedules([1.0, 0.9, 0.75, 0.5, 0.0])]
+    >>> [(s.steps, s.shift, round(s.error, 3)) for s in nearest_schedules([1.0, 0.9, 0.75, 0.5, 0.0])]
     [(5, 2.97, 0.001), (4, 12.0, 0.374)]
-    >>> [(found.steps, found.shift, round(found.error, 3)) for found in nearest_schedules([1.0, 0.858, 0.602, 0.009, 0.0])]
+    >>> [(s.steps, s.shift, round(s.error, 3)) for s in nearest_schedules([1.0, 0.858, 0.602, 0.009, 0.0])]
     [(4, 3.0, 0.0), (5, 1.0, 0.242)]
     """
     wanted = np.asarray(sigmas[:-1])
-    found = []
+    nearest = []
     for steps in (len(wanted), len(wanted) + 1):
         if steps < 2:  # the client's spacing of one step divides by zero
             continue
         shifts = [own_shift, *SHIFTS.tolist()]
-        made = [client_sigmas(steps, shift) for shift in shifts]
-        errors = [float(np.abs(np.asarray(one[: len(wanted)]) - wanted).max()) for one in made]
+        candidates = [client_sigmas(steps, shift) for shift in shifts]
+        errors = [float(np.abs(np.asarray(one[: len(wanted)]) - wanted).max()) for one in candidates]
         best = int(np.argmin(errors))
-        found.append(ClientSchedule(steps, shifts[best], made[best], errors[best]))
-    return sorted(found, key=lambda schedule: schedule.error)
+        nearest.append(ClientSchedule(steps, shifts[best], candidates[best], errors[best]))
+    return sorted(nearest, key=lambda schedule: schedule.error)
 
 
 def client_schedule(student: Student, options: GraphOptions, sampling: Sampling, costly: bool = False) -> ClientSchedule:
@@ -149,10 +149,10 @@ def _measured(
             pictures: np.ndarray = own.decode(drawer.sample((states, modulations), noise)).numpy()
             return pictures
 
-        wanted, found = draw(own), []
+        wanted, measured = draw(own), []
         for schedule in schedules:
             timesteps = tuple(TRAIN_STEPS * sigma for sigma in schedule.sigmas)
             got = draw(pipeline(Sampling("euler", (*schedule.sigmas, 0.0), timesteps)))
             worst = min(psnr_db(a, b) for a, b in zip(wanted, got, strict=True))
-            found.append(replace(schedule, psnr_db=min(worst, EQUAL_DB)))
-    return found
+            measured.append(replace(schedule, psnr_db=min(worst, EQUAL_DB)))
+    return measured

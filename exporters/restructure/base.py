@@ -39,8 +39,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[batch, in_channels, height, width]`` to ``[batch, out_channels, ...]``."""
-        made = self._conv_forward(input.to(self.weight.dtype), self.weight, self.bias)
-        return made.to(torch.float32) if self.begins_stream else made
+        output = self._conv_forward(input.to(self.weight.dtype), self.weight, self.bias)
+        return output.to(torch.float32) if self.begins_stream else output
 
 
 class TokenEmbedding(nn.Embedding):

@@ -106,9 +106,9 @@ class Modulations(Module):
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors, and which rows are scales."""
-        found = {name: component[_diffusers_name(name)] for name in self.state_dict() if name != "one"}
+        weights = {name: component[_diffusers_name(name)] for name in self.state_dict() if name != "one"}
         ones = np.array(self.is_scale, np.float32).reshape(1, -1, 1)
-        return found | {"one": constant(ones, "transformer: which modulations are scales")}
+        return weights | {"one": constant(ones, "transformer: which modulations are scales")}
 
 
 class Conditioner(RestructuredModule):

@@ -241,5 +241,5 @@ class Denoiser(RestructuredModule):
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors by the same names, and the positions from its table."""
-        found = {name: component[name] for name in self.state_dict() if not name.startswith("positions.")}
-        return found | prefixed("positions", self.positions.weights(component[TABLE]))
+        weights = {name: component[name] for name in self.state_dict() if not name.startswith("positions.")}
+        return weights | prefixed("positions", self.positions.weights(component[TABLE]))

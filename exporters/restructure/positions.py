@@ -76,8 +76,8 @@ class SeparablePositions(nn.Module):
             square = table.load().reshape(self.max_size, self.max_size, -1)
             columns, rows = square[0, :, : self.column_channels], square[:, 0, self.column_channels :]
             for i in range(self.max_size):
-                made = np.concatenate([columns, np.broadcast_to(rows[i], (self.max_size, rows.shape[1]))], axis=-1)
-                if not np.array_equal(square[i], made):
+                rebuilt = np.concatenate([columns, np.broadcast_to(rows[i], (self.max_size, rows.shape[1]))], axis=-1)
+                if not np.array_equal(square[i], rebuilt):
                     complaint = Complaint(table.origin, "the positional table is not separable", got=f"row {i} differs")
                     raise ExportError(
                         "This student cannot be exported with a dynamic size.", [complaint], "fix --height and --width"

@@ -137,7 +137,7 @@ class T5Encoder(RestructuredModule):
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Transformers' tensors, and the bucket of each distance."""
-        found = {name: component[name] for name in self.state_dict() if name != "buckets"}
-        return found | {
+        weights = {name: component[name] for name in self.state_dict() if name != "buckets"}
+        return weights | {
             "buckets": constant(np.array(self.relative_buckets, np.int64), "text_encoder_3: buckets of relative positions")
         }

@@ -63,8 +63,8 @@ class TextEncoder(RestructuredModule):
 
     def weights_of_all(self, components: Mapping[str, Mapping[str, Weight]]) -> dict[str, Weight]:
         """Each encoder's tensors, prefixed with its component's name."""
-        found: dict[str, Weight] = {}
+        weights: dict[str, Weight] = {}
         for name, encoder in self.named_children():
             assert isinstance(encoder, RestructuredModule)
-            found |= prefixed(name, encoder.weights(components[name]))
-        return found
+            weights |= prefixed(name, encoder.weights(components[name]))
+        return weights

@@ -49,9 +49,9 @@ class Transformer(RestructuredModule):
 
     def weights(self, component: Mapping[str, Weight]) -> dict[str, Weight]:
         """Diffusers' tensors by their names there."""
-        found = prefixed("denoiser", self.denoiser.weights(component)) | prefixed(
+        weights = prefixed("denoiser", self.denoiser.weights(component)) | prefixed(
             "modulations", self.modulations.weights(component)
         )
         for name in ("text_embedder", "timestep_embedder"):
-            found |= prefixed(name, named(self.get_submodule(name), component, f"time_text_embed.{name}"))
-        return found
+            weights |= prefixed(name, named(self.get_submodule(name), component, f"time_text_embed.{name}"))
+        return weights

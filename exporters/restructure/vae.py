@@ -92,9 +92,9 @@ def _own_form(name: str, layer: nn.Module) -> nn.Module:
         return Linear(layer.in_features, layer.out_features, layer.bias is not None)
     if type(layer) is nn.Conv2d:
         where: Any = {"stride": layer.stride, "padding": layer.padding}
-        made = Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, bias=layer.bias is not None, **where)  # type: ignore[arg-type]
-        made.begins_stream = name in _STREAM_BEGINS
-        return made
+        conv = Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, bias=layer.bias is not None, **where)  # type: ignore[arg-type]
+        conv.begins_stream = name in _STREAM_BEGINS
+        return conv
     return layer
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,24 @@ from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entr
 from quantization.errors import Complaint
 from quantization.files import REMEDY, WritingError, reserve, writing
 from quantization.schemes import BLOCKS
+
+_ROUNDED = (0, *BLOCKS)
+"""Block sizes for which rounding of activations is measured; 0 for whole tensors."""
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """What a calibration draws, and what it keeps of it.
+
+    Attributes:
+        prompts: one pass each.
+        seed: of the noise and the projections.
+        grams: keep Gram matrices: four bytes for each pair of a layer's inputs, 10 GB for SD3.5-Medium.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int = 0
+    grams: bool = True
 
 
 class _Sums:
@@ -43,8 +62,8 @@ class _Sums:
 class _Collector:
     """The observer of one calibration."""
 
-    def __init__(self, blocks: Sequence[int], folder: Path | None) -> None:
-        self.blocks, self.folder = blocks, folder
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
         self.sums: dict[Key, _Sums] = {}
         self._grams: list[np.memmap] = []
 
@@ -62,7 +81,7 @@ class _Collector:
         channels = 1 if isinstance(product.layer, nn.Conv2d) else -1
         stride = product.layer.stride[0] * product.layer.stride[1] if isinstance(product.layer, nn.Conv2d) else 1
         sums.inputs += x.numel() // x.shape[channels] // int(stride)
-        for block in self.blocks:
+        for block in _ROUNDED:
             error = _rounding_error(x.movedim(channels, -1), x_gradient.movedim(channels, -1), block)
             sums.rounding[block] = sums.rounding.get(block, 0.0) + error
         if self.folder is not None and isinstance(product.layer, nn.Linear) and not sums.shares_gram:
@@ -131,11 +150,8 @@ def calibrate(
     student: Student,
     options: GraphOptions,
     sampling: Sampling,
-    prompts: Sequence[str],
+    plan: CalibrationPlan,
     folder: Path,
-    grams: bool = True,
-    blocks: Sequence[int] = (0, *BLOCKS),
-    seed: int = 0,
     on_prompt: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Measure the sensitivity of every matrix of the student.
@@ -144,45 +160,43 @@ def calibrate(
         student: the student.
         options: ``native``, of a fixed size.
         sampling: the schedule.
-        prompts: one pass each.
+        plan: what is drawn, and what is kept of it.
         folder: an empty folder for the calibration.
-        grams: keep Gram matrices: four bytes for each pair of a layer's inputs, 10 GB for SD3.5-Medium.
-        blocks: block sizes for which rounding of activations is measured; 0 for whole tensors.
-        seed: of the noise and the projections.
         on_prompt: called with the number of prompts that are done.
 
     Raises:
         WritingError: the disk is too small, which is seen before the start, or fills up.
     """
     (folder / GRAMS).mkdir(exist_ok=True)
-    collector = _Collector(blocks, folder if grams else None)
+    collector = _Collector(folder if plan.grams else None)
     pipeline = TorchPipeline(student, options, sampling, Streaming({}, collector))
-    if grams:
+    if plan.grams:
         _check_disk(folder, pipeline)
-    noise, step_noise = pipeline.noise(len(prompts), seed)
-    generator = torch.Generator().manual_seed(seed)
-    for i, prompt in enumerate(prompts):
+    noise, step_noise = pipeline.noise(len(plan.prompts), plan.seed)
+    generator = torch.Generator().manual_seed(plan.seed)
+    for i, prompt in enumerate(plan.prompts):
         start = noise[i : i + 1].requires_grad_()
         picture = pipeline.draw([prompt], start, step_noise[:, i : i + 1]).pictures
         projection = torch.randn(picture.shape, generator=generator) / picture.numel() ** 0.5
         picture.backward(projection)  # type: ignore[no-untyped-call]
         collector.finish_prompt()
-        if i == 0 and grams:
+        if i == 0 and plan.grams:
             collector.share_grams()
         if on_prompt:
             on_prompt(i + 1)
     recipe = CalibrationRecipe(
         fingerprint=student.fingerprint(),
-        prompts=tuple(prompts),
-        seed=seed,
+        prompts=plan.prompts,
+        seed=plan.seed,
         height=options.height,
         width=options.width,
         timesteps=sampling.timesteps,
         keep_t5=options.keep_t5,
         max_sequence_length=options.max_sequence_length,
     )
-    vectors = [(sums.rows / len(prompts), sums.columns / len(prompts)) for sums in collector.sums.values()]
-    save_calibration(folder, recipe, _entries(collector, len(prompts)), vectors)
+    count = len(plan.prompts)
+    vectors = [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()]
+    save_calibration(folder, recipe, _entries(collector, count), vectors)
     return Calibration(folder)
 
 

@@ -167,11 +167,11 @@ class Product:
         if watch is not None:
             if x.is_floating_point():
                 watch(self.name, x)
-            made = self.run(x.to(torch.float32) if x.is_floating_point() else x)
-            watch(self.name, made)
-            return made
-        made = self.run(x.to(self._type).to(torch.float32) if x.is_floating_point() else x).to(self._type)
-        return made.to(torch.float32) if getattr(self.layer, "begins_stream", False) else made
+            output = self.run(x.to(torch.float32) if x.is_floating_point() else x)
+            watch(self.name, output)
+            return output
+        output = self.run(x.to(self._type).to(torch.float32) if x.is_floating_point() else x).to(self._type)
+        return output.to(torch.float32) if getattr(self.layer, "begins_stream", False) else output
 
     def run(self, x: Tensor) -> Tensor:
         """The layer's output, in fp32."""
@@ -228,12 +228,12 @@ def stream(spec: GraphSpec, streaming: Streaming | None = None) -> nn.Module:
     """
     streaming = streaming or Streaming()
     with torch.device("meta"):
-        made = spec.module()
-    assert isinstance(made, nn.Module)
-    set_precision(made, streaming.compute, streaming.wide)
-    weights = spec.weights(made)
+        model = spec.module()
+    assert isinstance(model, nn.Module)
+    set_precision(model, streaming.compute, streaming.wide)
+    weights = spec.weights(model)
     cached = 4 * sum(weight.elements for weight in weights.values()) <= CACHE_BYTES
-    for prefix, module in made.named_modules():
+    for prefix, module in model.named_modules():
         streams = isinstance(module, nn.Linear | nn.Conv2d | TokenEmbedding)
         for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
             weight = weights[f"{prefix}.{name}" if prefix else name]
@@ -245,7 +245,7 @@ def stream(spec: GraphSpec, streaming: Streaming | None = None) -> nn.Module:
             module.watch_attention = functools.partial(_watch_attention, streaming.watch, prefix)
         if getattr(module, "recomputed", False):
             module.forward = _recomputing(module.forward)
-    return made.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _watch_attention(watch: Watch, part: str, query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> None:

@@ -126,9 +126,9 @@ class TorchPipeline:
         """Initial noise of some pictures and what a re-noising sampler adds; picture i is the same whatever their number."""
         options, channels = self.options, self.student.configs["transformer"]["in_channels"]
         shape = (channels, options.height // VAE_SCALE, options.width // VAE_SCALE)
-        made = []
+        draws = []
         for i in range(images):
             generator = torch.Generator().manual_seed((seed << 20) + i)
-            made.append(torch.randn(len(self.sampling.sigmas), *shape, generator=generator))
-        stacked = torch.stack(made, dim=1)
+            draws.append(torch.randn(len(self.sampling.sigmas), *shape, generator=generator))
+        stacked = torch.stack(draws, dim=1)
         return stacked[0], stacked[1:]

@@ -114,15 +114,15 @@ def assemble(
     if variant is not None and parts.files and not any(f".{variant}" in file.name for file in parts.files):
         parts.complain([Complaint("--variant", "no component has it", "the variant of some weight files", variant)])
     defaults = parts.read_rest()
-    found = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)
-    if found and not source.ignore_lora:
-        parts.errors.append(adapters.refusal(folder, found))
+    adapter_files = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)
+    if adapter_files and not source.ignore_lora:
+        parts.errors.append(adapters.refusal(folder, adapter_files))
     if parts.errors:
         raise StudentError.of(f"{source.path} is not a usable student", parts.errors)
     check_fit(source.path, parts.configs)
     said = [*notes, *parts.notes]
-    said += [adapters.note(folder, found)] if found else []
-    said += [] if given else _loose_notes(folder, found)
+    said += [adapters.note(folder, adapter_files)] if adapter_files else []
+    said += [] if given else _loose_notes(folder, adapter_files)
     said += filter(None, [_guidance(source.path, folder, parts, defaults)])
     student = Student(
         source.path,
@@ -132,7 +132,7 @@ def assemble(
         tuple(parts.files),
         defaults,
         notes=_printable(said),
-        adapters=found,
+        adapters=adapter_files,
         stored_configs=parts.stored,
     )
     return replace(student, stamps={file: stamp(file) for file in student.files()})
@@ -143,9 +143,9 @@ def _printable(notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(shortened(note, LONGEST_HEADLINE) for note in notes)
 
 
-def _loose_notes(folder: Path, found: Sequence[Path]) -> list[str]:
+def _loose_notes(folder: Path, adapter_files: Sequence[Path]) -> list[str]:
     """Checkpoints beside complete component folders, as many repositories have them: the folders are read."""
-    loose = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".gguf", ".ckpt") and f not in found]
+    loose = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".gguf", ".ckpt") and f not in adapter_files]
     if not loose:
         return []
     names = ", ".join(file.name for file in loose[:3]) + (f" and {len(loose) - 3} more" if len(loose) > 3 else "")

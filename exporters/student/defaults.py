@@ -43,9 +43,10 @@ def read_defaults(file: Path) -> StudentDefaults:
     if not file.exists() and not file.is_symlink():
         return StudentDefaults()
     content = read_json(file)
-    known = {f.name for f in fields(StudentDefaults)}
+    field_names = {f.name for f in fields(StudentDefaults)}
     complaints = [
-        Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(known))}") for key in content.keys() - known
+        Complaint(str(file), f"unknown key {key!r}", f"one of {', '.join(sorted(field_names))}")
+        for key in content.keys() - field_names
     ]
     complaints += [
         Complaint(str(file), f"{key} is wrong", f"a whole number from 1 to {most}", repr(content[key]))

@@ -35,7 +35,7 @@ def names_few_steps(text: str) -> bool:
     """
     if _NAMED.search(text.replace("_", " ")):
         return True
-    return any(_is_few(found[1] or found[2]) for found in _STEPS.finditer(text))
+    return any(_is_few(match[1] or match[2]) for match in _STEPS.finditer(text))
 
 
 def _is_few(count: str) -> bool:

@@ -80,11 +80,11 @@ def open_single_file(source: StudentSource) -> Student:
 
 def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
     """Complain of a file that holds something else, or a LoRA among its weights."""
-    found = len(file.names)
+    count = len(file.names)
     if lora := adapter_tensors(file.names):
-        alone = 2 * len(lora) >= found
+        alone = 2 * len(lora) >= count
         what = "is a LoRA, not a student" if alone else "holds weights with a LoRA attached"
-        complaint = Complaint(str(path), "tensors of a LoRA", "weights", f"{len(lora)} of {found}, e.g. {min(lora)}")
+        complaint = Complaint(str(path), "tensors of a LoRA", "weights", f"{len(lora)} of {count}, e.g. {min(lora)}")
         raise StudentError(f"{path} {what}.", [complaint], FUSE, what)
     if any(name.startswith(f"{_TRANSFORMER}joint_blocks.") for name in file.names):
         return
@@ -92,7 +92,7 @@ def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
         str(path),
         "not an original Stable Diffusion 3 checkpoint: no MMDiT in it",
         f"tensors named {_TRANSFORMER}joint_blocks.*",
-        f"{found} others",
+        f"{count} others",
     )
     if kind := checkpoint_kind(file.names):
         raise StudentError(f"{path} {kind.what}.", [complaint], kind.remedy, kind.what)
@@ -103,18 +103,18 @@ def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
 def _by_component(path: Path, file: SafetensorsFile) -> dict[str, list[str]]:
     """Names of tensors by the component that takes them; those that none takes are under the empty name."""
     prefixes = {"transformer": _TRANSFORMER, "vae": _VAE, **_ENCODERS}
-    found: dict[str, list[str]] = {}
+    by_component: dict[str, list[str]] = {}
     for name in file.names:
         if name.endswith(_DEAD) or name.startswith(_DEAD_FOLDERS):
             continue
         component = next((c for c, prefix in prefixes.items() if name.startswith(prefix)), "")
         component = "vae" if name.startswith(_OTHER_VAE) else component
-        found.setdefault(component, []).append(name)
-    both = [prefix for prefix in (_VAE, _OTHER_VAE) if any(name.startswith(prefix) for name in found.get("vae", []))]
+        by_component.setdefault(component, []).append(name)
+    both = [prefix for prefix in (_VAE, _OTHER_VAE) if any(name.startswith(prefix) for name in by_component.get("vae", []))]
     if len(both) > 1:
         complaint = Complaint(str(path), "holds two VAEs", "one", " and ".join(f"{prefix}*" for prefix in both))
         raise StudentError(f"{path} holds two VAEs.", [complaint], "remove one of them from the file", "holds two VAEs")
-    return found
+    return by_component
 
 
 def _untaken(names: list[str]) -> list[str]:

@@ -68,24 +68,24 @@ class Student:
         Raises:
             StudentError: a text that cannot travel in every bundle, by its name or its size.
         """
-        found = [
+        files = [
             file
             for file in sorted(self.folder.iterdir())
             if file.name.upper().startswith(LICENCE_NAMES) and file.is_file() and self._is_own(file)
         ]
         complaints = [
             Complaint(str(file.parent / ascii(file.name)), "has a name that not every system can hold", "letters, digits, . _ -")
-            for file in found
+            for file in files
             if not re.fullmatch(r"[\w. ()+-]+", file.name, re.ASCII)
         ]
         complaints += [
             Complaint(str(file), "is too large for a licence", f"at most {LARGEST_LICENCE} bytes", str(file.stat().st_size))
-            for file in found
+            for file in files
             if file.stat().st_size > LARGEST_LICENCE
         ]
         if complaints:
             raise StudentError("The licences of the student cannot be taken along.", complaints, "rename or shorten them")
-        return {file.name: file.read_text("utf-8", errors="replace") for file in found}
+        return {file.name: file.read_text("utf-8", errors="replace") for file in files}
 
     def _is_own(self, file: Path) -> bool:
         return is_own(file, self.folder)

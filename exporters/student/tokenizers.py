@@ -19,7 +19,7 @@ def open_tokenizers(student: Student, keep_t5: bool) -> Tokenizers:
         StudentError: a tokenizer cannot be read, or does not fit its encoder.
     """
     kept = [name for name in ENCODER_IDS if name in student.weights and (keep_t5 or name != "text_encoder_3")]
-    found, complaints = [], []
+    opened, complaints = [], []
     for component in kept:
         folder = student.tokenizer_folder(component)
         try:
@@ -28,10 +28,10 @@ def open_tokenizers(student: Student, keep_t5: bool) -> Tokenizers:
             complaints.append(Complaint(str(folder), f"cannot be read: {type(error).__name__}: {error}"))
             continue
         complaints += _check(component, tokenizer, student)
-        found.append((ENCODER_IDS[component], folder.name, tokenizer))
+        opened.append((ENCODER_IDS[component], folder.name, tokenizer))
     if complaints:
         raise StudentError("The tokenizers of the student cannot be used.", complaints)
-    return tuple(found)
+    return tuple(opened)
 
 
 def _check(component: str, tokenizer: Any, student: Student) -> list[Complaint]:

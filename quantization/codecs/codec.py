@@ -25,7 +25,7 @@ def encode_codes(
     weight: np.ndarray,
     scheme: Scheme,
     origin: str,
-    known: Sensitivity | None = None,
+    sensitivity: Sensitivity | None = None,
     factors: np.ndarray | None = None,
 ) -> IntegerTensor | LookupTensor:
     """Encode a weight as integers or table indices.
@@ -34,19 +34,19 @@ def encode_codes(
         weight: ``[out, in, ...]``; float16, bfloat16, float32 or float64.
         scheme: an integer or look-up scheme.
         origin: where the weight comes from, for complaints.
-        known: its sensitivity; none for data-free encoding.
+        sensitivity: the weight's; none for data-free encoding.
         factors: of its inputs, ``[in]``; none where they are not equalised.
 
     Raises:
         SchemeError: the weight holds NaN or infinity, or does not fit.
     """
     if factors is not None:
-        weight, known = weight * factors, None if known is None else equalised(known, factors)
-    gram = None if known is None else known.gram
+        weight, sensitivity = weight * factors, None if sensitivity is None else equalised(sensitivity, factors)
+    gram = None if sensitivity is None else sensitivity.gram
     if scheme.kind == "lookup":
-        if known is None:
+        if sensitivity is None:
             return encode_lookup(weight, scheme, origin)
-        rows, columns = known.importance()
+        rows, columns = sensitivity.importance()
         return encode_lookup(weight, scheme, origin, rows[:, None] * columns, gram)
     if gram is not None:
         return encode_integer_with_feedback(weight, scheme, origin, gram)
@@ -57,7 +57,7 @@ def roundtrip(
     weight: np.ndarray,
     scheme: Scheme,
     origin: str,
-    known: Sensitivity | None = None,
+    sensitivity: Sensitivity | None = None,
     factors: np.ndarray | None = None,
 ) -> np.ndarray:
     """The weight that a scheme stores, fp32, in the weight's own shape; of ``w8a8`` only the weights are meant.
@@ -66,7 +66,7 @@ def roundtrip(
         weight: as of :func:`encode_codes`.
         scheme: any scheme.
         origin: where the weight comes from, for complaints.
-        known: its sensitivity; none for data-free encoding.
+        sensitivity: the weight's; none for data-free encoding.
         factors: as of :func:`encode_codes`; the weight comes back without them.
 
     Raises:
@@ -74,6 +74,6 @@ def roundtrip(
     """
     if scheme.kind == "float":
         return encode_float(weight, scheme.name, origin).astype(np.float32)
-    encoded = encode_codes(weight, scheme, origin, known, factors)
+    encoded = encode_codes(weight, scheme, origin, sensitivity, factors)
     decoded = decode_lookup(encoded) if isinstance(encoded, LookupTensor) else decode_integer(encoded)
     return decoded.reshape(weight.shape) if factors is None else decoded / factors

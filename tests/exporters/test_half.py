@@ -111,12 +111,12 @@ def test_a_graph_below_its_threshold_gets_fp32_parts_until_it_is_above(students:
     """fp16 alone stays below 70 dB; the fp32 parts are few where few are enough, and all where the weights themselves lose."""
     half = HalfGraph(graph(students["tiny"], "denoiser"), FP16)
     cases = reference_cases(half.spec, students["tiny"], OPTIONS)
-    found = half.worst_db(cases)
-    assert half.widened(cases, found) == half
-    more = half.widened(cases, found + 1)
+    fp16_db = half.worst_db(cases)
+    assert half.widened(cases, fp16_db) == half
+    more = half.widened(cases, fp16_db + 1)
     every = half.widened(cases, 1000.0)
     assert set() < more.wide < every.wide
-    assert more.worst_db(cases) >= found + 1
+    assert more.worst_db(cases) >= fp16_db + 1
     assert every.wide == set(parts_ruled_fp32(half.spec, uniform("fp32")))
 
 
@@ -163,7 +163,7 @@ def test_residual_streams_of_the_vae_are_fp32(name: str, students: dict[str, Stu
     seen: list[torch.dtype] = []
     for part in module.modules():
         if isinstance(part, ResnetBlock2D | Attention):
-            part.register_forward_hook(lambda _, taken, made: seen.extend((taken[0].dtype, made.dtype)))
+            part.register_forward_hook(lambda _, taken, output: seen.extend((taken[0].dtype, output.dtype)))
     case = reference_cases(spec, students["tiny"], options)[0]
     with torch.no_grad():
         module(*(torch.from_numpy(case.inputs[port.name]) for port in spec.inputs))

@@ -37,7 +37,7 @@ def test_no_candidate_is_better(name: str, weighted: bool) -> None:
     shares = rng.exponential(1, (3, size)).astype(np.float32) if weighted else np.ones((3, size), np.float32)
     codes, scales, zeros = encode_blocks(weights, scheme, shares if weighted else None)
     decoded = scales[..., None].astype(np.float64) * (codes.astype(np.float64) - zeros[..., None])
-    found = (shares * (weights - decoded) ** 2).sum(axis=-1)
+    errors = (shares * (weights - decoded) ** 2).sum(axis=-1)
     best = np.array(
         [
             [least_error(weights[r, b].astype(float), shares[b], scheme.bits, scheme.zero_points) for b in range(3)]
@@ -47,7 +47,7 @@ def test_no_candidate_is_better(name: str, weighted: bool) -> None:
     # Candidates are told apart by sums in fp32, of 80 terms in at least 8 lanes: 13 roundings of 2^-24 of the energy each.
     energy = (shares * weights.astype(np.float64) ** 2).sum(axis=-1)
     tolerance = 2**-20 * energy
-    assert (np.abs(found - best) <= tolerance).all()
+    assert (np.abs(errors - best) <= tolerance).all()
     worse = (shares * (weights - 1.01 * decoded) ** 2).sum(axis=-1)
     assert (np.abs(worse - best) > tolerance).all()  # the comparison can fail
 

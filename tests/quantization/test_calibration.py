@@ -43,10 +43,10 @@ def folder(tmp_path: Path) -> Path:
 def test_what_is_saved_is_read(folder: Path) -> None:
     calibration = Calibration(folder)
     assert calibration.weights() == [("transformer", "w")]
-    sensitivity = calibration.known("transformer", "w")
+    sensitivity = calibration.sensitivity("transformer", "w")
     assert sensitivity is not None
     assert np.array_equal(sensitivity.columns, np.ones(3))
-    assert calibration.known("transformer", "another") is None
+    assert calibration.sensitivity("transformer", "another") is None
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -69,7 +69,7 @@ def test_a_damaged_gram_matrix_is_refused(damage: Callable[[bytes], bytes], fold
     file = gram_file(folder, 0)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CalibrationError, match="The calibration is damaged"):
-        Calibration(folder).known("transformer", "w")
+        Calibration(folder).sensitivity("transformer", "w")
 
 
 def test_it_is_of_one_student(folder: Path) -> None:

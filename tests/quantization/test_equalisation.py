@@ -29,16 +29,18 @@ def test_unseen_inputs_keep_a_finite_factor(squares: list[float]) -> None:
 def test_what_is_known_is_of_the_scaled_weight() -> None:
     """The Gram matrix is that of the divided inputs, and an error predicted for the scaled weight is that of the weight."""
     x, weight = RNG.standard_normal((50, 8)) * [8, 4, 2, 1, 1, 1, 1, 1], RNG.standard_normal((6, 8))
-    known = Sensitivity(RNG.random(6), RNG.random(8), {0: 1.0}, x.T @ x)
+    sensitivity = Sensitivity(RNG.random(6), RNG.random(8), {0: 1.0}, x.T @ x)
     factors = input_factors(x.T @ x).astype(np.float64)
-    scaled = equalised(known, factors)
+    scaled = equalised(sensitivity, factors)
     assert scaled.gram == pytest.approx((x / factors).T @ (x / factors))
-    assert scaled.columns == pytest.approx(known.columns / factors**2)
+    assert scaled.columns == pytest.approx(sensitivity.columns / factors**2)
     # M' = M / s: sums over both axes agree, as they must for one matrix of squares
-    assert scaled.rows.sum() / scaled.columns.sum() == pytest.approx(known.rows.sum() / known.columns.sum())
+    assert scaled.rows.sum() / scaled.columns.sum() == pytest.approx(sensitivity.rows.sum() / sensitivity.columns.sum())
     moved = weight + 0.01 * RNG.standard_normal(weight.shape)
-    ratio = scaled.weight_error(weight * factors, moved * factors) / known.weight_error(weight, moved)
-    assert ratio == pytest.approx(scaled.rows[0] / known.rows[0] * np.trace(known.gram) / np.trace(scaled.gram), rel=1e-4)
+    ratio = scaled.weight_error(weight * factors, moved * factors) / sensitivity.weight_error(weight, moved)
+    assert ratio == pytest.approx(
+        scaled.rows[0] / sensitivity.rows[0] * np.trace(sensitivity.gram) / np.trace(scaled.gram), rel=1e-4
+    )
 
 
 def test_encoding_the_scaled_weight_serves_the_divided_inputs() -> None:

@@ -26,7 +26,7 @@ def inputs(columns: int, samples: int = 400) -> np.ndarray:
     ) + 0.1 * RNG.standard_normal((samples, columns))
 
 
-def known(x: np.ndarray, rows: int) -> Sensitivity:
+def sensitivity_of(x: np.ndarray, rows: int) -> Sensitivity:
     gram = (x.T @ x).astype(np.float32)
     return Sensitivity(np.ones(rows), np.diag(gram).astype(np.float64), {}, gram)
 
@@ -77,7 +77,7 @@ def test_outputs_change_less(scheme: str, shape: tuple[int, int]) -> None:
     x = inputs(max(8, shape[1]))[:, : shape[1]]
     weight = RNG.standard_normal(shape).astype(np.float32)
     parsed = parse_scheme(scheme)
-    plain, fed = (roundtrip(weight, parsed, "w", evidence) for evidence in (None, known(x, shape[0])))
+    plain, fed = (roundtrip(weight, parsed, "w", evidence) for evidence in (None, sensitivity_of(x, shape[0])))
     assert fed.shape == weight.shape
     errors = [float(np.sum((x @ (weight - stored).T) ** 2)) for stored in (plain, fed)]
     assert errors[1] <= errors[0] * (10**-0.2 if shape[1] >= 50 else 1.05)
@@ -88,7 +88,7 @@ def test_codes_stay_in_range(scheme: str) -> None:
     """However far feedback pushes a weight."""
     x = inputs(64) * np.geomspace(1, 1e4, 64)
     weight = RNG.standard_normal((6, 64)).astype(np.float16)
-    encoded = encode_codes(weight, parse_scheme(scheme), "w", known(x, 6))
+    encoded = encode_codes(weight, parse_scheme(scheme), "w", sensitivity_of(x, 6))
     assert encoded.codes.max() <= (15 if scheme == "lut4" else 7)
     assert encoded.codes.min() >= (0 if scheme == "lut4" else -8)
 
@@ -105,14 +105,14 @@ def test_inputs_never_seen() -> None:
 def test_non_finite_weights_are_named() -> None:
     weight = np.full((2, 32), np.nan, np.float32)
     with pytest.raises(SchemeError, match="transformer: ff: 64 values are NaN"):
-        roundtrip(weight, parse_scheme("int4g32"), "transformer: ff", known(inputs(32), 2))
+        roundtrip(weight, parse_scheme("int4g32"), "transformer: ff", sensitivity_of(inputs(32), 2))
 
 
 def test_predicted_error_is_the_outputs() -> None:
     """One output gradient for all: the predicted error is the mean square change of the output, up to the factor of its units."""
     x, weight = inputs(32), RNG.standard_normal((4, 32)).astype(np.float32)
-    stored = roundtrip(weight, parse_scheme("int4g16"), "w", known(x, 4))
-    by_gram = known(x, 4).weight_error(weight, stored)
+    stored = roundtrip(weight, parse_scheme("int4g16"), "w", sensitivity_of(x, 4))
+    by_gram = sensitivity_of(x, 4).weight_error(weight, stored)
     assert by_gram == pytest.approx(np.sum((x @ (weight - stored).T) ** 2) / np.sum(x**2), rel=1e-4)
     diagonal = Sensitivity(np.full(4, 2.0), np.full(32, 0.25), {})
     assert diagonal.weight_error(weight, stored) == pytest.approx(np.sum((weight - stored) ** 2) * 2 * 0.25 / 8, rel=1e-5)

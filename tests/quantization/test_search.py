@@ -22,30 +22,30 @@ WEIGHTS = st.lists(
 
 
 def options(weights: list[list[tuple[int, float, float]]]) -> list[list[Option]]:
-    return [[Option(scheme, *figures) for scheme, figures in zip(SCHEMES, found, strict=False)] for found in weights]
+    return [[Option(scheme, *figures) for scheme, figures in zip(SCHEMES, weight, strict=False)] for weight in weights]
 
 
 @settings(max_examples=60, deadline=None)
 @given(WEIGHTS, st.floats(0, 1), st.sampled_from([("error", "size_bytes"), ("size_bytes", "error"), ("error", "time")]))
 def test_the_best_of_all_choices(weights: list[list[tuple[int, float, float]]], share: float, what: tuple[str, str]) -> None:
     minimise, limited = what
-    found = options(weights)
+    candidates = options(weights)
 
     def total(choice: tuple[Option, ...] | list[Option], measure: str) -> float:
         return float(sum(getattr(option, measure) for option in choice))
 
-    choices = list(itertools.product(*found))
+    choices = list(itertools.product(*candidates))
     low, high = (pick(total(choice, limited) for choice in choices) for pick in (min, max))
     limit = low + share * (high - low) + 1e-12
     best = min(total(choice, minimise) for choice in choices if total(choice, limited) <= limit)
     try:
-        chosen = choose(found, minimise, Limits(**{limited: limit}))
+        chosen = choose(candidates, minimise, Limits(**{limited: limit}))
     except SearchError:
         assert share < 1e-6  # a limit at the very least there is, within the solver's tolerance
         return
     assert total(chosen, limited) <= limit
     # The solver proves its optimum to 1e-6 of it, or of a thousandth of the largest option.
-    largest = max(getattr(option, minimise) for options_ in found for option in options_)
+    largest = max(getattr(option, minimise) for options_ in candidates for option in options_)
     assert total(chosen, minimise) <= best * (1 + 1e-5) + largest * 1e-5
 
 

@@ -14,8 +14,8 @@ from exporters.errors import Complaint
 
 def check_operations(program: Program) -> list[Complaint]:
     """Everything that is wrong with the program's operations; each unknown kind is named once."""
-    known = OPERATORS.keys() | constants.DECODERS.keys()
-    unknown = Counter(operation.kind for operation in program.operations if operation.kind not in known)
+    supported = OPERATORS.keys() | constants.DECODERS.keys()
+    unknown = Counter(operation.kind for operation in program.operations if operation.kind not in supported)
     complaints = [
         Complaint(f"operation {kind}", "is not known to the evaluator", got=f"{count} of them") for kind, count in unknown.items()
     ]
@@ -23,7 +23,7 @@ def check_operations(program: Program) -> list[Complaint]:
     constant: set[str] = set()
     for operation in program.operations:
         complaints += _check_names(operation, given, constant)
-        if operation.kind in known:
+        if operation.kind in supported:
             complaints += _check_parameters(operation, program)
         names = {port.name for port in operation.outputs}
         given |= names

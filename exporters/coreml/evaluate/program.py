@@ -164,9 +164,9 @@ class _Reader:
             return self._blob_constant(proto.blobFileValue, dtype, shape, where)
         tensor, count = proto.immediateValue.tensor, math.prod(shape)
         stored = _immediate(tensor, dtype)
-        found = None if stored is None else _count(stored, dtype, count)
-        if stored is None or found != count:
-            got = str(tensor.WhichOneof("value")) if found is None else str(found)
+        stored_count = None if stored is None else _count(stored, dtype, count)
+        if stored is None or stored_count != count:
+            got = str(tensor.WhichOneof("value")) if stored_count is None else str(stored_count)
             self._complaints.append(Complaint(where, "the stored values do not fit their type", f"{count} of {dtype.name}", got))
             return Constant(dtype, shape, lambda: np.zeros(0, dtype.array))
         array = elements(stored, dtype, shape) if stored.dtype == np.uint8 else stored.reshape(shape)

@@ -63,12 +63,12 @@ def find_adapters(folder: Path, without: Collection[str] = ()) -> tuple[Path, ..
         folder: the student's.
         without: components that are not used; what lies in their folders does not matter.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for place in _places(folder, without):
         here = [file for file in _entries(place) if is_adapter(file)]
         config = place / "adapter_config.json"
-        found += here or ([config] if config.is_file() else [])
-    return tuple(found)
+        files += here or ([config] if config.is_file() else [])
+    return tuple(files)
 
 
 def _places(folder: Path, without: Collection[str]) -> Iterator[Path]:

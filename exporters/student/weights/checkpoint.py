@@ -165,24 +165,24 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
             opened.append(SafetensorsFile(file, component))
         except StudentError as error:
             errors.append(error)
-    names = [name for found in opened for name in found.names]
+    names = [name for shard in opened for name in shard.names]
     if holds_unfused(names) or adapter_tensors(names):
         raise unfused(component, str(folder))
     if tool := quantization(names):
         raise quantized(component, str(folder), tool)
-    for found in opened:
+    for shard in opened:
         try:
-            more = found.weights([name for name in found.names if name not in DEAD_TENSORS], component)
+            more = shard.weights([name for name in shard.names if name not in DEAD_TENSORS], component)
         except StudentError as error:
             errors.append(error)
             continue
         twice = sorted(more.keys() & weights.keys())
-        complaints = [Complaint(f"{component}: {name}", "is stored twice", got=f"again in {found.file.name}") for name in twice]
+        complaints = [Complaint(f"{component}: {name}", "is stored twice", got=f"again in {shard.file.name}") for name in twice]
         errors += [StudentError("", complaints)] if complaints else []
         weights.update(more)
     if errors:
         raise StudentError.of(f"The weights of {component} cannot be read", errors)
-    notes += dict.fromkeys(note for found in opened for note in found.wrapper_notes(component))
+    notes += dict.fromkeys(note for shard in opened for note in shard.wrapper_notes(component))
     return Opened(weights, files, notes)
 
 

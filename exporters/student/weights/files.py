@@ -29,7 +29,7 @@ _SHARD = re.compile(rf"{_STEM}(?:\.([^.]+))?-\d{{5}}-of-\d{{5}}(?:\.([^.]+))?\.s
 
 
 @dataclass
-class _Found:
+class _Listing:
     """What a folder holds, by variant (the plain files' is the empty string).
 
     Attributes:
@@ -49,15 +49,15 @@ def choose_weight_files(folder: Path, component: str, variant: str | None) -> tu
     Raises:
         StudentError: there is no set, there are several, or one that is not whole.
     """
-    found = _look(folder)
-    if not found.sets:
-        raise _no_weights(folder, component, found)
-    chosen = _choose(folder, component, found.sets, variant)
-    sets = found.sets[chosen]
+    listing = _look(folder)
+    if not listing.sets:
+        raise _no_weights(folder, component, listing)
+    chosen = _choose(folder, component, listing.sets, variant)
+    sets = listing.sets[chosen]
     if len(sets) > 1:
-        raise _several(folder, component, sets, len(found.sets) > 1)
+        raise _several(folder, component, sets, len(listing.sets) > 1)
     files = _shards(folder, sets[0], component) if sets[0].suffix == ".json" else sets
-    return files, _unread(component, sets[0], files, found, chosen)
+    return files, _unread(component, sets[0], files, listing, chosen)
 
 
 def _several(folder: Path, component: str, sets: Sequence[Path], other_variants: bool) -> StudentError:
@@ -82,19 +82,19 @@ def has_weight_files(folder: Path) -> bool:
     return folder.is_dir() and any(file.suffix in kinds or f"{_SUFFIX}.index" in file.name for file in folder.iterdir())
 
 
-def _look(folder: Path) -> _Found:
-    found = _Found()
+def _look(folder: Path) -> _Listing:
+    listing = _Listing()
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         if match := _INDEX.fullmatch(file.name):
-            found.sets.setdefault(match[1] or match[2] or "", []).append(file)
+            listing.sets.setdefault(match[1] or match[2] or "", []).append(file)
         elif match := _SHARD.fullmatch(file.name):
-            found.shards.setdefault(match[1] or match[2] or "", []).append(file)
+            listing.shards.setdefault(match[1] or match[2] or "", []).append(file)
         elif file.suffix == _SUFFIX and not is_adapter(file):
             if match := _SINGLE.fullmatch(file.name):
-                found.sets.setdefault(match[1] or "", []).append(file)
+                listing.sets.setdefault(match[1] or "", []).append(file)
             else:
-                found.others.append(file)
-    return found
+                listing.others.append(file)
+    return listing
 
 
 def _choose(folder: Path, component: str, sets: dict[str, list[Path]], variant: str | None) -> str:
@@ -115,8 +115,8 @@ def _choose(folder: Path, component: str, sets: dict[str, list[Path]], variant: 
     return chosen
 
 
-def _no_weights(folder: Path, component: str, found: _Found) -> StudentError:
-    if shards := [file for files in found.shards.values() for file in files]:
+def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError:
+    if shards := [file for files in listing.shards.values() for file in files]:
         names = _names(shards)
         return StudentError(
             f"The shards of {component} have no index.",
@@ -136,7 +136,7 @@ def _no_weights(folder: Path, component: str, found: _Found) -> StudentError:
         complaint = Complaint(str(gguf[0]), "is a GGUF file", "safetensors")
         return StudentError(f"{component} is a GGUF file.", [complaint], UNQUANTIZED, f"{component} is a GGUF file")
     wanted = " or ".join(f"{stem}{_SUFFIX}" for stem in STEMS)
-    got = _names(found.others) or None
+    got = _names(listing.others) or None
     return StudentError(
         f"{component} has no weights.",
         [Complaint(str(folder), "no weight file", wanted, got)],
@@ -144,15 +144,15 @@ def _no_weights(folder: Path, component: str, found: _Found) -> StudentError:
     )
 
 
-def _unread(component: str, chosen: Path, files: Sequence[Path], found: _Found, variant: str) -> list[str]:
+def _unread(component: str, chosen: Path, files: Sequence[Path], listing: _Listing, variant: str) -> list[str]:
     """Weights that lie about and are not part of the set: what an older save has left, or what someone has put there."""
-    shards = [file for file in found.shards.get(variant, []) if file not in files]
+    shards = [file for file in listing.shards.get(variant, []) if file not in files]
     notes = []
     if shards:
         why = "its index does not name them" if chosen.suffix == ".json" else f"{chosen.name} is"
         notes.append(f"{component}: shards that are not read ({why}): {_names(shards)}")
-    if found.others:
-        notes.append(f"{component}: files that are not read ({chosen.name} is): {_names(found.others)}")
+    if listing.others:
+        notes.append(f"{component}: files that are not read ({chosen.name} is): {_names(listing.others)}")
     return notes
 
 

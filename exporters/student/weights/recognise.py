@@ -146,10 +146,12 @@ def _cache_kind(path: Path) -> Kind | None:
     """A hub cache above the snapshots, which are the students."""
     home = path if path.name == "snapshots" else path / "snapshots"
     if home.is_dir():
-        found = sorted(child for child in home.iterdir() if child.is_dir())
+        snapshots = sorted(child for child in home.iterdir() if child.is_dir())
         main = home.parent / "refs" / "main"
-        named = [child for child in found if main.is_file() and child.name == main.read_text("utf-8", errors="replace").strip()]
-        remedy = " or ".join(f"give {child}" for child in (named or found)[:5]) or "download it again: it holds no snapshot"
+        named = [
+            child for child in snapshots if main.is_file() and child.name == main.read_text("utf-8", errors="replace").strip()
+        ]
+        remedy = " or ".join(f"give {child}" for child in (named or snapshots)[:5]) or "download it again: it holds no snapshot"
         return Kind("is a hub cache's folder of one model; its snapshots are the students", remedy)
     models = sorted(child for child in path.glob("models--*") if (child / "snapshots").is_dir())
     if models:

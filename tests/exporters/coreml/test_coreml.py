@@ -58,11 +58,11 @@ def rehearsal(student: Student, options: GraphOptions) -> Rehearsal:
 def export(student: Student, options: GraphOptions, target: ProgramOptions, folder: Path) -> dict[str, tuple[GraphSpec, Any]]:
     """Every graph of a student as packages in ``folder``."""
     measured = rehearsal(student, options) if target.compute == "fp16" else None
-    made = {}
+    written = {}
     for spec in plan_graphs(student, options):
         stages = target.stages if spec.name == "denoiser" else 1
-        made[spec.name] = spec, write_graph(spec, draft(spec), replace(target, stages=stages), measured, folder)
-    return made
+        written[spec.name] = spec, write_graph(spec, draft(spec), replace(target, stages=stages), measured, folder)
+    return written
 
 
 def db(spec: GraphSpec, written: Any, student: Student, options: GraphOptions, folder: Path) -> float:
@@ -148,14 +148,14 @@ def test_convolutions_weights_are_those_of_linear_layers(
     assert (linear.weight_bytes, linear.kept) == (convolution.weight_bytes, convolution.kept)
     expected = dense_weights(tmp_path / "linear" / linear.stages[0].path)
     package = tmp_path / "convolution" / convolution.stages[0].path
-    found = dense_weights(package)
-    assert len(found) == len(expected) > 30
-    for name, values in found.items():
+    stored = dense_weights(package)
+    assert len(stored) == len(expected) > 30
+    for name, values in stored.items():
         assert np.array_equal(values.reshape(expected[name].shape), expected[name]), name
     theirs = tmp_path / "theirs.mlpackage"
     ct.optimize.coreml.decompress_weights(ct.models.MLModel(str(package), skip_model_load=True)).save(str(theirs))
     decoded = dense_weights(theirs)
-    assert all(np.array_equal(values, decoded[name]) for name, values in found.items())
+    assert all(np.array_equal(values, decoded[name]) for name, values in stored.items())
 
 
 def scaled(student: Student, component: str, pattern: str, factor: float) -> Student:
@@ -227,29 +227,29 @@ class AtLeast:
 def test_a_graph_below_its_threshold_gets_fp32_operators_until_it_is_above(students: dict[str, Student], tmp_path: Path) -> None:
     """Those that lose most first; no ranges are measured here, for nothing of this student comes near fp16's."""
     spec = next(spec for spec in plan_graphs(students["tiny"], OPTIONS) if spec.name == "denoiser")
-    target, made = ProgramOptions(uniform("fp16"), stages=2), draft(spec)
+    target, model = ProgramOptions(uniform("fp16"), stages=2), draft(spec)
     easy = AtLeast(spec, students["tiny"], 45)
-    assert not write_graph(spec, made, target, None, tmp_path, None, easy).wide
-    (found,) = easy.reached
+    assert not write_graph(spec, model, target, None, tmp_path, None, easy).wide
+    (reached_db,) = easy.reached
     for folder in tmp_path.iterdir():
         shutil.rmtree(folder)
-    hard = AtLeast(spec, students["tiny"], found + 1)
-    written = write_graph(spec, made, target, None, tmp_path, None, hard)
+    hard = AtLeast(spec, students["tiny"], reached_db + 1)
+    written = write_graph(spec, model, target, None, tmp_path, None, hard)
     assert written.wide
-    assert hard.reached[0] == found
-    assert hard.reached[-1] >= found + 1
+    assert hard.reached[0] == reached_db
+    assert hard.reached[-1] >= reached_db + 1
     assert [stage.path for stage in written.stages] == sorted(folder.name for folder in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("attention", ["fused", "split-einsum"])
 def test_readers_of_a_product_are_those_of_its_bias_too(attention: AttentionForm, denoiser: tuple[GraphSpec, Any]) -> None:
     """A product takes the bias after it; what reads the sum must know when that outgrows fp16."""
-    (made,) = to_programs(denoiser[1], replace(FP32, attention=attention))
-    operations = made.program.functions["main"].operations
+    (stage,) = to_programs(denoiser[1], replace(FP32, attention=attention))
+    operations = stage.program.functions["main"].operations
     products = [op for op in operations if op.op_type in {"linear", "conv"} and "ff_net_2" in op.weight.name]
     assert len(products) == 3
     for product in products:
-        assert {reader.op_type for reader in made.readers[product.outputs[0].name]} == {"Add", "Mul"}  # the bias, the gate
+        assert {reader.op_type for reader in stage.readers[product.outputs[0].name]} == {"Add", "Mul"}  # the bias, the gate
 
 
 STORED = {
@@ -273,8 +273,8 @@ def test_compressed_constants_are_what_the_codec_made(
     plain = tmp_path / "plain"
     reference = write_graph(spec, draft(spec), FP32, None, plain)
     ours = dense_weights(package)
-    found = ours["transformer_time_text_embed_text_embedder_linear_2_weight"]
-    assert snr_db(expected, found.astype(np.float32)) >= 60
+    stored = ours["transformer_time_text_embed_text_embedder_linear_2_weight"]
+    assert snr_db(expected, stored.astype(np.float32)) >= 60
     file = package / "Data/com.apple.CoreML/weights/weight.bin"
     assert 0 <= file.stat().st_size - written.weight_bytes < 1024 + 192 * 64  # headers and alignment of what is stored
     assert reference.parameters == written.parameters

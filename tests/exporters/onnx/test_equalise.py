@@ -16,7 +16,7 @@ from exporters.onnx.trace import trace
 from exporters.onnx.weights import LazyWeight
 from exporters.reference.decibels import snr_db
 from exporters.restructure.denoiser import reads_modulated
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.student.student import Student
 from exporters.student.weights.weight import Weight
 from quantization.calibration import GRAMS, Calibration, CalibrationRecipe, Entry, gram_file, save_calibration
@@ -41,17 +41,17 @@ def norm_and_products(norm_is_output: bool = False) -> ir.Model:
     """A layer norm with outlier channels, read by two products."""
     x = ir.Value(name="x", shape=ir.Shape(X.shape), type=ir.TensorType(ir.DataType.FLOAT))
     scale, shift = value("scale", ir.Tensor(SCALE, name="scale")), value("shift", ir.Tensor(0 * SCALE, name="shift"))
-    made = []
+    weights = []
     for name, weight in WEIGHTS.items():
         stored = Weight(weight.shape, weight.dtype, lambda weight=weight: weight, name, "transformer", name)
-        made.append(value(name, LazyWeight(stored, ir.DataType.FLOAT, name, transposed=True)))
+        weights.append(value(name, LazyWeight(stored, ir.DataType.FLOAT, name, transposed=True)))
     norm = ir.node("LayerNormalization", [x, scale, shift], {"axis": -1, "epsilon": 0.0})
-    nodes = [norm, *(ir.node("MatMul", [norm.outputs[0], weight]) for weight in made)]
+    nodes = [norm, *(ir.node("MatMul", [norm.outputs[0], weight]) for weight in weights)]
     both = ir.node("Concat", [node.outputs[0] for node in nodes[1:]], {"axis": -1})
     for i, node in enumerate([*nodes, both]):
         node.outputs[0].name, node.outputs[0].type = f"y{i}", ir.TensorType(ir.DataType.FLOAT)
     outputs = [both.outputs[0], *([norm.outputs[0]] if norm_is_output else [])]
-    graph = ir.Graph([x], outputs, nodes=[*nodes, both], initializers=[scale, shift, *made], opset_imports={"": 23}, name="g")
+    graph = ir.Graph([x], outputs, nodes=[*nodes, both], initializers=[scale, shift, *weights], opset_imports={"": 23}, name="g")
     return ir.Model(graph, ir_version=10)
 
 
@@ -124,9 +124,10 @@ def test_where_it_does_not_fold(
 
 def test_every_modulated_norm_of_the_denoiser_takes_factors(students: dict[str, Student], tmp_path: Path) -> None:
     options, sampling = options_of(students["tiny"])
-    found = calibrate(students["tiny"], options, sampling, [str(c) for c in sample_captions(1, 0)], tmp_path)
+    plan = CalibrationPlan(tuple(str(caption) for caption in sample_captions(1, 0)))
+    calibration = calibrate(students["tiny"], options, sampling, plan, tmp_path)
     spec = next(spec for spec in plan_graphs(students["tiny"], options) if spec.name == "denoiser")
-    model, _ = clean_up(trace(spec, torch.float32), PassOptions(uniform("w8a8"), calibration=found))
+    model, _ = clean_up(trace(spec, torch.float32), PassOptions(uniform("w8a8"), calibration=calibration))
     encodings = [v.const_value.encoding for v in model.graph.initializers.values() if isinstance(v.const_value, LazyCodes)]
     names = {encoding.weight.name for encoding in encodings}
     assert {e.weight.name for e in encodings if e.factors is not None} == {name for name in names if reads_modulated(name)}

@@ -68,10 +68,10 @@ REFUSED = {
 def test_what_the_opset_does_not_have(text: str, message: str) -> None:
     with pytest.raises(ExportError) as error:
         clean_up(ir.from_onnx_text(text), PassOptions(uniform("fp32"), opset=21))
-    found = str(error.value)
-    assert found.startswith("The graph cannot be made for opset 21.")
-    assert found.endswith("What to do: --opset 23")
-    assert re.search(message, found), found
+    complaint = str(error.value)
+    assert complaint.startswith("The graph cannot be made for opset 21.")
+    assert complaint.endswith("What to do: --opset 23")
+    assert re.search(message, complaint), complaint
 
 
 @pytest.mark.parametrize(

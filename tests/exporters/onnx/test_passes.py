@@ -43,13 +43,13 @@ def port(name: str, *shape: int) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
 
 
-def run(made: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
-    for value in made.graph.initializers.values():
+def run(ir_model: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    for value in ir_model.graph.initializers.values():
         if isinstance(value.const_value, LazyWeight):
             value.const_value = ir.Tensor(value.const_value.read(), name=value.name)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    proto = ir.serde.serialize_model(made).SerializeToString()
+    proto = ir.serde.serialize_model(ir_model).SerializeToString()
     return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, feed)[0]
 
 
@@ -103,10 +103,10 @@ def transposed(readers: int) -> ir.Model:
 
 
 def test_transposed_weight_is_stored_transposed() -> None:
-    made = transposed(1)
-    assert FoldTransposedWeights()(made).modified
-    assert [node.op_type for node in made.graph] == ["MatMul"]
-    stored = made.graph.initializers["w.weight"].const_value
+    ir_model = transposed(1)
+    assert FoldTransposedWeights()(ir_model).modified
+    assert [node.op_type for node in ir_model.graph] == ["MatMul"]
+    stored = ir_model.graph.initializers["w.weight"].const_value
     assert list(stored.shape) == [8, 5]
     assert np.array_equal(stored.read(), stored.weight.load().T)
 
@@ -118,7 +118,7 @@ def test_shared_weight_is_not_transposed() -> None:
 @pytest.mark.parametrize("causal", [0, 1])
 @pytest.mark.parametrize("biased", [False, True])
 def test_attention_becomes_multi_head_attention(biased: bool, causal: int) -> None:
-    def made() -> ir.Model:
+    def attention() -> ir.Model:
         values = {name: port(name, 1, 6, 8) for name in ("q", "k", "v")}
         inputs = list(values.values())
         if biased:
@@ -131,21 +131,21 @@ def test_attention_becomes_multi_head_attention(biased: bool, causal: int) -> No
     feed = {name: RNG.standard_normal((1, 6, 8)).astype(np.float32) for name in ("q", "k", "v")}
     if biased:
         feed["bias"] = RNG.standard_normal((1, 2, 6, 6)).astype(np.float32)
-    rewritten = made()
+    rewritten = attention()
     assert RewriteAttention()(rewritten).modified
     node = next(iter(rewritten.graph))
     assert (node.domain, node.op_type) == ("com.microsoft", "MultiHeadAttention")
     assert node.metadata_props["flash_deploy.rewritten_by"] == "RewriteAttention"
     assert rewritten.graph.outputs[0].name == "y"
-    np.testing.assert_allclose(run(rewritten, feed), run(made(), feed), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(rewritten, feed), run(attention(), feed), rtol=0, atol=1e-5)
 
 
 def test_half_weights_leave_the_computation_in_fp32() -> None:
-    made = transposed(1)
-    FoldTransposedWeights()(made)
-    full = made.graph.initializers["w.weight"].const_value.read()
-    assert StoreHalfWeights(uniform("fp16"))(made).modified
-    stored = made.graph.initializers["w.weight.fp16"].const_value
+    ir_model = transposed(1)
+    FoldTransposedWeights()(ir_model)
+    full = ir_model.graph.initializers["w.weight"].const_value.read()
+    assert StoreHalfWeights(uniform("fp16"))(ir_model).modified
+    stored = ir_model.graph.initializers["w.weight.fp16"].const_value
     assert stored.dtype == ir.DataType.FLOAT16
     x = RNG.standard_normal((3, 8)).astype(np.float32)
-    np.testing.assert_allclose(run(made, {"x": x}), x @ full.astype(np.float16).astype(np.float32), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(ir_model, {"x": x}), x @ full.astype(np.float16).astype(np.float32), rtol=0, atol=1e-5)

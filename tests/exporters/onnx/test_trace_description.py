@@ -54,7 +54,7 @@ class Part:
         return scaled(1)
 
     @classmethod
-    def made(cls) -> float:
+    def standard(cls) -> float:
         return scaled(1)
 
 

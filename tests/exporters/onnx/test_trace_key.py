@@ -60,10 +60,10 @@ def test_every_graph_has_a_key_of_its_own(changes: dict, prepare: Prepare | None
         specs = plan_graphs(students["tiny"], replace(OPTIONS, **changes))
         return [key(spec, compute, prepare) for spec in specs for compute in (torch.float32, torch.float16)]
 
-    found = all_keys()
-    assert None not in found
-    assert len(set(found)) == len(found)
-    assert all_keys() == found
+    graph_keys = all_keys()
+    assert None not in graph_keys
+    assert len(set(graph_keys)) == len(graph_keys)
+    assert all_keys() == graph_keys
 
 
 def test_tracing_leaves_the_key_as_it_was(graphs: list[GraphSpec], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_ports_are_in_the_key(change: Callable[[GraphSpec], GraphSpec], graphs: 
 
 
 def test_precision_and_form_are_in_the_key(graphs: list[GraphSpec]) -> None:
-    found = [
+    graph_keys = [
         key(graphs[DENOISER]),
         key(graphs[DENOISER], torch.float16),
         key(graphs[DENOISER], torch.float16, wide=("transformer_blocks.0.ff.net.2",)),
@@ -140,7 +140,7 @@ def test_precision_and_form_are_in_the_key(graphs: list[GraphSpec]) -> None:
         key(graphs[VAE]),
         key(graphs[VAE], prepare=keep_group_norms),
     ]
-    assert len({*found, None}) == len(found) + 1
+    assert len({*graph_keys, None}) == len(graph_keys) + 1
 
 
 def with_config(configs: Mapping[str, Any], component: str, **changes: Any) -> dict[str, Any]:
@@ -236,10 +236,10 @@ def test_the_default_type_is_in_the_key(graphs: list[GraphSpec]) -> None:
     module = tracing._prepared(graphs[CONDITIONER], torch.float32, None, ())
     torch.set_default_dtype(torch.float64)
     try:
-        found = trace_key(module, graphs[CONDITIONER], tracing._exported)
+        double_key = trace_key(module, graphs[CONDITIONER], tracing._exported)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found not in (None, key(graphs[CONDITIONER]))
+    assert double_key not in (None, key(graphs[CONDITIONER]))
 
 
 def test_what_cannot_be_described_is_not_kept(graphs: list[GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ TILE_ROWS = TILE_WORDS * WORD_BYTES  # of bytes
 @pytest.mark.parametrize("columns", [1, TILE_COLUMNS, 2 * TILE_COLUMNS + 3])
 def test_is_the_transpose(rows: int, columns: int, dtype: type) -> None:
     matrix = RNG.integers(-99, 99, (rows, columns)).astype(dtype)
-    made = transposed(matrix)
-    assert made.dtype == matrix.dtype
-    assert made.flags.c_contiguous
-    assert np.array_equal(made, matrix.T)
+    result = transposed(matrix)
+    assert result.dtype == matrix.dtype
+    assert result.flags.c_contiguous
+    assert np.array_equal(result, matrix.T)
 
 
 def test_takes_parts_of_matrices() -> None:

@@ -50,10 +50,10 @@ def test_a_shift_that_depends_on_the_size(tiny_folder: Path) -> None:
 def test_pictures_of_the_nearest(steps: int | None, told: int, least: float) -> None:
     """63 and 134 dB seen; with the other number of steps under 40."""
     student = open_student()
-    found = client_schedule(student, *plan(student, steps))
-    assert found.steps == told
-    assert found.psnr_db is not None
-    assert found.psnr_db >= least
+    schedule = client_schedule(student, *plan(student, steps))
+    assert schedule.steps == told
+    assert schedule.psnr_db is not None
+    assert schedule.psnr_db >= least
 
 
 def test_where_both_are_as_far_the_better_pictures_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +63,14 @@ def test_where_both_are_as_far_the_better_pictures_decide(monkeypatch: pytest.Mo
     monkeypatch.setattr(swift_schedule, "FAR", 1e6)
     nearest = nearest_schedules(sampling.sigmas)
     monkeypatch.setattr(swift_schedule, "nearest_schedules", lambda *_: nearest[::-1])
-    found = client_schedule(student, options, sampling)
-    assert found.steps == 5
+    schedule = client_schedule(student, options, sampling)
+    assert schedule.steps == 5
 
 
 @pytest.mark.parametrize("costly", [False, True])
 def test_students_that_take_minutes(costly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     student = open_student()
     monkeypatch.setattr(swift_schedule, "MOST_OPERATIONS", 1e6)
-    found = client_schedule(student, *plan(student), costly)
-    assert (found.psnr_db is not None) == costly
-    assert (found.steps, found.shift) == (5, 2.97)
+    schedule = client_schedule(student, *plan(student), costly)
+    assert (schedule.psnr_db is not None) == costly
+    assert (schedule.steps, schedule.shift) == (5, 2.97)

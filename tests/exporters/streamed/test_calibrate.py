@@ -16,7 +16,7 @@ from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db
 from exporters.reference.diffusers import reference_pipeline
 from exporters.reference.pictures import PinnedPipeline
-from exporters.streamed.calibrate import calibrate
+from exporters.streamed.calibrate import CalibrationPlan, calibrate
 from exporters.streamed.module import Streaming, Substitute, input_rounding, stream
 from exporters.streamed.pipeline import Drawn, TorchPipeline
 from exporters.student.open import open_student
@@ -28,7 +28,7 @@ from quantization.sensitivity import Sensitivity
 from tests.helpers.modules import torch_module
 from tests.helpers.options import options_of
 
-PROMPTS = ["a red circle left of a blue square on a white background", "two green triangles on a black background"]
+PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
 KEY = ("transformer", "transformer_blocks.0.ff.net.2.weight")
 SIZES = {"tiny": (96, 160), "no qk_norm, no dual": (64, 64), "all dual, bf16": (64, 96)}
 
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_torch(graph: str, students: dict[str, Student]) 
 def test_sensitivities_are_sums_of_squared_gradients(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["no qk_norm, no dual"]
     options, sampling = options_of(student)
-    sensitivity = calibrate(student, options, sampling, PROMPTS[:1], tmp_path, seed=5).known(*KEY)
+    sensitivity = calibrate(student, options, sampling, CalibrationPlan(PROMPTS[:1], seed=5), tmp_path).sensitivity(*KEY)
     assert sensitivity is not None
     gradients, inputs = [], []
 
@@ -121,24 +121,28 @@ def test_sensitivities_are_sums_of_squared_gradients(students: dict[str, Student
 def test_products_of_one_input_share_its_gram_matrix(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["tiny"]
     options, sampling = options_of(student)
-    found = calibrate(student, options, sampling, PROMPTS, tmp_path)
+    calibration = calibrate(student, options, sampling, CalibrationPlan(PROMPTS), tmp_path)
     block = "transformer_blocks.0"
     grams = [
-        found.known("transformer", f"{block}.{name}.weight") for name in ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.0.proj")
+        calibration.sensitivity("transformer", f"{block}.{name}.weight")
+        for name in ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.0.proj")
     ]
-    arrays = [np.asarray(known.gram) for known in grams if known is not None and known.gram is not None]
+    arrays = [np.asarray(sensitivity.gram) for sensitivity in grams if sensitivity is not None and sensitivity.gram is not None]
     assert len(arrays) == 4
     assert np.array_equal(arrays[0], arrays[1])
     assert np.array_equal(arrays[0], arrays[2])
     assert not np.array_equal(arrays[0], arrays[3])
-    linear = sum(known is not None and known.gram is not None for known in (found.known(*key) for key in found.weights()))
+    linear = sum(
+        sensitivity is not None and sensitivity.gram is not None
+        for sensitivity in (calibration.sensitivity(*key) for key in calibration.weights())
+    )
     assert len(list((tmp_path / "grams").iterdir())) < linear
 
 
 def test_without_gram_matrices(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["no qk_norm, no dual"]
     options, sampling = options_of(student)
-    sensitivity = calibrate(student, options, sampling, PROMPTS[:1], tmp_path, grams=False).known(*KEY)
+    sensitivity = calibrate(student, options, sampling, CalibrationPlan(PROMPTS[:1], grams=False), tmp_path).sensitivity(*KEY)
     assert sensitivity is not None
     assert sensitivity.gram is None
 
@@ -147,10 +151,12 @@ def test_without_gram_matrices(students: dict[str, Student], tmp_path: Path) -> 
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, GraphOptions, Sampling, dict[Key, Sensitivity]]:
     student = open_student(BUILTIN_STUDENT)
     options, sampling = options_of(student)
-    captions = [str(caption) for caption in sample_captions(16, seed=1)]
-    found = calibrate(student, options, sampling, captions, tmp_path_factory.mktemp("calibration"))
-    known = {key: sensitivity for key in found.weights() if (sensitivity := found.known(*key)) is not None}
-    return student, options, sampling, known
+    captions = tuple(str(caption) for caption in sample_captions(16, seed=1))
+    calibration = calibrate(student, options, sampling, CalibrationPlan(captions), tmp_path_factory.mktemp("calibration"))
+    sensitivities = {
+        key: sensitivity for key in calibration.weights() if (sensitivity := calibration.sensitivity(*key)) is not None
+    }
+    return student, options, sampling, sensitivities
 
 
 @pytest.mark.parametrize("scheme", ["int4g32", "lut4"])
@@ -192,5 +198,8 @@ def test_rounding_of_activations_is_predicted(builtin) -> None:
 def test_other_schedules_and_sizes(students: dict[str, Student], tmp_path: Path) -> None:
     student = students["tiny"]
     options, sampling = options_of(student, 64, 96)
-    found = calibrate(student, options, replace(sampling, method="renoise"), PROMPTS[:1], tmp_path)
-    assert all(known is not None and known.rows.sum() >= 0 for known in (found.known(*key) for key in found.weights()))
+    calibration = calibrate(student, options, replace(sampling, method="renoise"), CalibrationPlan(PROMPTS[:1]), tmp_path)
+    assert all(
+        sensitivity is not None and sensitivity.rows.sum() >= 0
+        for sensitivity in (calibration.sensitivity(*key) for key in calibration.weights())
+    )

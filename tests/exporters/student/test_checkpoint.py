@@ -25,8 +25,8 @@ def test_tensors_are_views_of_what_was_saved(dtype: np.dtype, tmp_path: Path) ->
         name: np.asarray(8 * RNG.standard_normal(shape)).astype(dtype)
         for name, shape in (("a", (3, 5)), ("b", ()), ("c", (0, 4)), ("d", (7,)))
     }
-    found = opened(tmp_path / "a.safetensors", tensors).weights(list(tensors), "vae")
-    for name, weight in found.items():
+    weights = opened(tmp_path / "a.safetensors", tensors).weights(list(tensors), "vae")
+    for name, weight in weights.items():
         loaded = weight.load()
         assert (loaded.dtype, loaded.shape) == (weight.dtype, weight.shape) == (dtype, tensors[name].shape)
         assert loaded.tobytes() == tensors[name].tobytes()
