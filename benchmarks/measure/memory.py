@@ -171,11 +171,12 @@ class _Thread:
     def begin(self) -> None:
         with self._lock:
             self._peaks = (0, 0)
-        self._look()
+            self._look()
 
     def end(self) -> tuple[int, int | None]:
-        self._look()
-        return self._peaks
+        with self._lock:
+            self._look()
+            return self._peaks
 
     def close(self) -> None:
         self._over.set()
@@ -183,12 +184,13 @@ class _Thread:
 
     def _run(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS_ELSEWHERE):
-            self._look()
+            with self._lock:
+                self._look()
 
     def _look(self) -> None:
+        """With the lock held while the system is asked: what was seen before a part began must not count for it."""
         now = self._process.memory_full_info()
-        with self._lock:
-            self._peaks = (max(self._peaks[0], now.uss), max(self._peaks[1], now.rss))
+        self._peaks = (max(self._peaks[0], now.uss), max(self._peaks[1], now.rss))
 
 
 def anonymous_bytes(process: psutil.Process) -> int:
