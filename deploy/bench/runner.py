@@ -180,13 +180,13 @@ def main() -> None:
             for drawn in draw(*where, read_wanted(sys.stdin.read())):
                 print(to_line(drawn), flush=True)  # noqa: T201
             return
-        found, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs, not options.no_graphs)
+        measured, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs, not options.no_graphs)
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     if options.parts:
         print(json.dumps({name: [part.began, part.ended] for name, part in parts.items()}), file=sys.stderr)  # noqa: T201
-    print(json.dumps(found))  # noqa: T201
+    print(json.dumps(measured))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def find_chromium() -> str:
         BrowserError: there is none.
     """
     for name in (os.environ.get("CHROMIUM", ""), *NAMES):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (executable := shutil.which(name)):
+            return executable
     remedy = "install Chromium or Chrome, or let the variable CHROMIUM name its executable"
     raise BrowserError("No Chromium is installed.", [Complaint("PATH", "not found", " or ".join(NAMES))], remedy)
 
@@ -81,11 +81,11 @@ class Chromium:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chromium")
         self._exits = contextlib.ExitStack()  # entered and closed in that thread
         self._failure = Error
-        self._known: list[psutil.Process] = []
+        self._started_processes: list[psutil.Process] = []
         try:
             self._page, self.version = self._result(lambda: self._launch(executable, arguments), executable, START_S)
-            self._known = self._started(executable)
-            self.process = self._known[0].pid
+            self._started_processes = self._started(executable)
+            self.process = self._started_processes[0].pid
         except BaseException:
             self.close()
             raise
@@ -220,7 +220,7 @@ class Chromium:
         import psutil
 
         ended = []
-        for process in {*self._processes(), *self._known}:
+        for process in {*self._processes(), *self._started_processes}:
             with contextlib.suppress(psutil.Error):  # it has ended by itself
                 if process.status() != psutil.STATUS_ZOMBIE:
                     process.kill()

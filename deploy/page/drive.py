@@ -182,11 +182,11 @@ async (request, options) => {
 
   function text(bytes) {
     const block = 1 << 14; // what one call takes as arguments
-    let found = "";
+    let letters = "";
     for (let i = 0; i < bytes.length; i += block) {
-      found += String.fromCharCode(...bytes.subarray(i, i + block));
+      letters += String.fromCharCode(...bytes.subarray(i, i + block));
     }
-    return found;
+    return letters;
   }
 }
 """
