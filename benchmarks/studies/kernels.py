@@ -42,10 +42,10 @@ def _constant(name: str, values: np.ndarray) -> ir.Value:
 
 
 def _candidate(content: bytes, threads: int) -> Any:
-    made = session(content, threads)
+    loaded = session(content, threads)
     rng = np.random.default_rng(0)
-    feed = {port.name: rng.standard_normal(port.shape, np.float32) for port in made.get_inputs()}
-    return lambda: made.run(None, feed)
+    feed = {port.name: rng.standard_normal(port.shape, np.float32) for port in loaded.get_inputs()}
+    return lambda: loaded.run(None, feed)
 
 
 def attention_candidates(threads: int) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def group_norm_candidates(threads: int) -> tuple[dict[str, Any], dict[str, float
 
     candidates, accuracy = {}, {}
     for name, steps in {"GroupNormalization": group, "InstanceNormalization": instance, "means in two stages": staged}.items():
-        made = session(chain(steps), threads)
-        candidates[name] = functools.partial(made.run, None, {"x": picture})
-        accuracy[name] = snr_db(exact, made.run(None, {"x": picture})[0].reshape(exact.shape))
+        loaded = session(chain(steps), threads)
+        candidates[name] = functools.partial(loaded.run, None, {"x": picture})
+        accuracy[name] = snr_db(exact, loaded.run(None, {"x": picture})[0].reshape(exact.shape))
     return candidates, accuracy
 
 

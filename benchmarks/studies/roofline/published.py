@@ -231,8 +231,8 @@ def rows(anchors: Sequence[Anchor] = ANCHORS) -> list[Row]:
 
 def actual_over_predicted(kind: Kind) -> tuple[float, float]:
     """Between what the published times of a kind lie, over what was predicted."""
-    found = [1 / row.ratio for row in rows() if row.anchor.kind == kind]
-    return min(1 / LEAST_FACTOR, *found), max(LEAST_FACTOR, *found)
+    ratios = [1 / row.ratio for row in rows() if row.anchor.kind == kind]
+    return min(1 / LEAST_FACTOR, *ratios), max(LEAST_FACTOR, *ratios)
 
 
 def main() -> None:
