@@ -28,7 +28,7 @@ GRAPHS = ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
 
 
 @pytest.fixture(scope="module")
-def found(builtin_bundle: Bundle) -> Benchmark:
+def benchmark(builtin_bundle: Bundle) -> Benchmark:
     """The bundle and its student in bf16, beside the student in fp32."""
     targets = ("onnxruntime-cpu", "torch-bf16")
     folder = builtin_bundle.folder
@@ -36,8 +36,8 @@ def found(builtin_bundle: Bundle) -> Benchmark:
 
 
 @pytest.fixture(scope="module")
-def results(found: Benchmark) -> Results:
-    return found.results
+def results(benchmark: Benchmark) -> Results:
+    return benchmark.results
 
 
 def test_everything_is_measured(results: Results, builtin_bundle: Bundle, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_peer_is_measured_by_component(results: Results) -> None:
     assert "torch 2." in peer.measured.metadata["runtime"]
 
 
-def test_reports_say_it_all(found: Benchmark) -> None:
-    text, page = markdown(found.results), html(found.results, pictures=grid(found.pictures, found.results))
+def test_reports_say_it_all(benchmark: Benchmark) -> None:
+    text, page = markdown(benchmark.results), html(benchmark.results, pictures=grid(benchmark.pictures, benchmark.results))
     for words in ("denoiser", "onnxruntime-cpu", "torch-bf16", "ms", "MB", "threads 1", "Energy", "RssAnon", "SSIM"):
         assert words in text
         assert words in page
@@ -96,14 +96,14 @@ def test_reports_say_it_all(found: Benchmark) -> None:
     assert [link for link in linked if not link.startswith("data:")] == []
 
 
-def test_pictures_are_shown_the_worst_first(found: Benchmark) -> None:
-    rows = grid(found.pictures, found.results)
+def test_pictures_are_shown_the_worst_first(benchmark: Benchmark) -> None:
+    rows = grid(benchmark.pictures, benchmark.results)
     assert len(rows) == 2  # the prompts; what was only scored is not shown
     assert [row.cells[0].psnr_db for row in rows] == sorted(row.cells[0].psnr_db for row in rows)
     for row in rows:
         assert [cell.label for cell in row.cells] == ["builtin_student, torch-bf16", "builtin, onnxruntime-cpu"]
         assert row.cells[0].difference != row.cells[1].difference
-    page = html(found.results, pictures=rows)
+    page = html(benchmark.results, pictures=rows)
     assert page.count("data:image/png;base64,") == 2 * (1 + 2 * 2)  # the student's, and of two entries picture and difference
 
 
@@ -119,8 +119,8 @@ def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: p
 
     def rounds(slow: bool) -> Results:
         monkeypatch.setattr(Sessions, "load", slowed if slow else load)
-        found = [deploy.bench.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1)[0] for _ in range(5)]
-        parts = [msgspec.convert(part, Measured) for part in found]
+        measured = [deploy.bench.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1)[0] for _ in range(5)]
+        parts = [msgspec.convert(part, Measured) for part in measured]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -168,12 +168,12 @@ def test_bundles_of_one_file_are_compared(results: Results) -> None:
 def test_memory_agrees_with_what_is_seen_from_outside(builtin_bundle: Bundle) -> None:
     """Of each part that is long enough to be sampled from outside: what the runner says against smaps_rollup."""
     command = [sys.executable, "-m", "deploy.bench.runner", str(builtin_bundle.folder), "--runtime", "onnxruntime", "--runs", "5"]
-    found, parts, samples = watched(command)
+    measured, parts, samples = watched(command)
     compared = 0
     for name, (began, ended) in parts.items():
         inside = [sample for sample in samples if began <= sample[0] <= ended]
         if len(inside) >= 10:
-            ours = found["picture"] if name == "picture" else found["graphs"][name]
+            ours = measured["picture"] if name == "picture" else measured["graphs"][name]
             assert ours["peak_memory_bytes"] == pytest.approx(max(sample[1] for sample in inside), rel=0.05)
             assert ours["peak_resident_bytes"] == pytest.approx(max(sample[2] for sample in inside), rel=0.05)
             compared += 1
@@ -246,5 +246,5 @@ def test_files_of_version_1_are_read(results: Results, tmp_path: Path) -> None:
     old = [{key: value for key, value in entry.items() if key not in {"facts", "quality"}} for entry in raw["entries"]]
     entries = [{**entry, "picture_db": {"a": 40.0}, "energy": "not available"} for entry in old]
     (tmp_path / "x.json").write_text(json.dumps({**raw, "version": 1, "entries": entries}))
-    found = load_results(tmp_path / "x.json")
-    assert [entry.measured for entry in found.entries] == [entry.measured for entry in results.entries]
+    loaded = load_results(tmp_path / "x.json")
+    assert [entry.measured for entry in loaded.entries] == [entry.measured for entry in results.entries]
