@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from benchmarks.extra import need
 from deploy.errors import Complaint, InputError
+from deploy.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     import psutil
@@ -136,16 +137,17 @@ class Chromium:
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """End the browser, whatever it is doing, and remove what it wrote."""
-        if not self._is_idle():
-            self._end()  # what it is doing fails, and Playwright can close
-        try:
-            with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
-                self._thread.submit(self._exits.close).result(CLOSE_S)
-        finally:
-            self._end()
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            self._profile.cleanup()
+        """End the browser, whatever it is doing, and remove what it wrote; a Ctrl-C waits until that is done."""
+        with uninterrupted():
+            if not self._is_idle():
+                self._end()  # what it is doing fails, and Playwright can close
+            try:
+                with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
+                    self._thread.submit(self._exits.close).result(CLOSE_S)
+            finally:
+                self._end()
+                self._thread.shutdown(wait=False, cancel_futures=True)
+                self._profile.cleanup()
 
     def _is_idle(self) -> bool:
         """Whether Playwright's thread takes something else at once.
