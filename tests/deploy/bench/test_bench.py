@@ -107,28 +107,55 @@ def test_pictures_are_shown_the_worst_first(benchmark: Benchmark) -> None:
     assert page.count("data:image/png;base64,") == 2 * (1 + 2 * 2)  # the student's, and of two entries picture and difference
 
 
+class Clock:
+    """Stands for the module ``time``: no time passes but where a test says so, and all of it on the CPU."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    process_time = perf_counter
+
+
 def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sleep inside one graph; the others are as they were. In this process, which is what a round is made of."""
-    load = Sessions.load
+    """One graph takes 20 ms longer; the others are as they were. In this process, which is what a round is made of."""
+    load, clock = Sessions.load, Clock()
+    monkeypatch.setattr("benchmarks.measure.process.time", clock)
 
-    def slowed(sessions: Sessions, graph: str) -> Any:
-        import time
+    def rounds(longer_ms: float) -> Results:
+        def loaded(sessions: Sessions, graph: str) -> Any:
+            run = load(sessions, graph)
+            clock.seconds += 0.005
 
-        run = load(sessions, graph)
-        return (lambda inputs: (time.sleep(0.02), run(inputs))[1]) if graph == "conditioner" else run
+            def timed(inputs: Any) -> Any:
+                clock.seconds += 0.001 + (longer_ms / 1000 if graph == "conditioner" else 0.0)
+                return run(inputs)
 
-    def rounds(slow: bool) -> Results:
-        monkeypatch.setattr(Sessions, "load", slowed if slow else load)
-        measured = [deploy.bench.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1)[0] for _ in range(5)]
+            return timed
+
+        monkeypatch.setattr(Sessions, "load", loaded)
+        subject = deploy.bench.runner.Subject(builtin_bundle.folder, "onnxruntime", "cpu", 1)
+        measured = [deploy.bench.runner.measure(subject, 2, 1)[0] for _ in range(5)]
         parts = [msgspec.convert(part, Measured) for part in measured]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return together(Entry(**BARE, measured=total))
 
-    rows = {row[2]: row for row in comparison(rounds(False), rounds(True), np.random.default_rng(0))}
-    assert rows["conditioner"][-1] == "slower"
-    assert float(rows["conditioner"][3]) > 2
+    before, after = rounds(0), rounds(20)
+    measured = after.entries[0].measured
+    assert measured is not None
+    assert {name: graph.warm.wall_ms for name, graph in measured.graphs.items()} == {
+        name: pytest.approx([21.0 if name == "conditioner" else 1.0] * 10) for name in GRAPHS
+    }
+    assert all(graph.load.wall_ms == pytest.approx([5.0] * 5) for graph in measured.graphs.values())
+    # A picture loads four graphs and runs each, the denoiser in four steps.
+    assert measured.picture.warm.wall_ms == pytest.approx([4 * 5.0 + 7.0 + 20.0] * 10)
+    rows = {row[2]: (row[3], row[-1]) for row in comparison(before, after, np.random.default_rng(0))}
+    same = ("1.00", "no significant difference")
+    assert {name: rows[name] for name in GRAPHS} == {**dict.fromkeys(GRAPHS, same), "conditioner": ("21.00", "slower")}
 
 
 BARE: dict[str, Any] = {"bundle": "b", "fingerprint": "", "target": "onnxruntime-cpu", "bytes_on_disk": 1, "graph_bytes": {}}
