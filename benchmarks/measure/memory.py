@@ -186,8 +186,8 @@ class _Thread:
             self._look()
 
     def _look(self) -> None:
-        now = self._process.memory_full_info()
-        with self._lock:
+        with self._lock:  # while looking too: what was seen before a part began must not count for it
+            now = self._process.memory_full_info()
             self._peaks = (max(self._peaks[0], now.uss), max(self._peaks[1], now.rss))
 
 
