@@ -33,7 +33,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imported(source: str, candidates: Iterable[str]) -> set[str]:
-    """The known modules that a module imports, a package's face where only that is named."""
+    """Those of the candidates that a module imports, a package's face where only that is named."""
     candidates = set(candidates)
     names = set()
     for node in ast.walk(ast.parse(source)):
