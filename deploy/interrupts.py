@@ -1,4 +1,7 @@
-"""Ctrl-C stays Ctrl-C: extension modules turn a KeyboardInterrupt inside them into errors that show no trace of it."""
+"""Ctrl-C stays Ctrl-C: extension modules turn a KeyboardInterrupt inside them into errors that show no trace of it.
+
+And what must be done all the same, such as ending other processes, is not left in the middle.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +36,23 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold a Ctrl-C back until the end of this. Outside the main thread, where none comes, it does nothing.
+
+    Raises:
+        KeyboardInterrupt: the user has interrupted meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", type=Path, help="Markdown files; default: README.md and all of docs/")
     wanted = {path.resolve() for path in parser.parse_args().pages}
-    known = {page.path for page in pages()}
-    if strangers := wanted - known:
+    existing = {page.path for page in pages()}
+    if strangers := wanted - existing:
         parser.error(f"not a page: {', '.join(map(str, strangers))}")
     counts = [run_page(page) for page in pages() if not wanted or page.path in wanted]
     ran, left_out = (sum(column) for column in zip(*counts, strict=True))

@@ -24,27 +24,27 @@ Arrows = dict[str, set[str]]
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Every module of the packages, by its dotted name."""
-    found = {}
+    files = {}
     for package in ORDER:
         for file in sorted((root / package).rglob("*.py")):
             parts = file.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
 
 
-def imported(source: str, known: Iterable[str]) -> set[str]:
-    """The known modules that a module imports, a package's face where only that is named."""
-    known = set(known)
+def imported(source: str, candidates: Iterable[str]) -> set[str]:
+    """Those of the candidates that a module imports, a package's face where only that is named."""
+    candidates = set(candidates)
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             within = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= within & known
-            if within - known:
+            names |= within & candidates
+            if within - candidates:
                 names.add(node.module)
-    return names & known
+    return names & candidates
 
 
 def arrows(files: Mapping[str, Path]) -> Arrows:
@@ -70,7 +70,7 @@ def circles(graph: Arrows) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
 
     def visit(name: str) -> None:
         index[name] = low[name] = len(index)
@@ -85,12 +85,12 @@ def circles(graph: Arrows) -> list[list[str]]:
             at = stack.index(name)
             group, stack[at:] = stack[at:], []
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for name in sorted(graph):
         if name not in index:
             visit(name)
-    return found
+    return groups
 
 
 def upward(files: Arrows) -> list[tuple[str, str]]:
@@ -107,16 +107,16 @@ def upward(files: Arrows) -> list[tuple[str, str]]:
 def started(files: Mapping[str, Path]) -> list[tuple[str, str]]:
     """Packages above its own that a module names in a list of strings, as a command line is: a hidden arrow."""
     rank = {package: at for at, package in enumerate(ORDER)}
-    found = []
+    hidden = []
     for name, file in files.items():
         above = [package for package in ORDER if rank[package] < rank[name.split(".")[0]]]
         lists = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.List | ast.Tuple)]
         words = {
             part.value for node in lists for part in node.elts if isinstance(part, ast.Constant) and isinstance(part.value, str)
         }
-        found += [(name, package) for package in above if any(word.split(".")[0] == package for word in words)]
-        found += [(name, "deploy") for _ in words & {"flash-deploy"} if "deploy" in above]
-    return sorted(set(found))
+        hidden += [(name, package) for package in above if any(word.split(".")[0] == package for word in words)]
+        hidden += [(name, "deploy") for _ in words & {"flash-deploy"} if "deploy" in above]
+    return sorted(set(hidden))
 
 
 def flat_files(files: Mapping[str, Path]) -> dict[str, int]:

@@ -48,9 +48,9 @@ def test_a_folder_can_be_read_at_a_glance() -> None:
 
 
 def test_the_drawing_finds_what_it_is_to_find(tmp_path: Path) -> None:
-    known = {"exporters.a", "exporters.b", "exporters.c", "deploy.d", "exporters"}
+    candidates = {"exporters.a", "exporters.b", "exporters.c", "deploy.d", "exporters"}
     lazy = "def f():\n    from exporters import b\n    import exporters.c as c\n    from exporters.a import deploy\n"
-    assert imported(lazy, known) == {"exporters.b", "exporters.c", "exporters.a"}
+    assert imported(lazy, candidates) == {"exporters.b", "exporters.c", "exporters.a"}
     graph = {"exporters.a": {"exporters.b"}, "exporters.b": {"exporters.c"}, "exporters.c": {"exporters.b", "deploy.d"}}
     assert circles(graph) == [["exporters.b", "exporters.c"]]
     assert upward(graph) == [("exporters.c", "deploy.d")]

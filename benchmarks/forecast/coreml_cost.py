@@ -110,8 +110,8 @@ class _Node:
     def flag(self, parameter: str) -> bool:
         """A boolean argument; false where it is not given."""
         bound = self.operation.arguments.get(parameter)
-        found = None if bound is None else self._values.plain(bound[0])
-        return found is not None and bool(found.read())
+        constant = None if bound is None else self._values.plain(bound[0])
+        return constant is not None and bool(constant.read())
 
     def has(self, parameter: str) -> bool:
         """Whether an argument is given."""

@@ -110,10 +110,10 @@ class GraphCost:
 
     def by_kind(self) -> dict[str, tuple[int, Work]]:
         """How many operators of each kind there are, and what they do together; most arithmetic first."""
-        found: dict[str, list[Work]] = {}
+        grouped: dict[str, list[Work]] = {}
         for operator in self.operators:
-            found.setdefault(operator.kind, []).append(operator.work)
-        totals = {kind: (len(works), total(works)) for kind, works in found.items()}
+            grouped.setdefault(operator.kind, []).append(operator.work)
+        totals = {kind: (len(works), total(works)) for kind, works in grouped.items()}
         return dict(sorted(totals.items(), key=lambda item: -item[1][1].flops))
 
 

@@ -84,10 +84,10 @@ def _close_sizes(model: ir.Model, sizes: Mapping[str, int], where: str) -> None:
             raise _unusable(Path(where), f"input {value.name} has no shape")
         closed = []
         for size in value.shape:
-            known = size if isinstance(size, int) else sizes.get(str(size.value), 0)
-            if not known:
+            closed_size = size if isinstance(size, int) else sizes.get(str(size.value), 0)
+            if not closed_size:
                 missing[str(size)] = str(value.name)
-            closed.append(known)
+            closed.append(closed_size)
         value.shape = ir.Shape(closed)
     if missing:
         complaints = [
@@ -108,8 +108,8 @@ def _with_shapes(model: ir.Model, where: str) -> ir.Model:
         raise _unusable(Path(where), f"its shapes cannot be inferred: {str(error) or type(error).__name__}") from error
     if inferred is None:
         raise _unusable(Path(where), "its shapes cannot be inferred")
-    found: ir.Model = ir.from_proto(inferred)
-    return found
+    shaped: ir.Model = ir.from_proto(inferred)
+    return shaped
 
 
 def _unusable(file: Path, problem: str) -> ExportError:
@@ -145,8 +145,8 @@ class _Node:
 
     def attribute(self, name: str, default: int) -> int:
         """An integer attribute."""
-        found = self.node.attributes.get(name)
-        return default if found is None else int(found.as_int())
+        attr = self.node.attributes.get(name)
+        return default if attr is None else int(attr.as_int())
 
     def has(self, index: int) -> bool:
         """Whether an optional input is given."""

@@ -173,10 +173,10 @@ class GraphTime:
         return sum(operator.seconds for operator in self.operators)
 
     def _shares(self, name: Literal["bound", "processor"]) -> dict[str, float]:
-        found: dict[str, float] = collections.defaultdict(float)
+        totals: dict[str, float] = collections.defaultdict(float)
         for operator in self.operators:
-            found[getattr(operator, name)] += operator.seconds
-        return {key: seconds / max(self.seconds, 1e-30) for key, seconds in sorted(found.items(), key=lambda item: -item[1])}
+            totals[getattr(operator, name)] += operator.seconds
+        return {key: seconds / max(self.seconds, 1e-30) for key, seconds in sorted(totals.items(), key=lambda item: -item[1])}
 
     @property
     def bounds(self) -> dict[str, float]:

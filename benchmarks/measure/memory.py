@@ -171,12 +171,11 @@ class _Thread:
     def begin(self) -> None:
         with self._lock:
             self._peaks = (0, 0)
-            self._look()
+        self._look()
 
     def end(self) -> tuple[int, int | None]:
-        with self._lock:
-            self._look()
-            return self._peaks
+        self._look()
+        return self._peaks
 
     def close(self) -> None:
         self._over.set()
@@ -184,13 +183,12 @@ class _Thread:
 
     def _run(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS_ELSEWHERE):
-            with self._lock:
-                self._look()
+            self._look()
 
     def _look(self) -> None:
-        """With the lock held while the system is asked: what was seen before a part began must not count for it."""
-        now = self._process.memory_full_info()
-        self._peaks = (max(self._peaks[0], now.uss), max(self._peaks[1], now.rss))
+        with self._lock:  # while looking too: what was seen before a part began must not count for it
+            now = self._process.memory_full_info()
+            self._peaks = (max(self._peaks[0], now.uss), max(self._peaks[1], now.rss))
 
 
 def anonymous_bytes(process: psutil.Process) -> int:

@@ -42,8 +42,8 @@ class OnnxruntimePlain:
         from benchmarks.peers.stand_ins import Graph, pipeline_of
 
         def load(name: str) -> Graph:
-            made = session(Path(job.folder) / f"{name}.onnx", job.threads)
-            return lambda inputs: made.run(None, inputs)  # type: ignore[no-any-return]
+            loaded = session(Path(job.folder) / f"{name}.onnx", job.threads)
+            return lambda inputs: loaded.run(None, inputs)  # type: ignore[no-any-return]
 
         return pipeline_of(student, {name: load(name) for name in (*QUANTIZED, "vae_decoder")})
 

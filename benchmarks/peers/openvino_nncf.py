@@ -45,8 +45,8 @@ class OpenvinoNncf:
         from benchmarks.peers.stand_ins import Graph, pipeline_of
 
         def load(name: str) -> Graph:
-            made = openvino_model(Path(job.folder) / f"{name}.xml", "bf16", job.threads)
-            return lambda inputs: [made(inputs)[port].copy() for port in made.outputs]
+            compiled = openvino_model(Path(job.folder) / f"{name}.xml", "bf16", job.threads)
+            return lambda inputs: [compiled(inputs)[port].copy() for port in compiled.outputs]
 
         return pipeline_of(student, {name: load(name) for name in NAMES}, sinusoid_outside=True)
 

@@ -68,10 +68,10 @@ class _Clock:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         began, busy = time.perf_counter(), time.process_time()
-        found = self._run(*arguments, **named)
+        result = self._run(*arguments, **named)
         self.wall_ms.append(1000 * (time.perf_counter() - began))
         self.cpu_ms.append(1000 * (time.process_time() - busy))
-        return found
+        return result
 
     def part(self, start: int, stop: int | None = None) -> dict[str, list[float]]:
         return {"wall_ms": self.wall_ms[start:stop], "cpu_ms": self.cpu_ms[start:stop]}
@@ -79,24 +79,24 @@ class _Clock:
 
 def measure(peer: Peer, job: Job, runs: int, warm_ups: int) -> dict[str, Any]:
     """What :class:`benchmarks.results.record.Measured` holds, as plain data; the first picture includes loading everything."""
-    made: list[_Drawing] = []
+    drawings: list[_Drawing] = []
     clocks: dict[str, _Clock] = {}
 
     def first_picture() -> None:
-        made.append(_Drawing(peer, job))
+        drawings.append(_Drawing(peer, job))
         for name, (attribute, called) in COMPONENTS.items():
-            if (component := getattr(made[0].pipeline, attribute, None)) is not None:
+            if (component := getattr(drawings[0].pipeline, attribute, None)) is not None:
                 clocks[name] = _Clock(getattr(component, called))
                 setattr(component, called, clocks[name])
-        made[0].draw(PROMPTS[0], 0)
+        drawings[0].draw(PROMPTS[0], 0)
 
     meter = EnergyMeter()
     with Peak() as peak, peak.watch() as part:
         first = timed(first_picture, 1)
-        timed(lambda: made[0].draw(PROMPTS[0], 0), warm_ups)
+        timed(lambda: drawings[0].draw(PROMPTS[0], 0), warm_ups)
         before = {name: len(clock.wall_ms) for name, clock in clocks.items()}
         meter.start()
-        warm = timed(lambda: made[0].draw(PROMPTS[0], 0), runs)
+        warm = timed(lambda: drawings[0].draw(PROMPTS[0], 0), runs)
         used = meter.joules()
     nothing: dict[str, list[float]] = {"wall_ms": [], "cpu_ms": []}
     graphs = {

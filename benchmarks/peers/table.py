@@ -61,7 +61,7 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def into(text: str, made: str) -> str:
+def into(text: str, markdown: str) -> str:
     """A page with the table in its place.
 
     Raises:
@@ -71,7 +71,7 @@ def into(text: str, made: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError("The page has no place for the table.", [Complaint("--into", "lacks", f"{BEGIN} and {END}")])
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{markdown}\n\n{END}{after}"
 
 
 def _row(entry: Entry, base: Entry, rounds: int) -> tuple[str, ...]:
@@ -110,11 +110,11 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=None, help=f"a Markdown page with {BEGIN} and {END}")
     options = parser.parse_args()
     try:
-        made = table(load_results(options.file))
+        markdown = table(load_results(options.file))
         if options.into is None:
-            print(made)
+            print(markdown)
         else:
-            write_text(options.into, into(options.into.read_text("utf-8"), made))
+            write_text(options.into, into(options.into.read_text("utf-8"), markdown))
     except InputError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -41,14 +41,14 @@ def clip_scorer(folder: Path) -> ClipScore:
         raise InputError("The CLIP model cannot be used.", [complaint]) from error
 
     def scores(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
-        found = []
+        clip_scores = []
         for picture, prompt in zip(pictures, prompts, strict=True):
             eight_bit = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
             inputs = processor(text=[prompt], images=[eight_bit], return_tensors="pt", padding=True, truncation=True)
             with torch.no_grad():
                 out = model(**inputs)
             cosine = float(torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)[0])
-            found.append(100 * max(0.0, cosine))
-        return found
+            clip_scores.append(100 * max(0.0, cosine))
+        return clip_scores
 
     return scores

@@ -75,8 +75,8 @@ def from_line(line: str, where: str) -> Drawn:
         InputError: the line is none.
     """
     try:
-        found = msgspec.json.decode(line, type=_Line)
-        return Drawn(_unpack(found.picture), None if found.latents is None else _unpack(found.latents))
+        decoded = msgspec.json.decode(line, type=_Line)
+        return Drawn(_unpack(decoded.picture), None if decoded.latents is None else _unpack(decoded.latents))
     except (msgspec.MsgspecError, ValueError, zlib.error) as error:
         raise InputError("A picture did not arrive.", [Complaint(where, str(error))]) from error
 

@@ -94,14 +94,16 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     @property
     def latent_db(self) -> float | None:
         """Mean over the pictures, in dB."""
-        found = [picture.latent_db for picture in self.pictures if picture.latent_db is not None]
-        return float(np.mean(found)) if found else None
+        decibels = [picture.latent_db for picture in self.pictures if picture.latent_db is not None]
+        return float(np.mean(decibels)) if decibels else None
 
     @property
     def clip(self) -> tuple[float, float] | None:
         """Mean CLIP score, and the fp32 student's."""
-        found = [(p.clip, p.reference_clip) for p in self.pictures if p.clip is not None and p.reference_clip is not None]
-        return (float(np.mean([ours for ours, _ in found])), float(np.mean([theirs for _, theirs in found]))) if found else None
+        scores = [(p.clip, p.reference_clip) for p in self.pictures if p.clip is not None and p.reference_clip is not None]
+        return (
+            (float(np.mean([ours for ours, _ in scores])), float(np.mean([theirs for _, theirs in scores]))) if scores else None
+        )
 
     @property
     def score(self) -> Score | None:

@@ -106,7 +106,9 @@ def advise(
     """
     candidates = [entry for entry in entries if entry.facts is not None and entry.measured is not None]
     return [
-        replace(_advise(tier, candidates, rounds), predicted=tuple(found for found in forecasts if found.tier == tier.name))
+        replace(
+            _advise(tier, candidates, rounds), predicted=tuple(forecast for forecast in forecasts if forecast.tier == tier.name)
+        )
         for tier in tiers
     ]
 
@@ -223,8 +225,8 @@ def _slower(entry: Entry, entries: Sequence[Entry], rounds: int) -> bool:
     assert entry.measured is not None
     assert first.measured is not None
     one, two = first.measured.picture.warm, entry.measured.picture.warm
-    found = difference(one, two, rounds, rounds, np.random.default_rng(0))
-    return found.ratio > SLOWER if found.verdict == "too few rounds" else found.verdict == "slower"
+    against_first = difference(one, two, rounds, rounds, np.random.default_rng(0))
+    return against_first.ratio > SLOWER if against_first.verdict == "too few rounds" else against_first.verdict == "slower"
 
 
 def _tied(best: Entry, entries: Sequence[Entry], rounds: int) -> bool:

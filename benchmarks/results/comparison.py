@@ -45,12 +45,12 @@ def within(results: Results, rng: np.random.Generator) -> list[tuple[str, ...]]:
 
 def differing(before: Results, after: Results) -> list[tuple[str, str, str]]:
     """Circumstances that differ between paired entries: key, before, after. The student may differ, its tier, and the version."""
-    found: dict[str, tuple[str, str, str]] = {}
+    differences: dict[str, tuple[str, str, str]] = {}
     for _, one, two in _pairs(before, after):
         for key in sorted(one.metadata.keys() | two.metadata.keys()):
             if one.metadata.get(key) != two.metadata.get(key) and key not in MAY_DIFFER:
-                found[key] = (key, str(one.metadata.get(key)), str(two.metadata.get(key)))
-    return list(found.values())
+                differences[key] = (key, str(one.metadata.get(key)), str(two.metadata.get(key)))
+    return list(differences.values())
 
 
 def difference(first: Series, second: Series, rounds: int, other_rounds: int, rng: np.random.Generator) -> Difference:

@@ -76,14 +76,14 @@ def grid(pictures: Sequence[Pictures], results: Results) -> list[Row]:
         for one, drawn, truth in zip(shown.wanted, shown.drawn, shown.reference, strict=True):
             if drawn is truth:
                 continue  # the student itself
-            known = figures[shown.bundle, shown.target, one.prompt, one.seed]
+            quality = figures[shown.bundle, shown.target, one.prompt, one.seed]
             _, cells = rows.setdefault(one, (truth, []))
-            cells.append(_cell(f"{shown.bundle}, {shown.target}", drawn, truth, known))
-    made = [
+            cells.append(_cell(f"{shown.bundle}, {shown.target}", drawn, truth, quality))
+    grid_rows = [
         Row(one.prompt, one.seed, data_uri(truth.picture), tuple(sorted(cells, key=lambda cell: cell.psnr_db)))
         for one, (truth, cells) in rows.items()
     ]
-    return sorted(made, key=lambda row: row.cells[0].psnr_db)
+    return sorted(grid_rows, key=lambda row: row.cells[0].psnr_db)
 
 
 def data_uri(picture: np.ndarray) -> str:
@@ -98,6 +98,6 @@ def data_uri(picture: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
 
 
-def _cell(label: str, drawn: Drawn, truth: Drawn, known: PictureQuality) -> Cell:
+def _cell(label: str, drawn: Drawn, truth: Drawn, quality: PictureQuality) -> Cell:
     away = GAIN * np.abs(drawn.picture - truth.picture)
-    return Cell(label, data_uri(drawn.picture), data_uri(away), known.psnr_db, known.ssim)
+    return Cell(label, data_uri(drawn.picture), data_uri(away), quality.psnr_db, quality.ssim)

@@ -81,19 +81,19 @@ def pareto(entries: Sequence[Entry]) -> str:
 
     The student itself is left out: it is what the others are compared with.
     """
-    found = {id(entry): _decibels(entry) for entry in entries if entry.facts is not None or entry.quality is not None}
-    shown = [entry for entry in entries if id(entry) in found and (found[id(entry)][0] or EQUAL_DB) < EQUAL_DB]
+    decibels = {id(entry): _decibels(entry) for entry in entries if entry.facts is not None or entry.quality is not None}
+    shown = [entry for entry in entries if id(entry) in decibels and (decibels[id(entry)][0] or EQUAL_DB) < EQUAL_DB]
     if not shown:
         return ""
-    metric = found[id(shown[0])][1]
-    shown = [entry for entry in shown if found[id(entry)][1] == metric]
+    metric = decibels[id(shown[0])][1]
+    shown = [entry for entry in shown if decibels[id(entry)][1] == metric]
     axes_of: list[tuple[str, Callable[[Entry], float], Callable[[Entry], str]]] = [
         ("on disk, MB", lambda entry: entry.bytes_on_disk / 1e6, lambda entry: entry.bundle),
         (f"one picture, ms ({_devices(shown)})", lambda e: picture_summary(e).median, lambda e: f"{e.bundle}, {e.target}"),
     ]
     with _figure(4.6, columns=2) as (figure, panels):
         for panel, (label, cost, name) in zip(panels, axes_of, strict=True):
-            points = [(cost(entry), min(found[id(entry)][0] or 0.0, SEEN_DB)) for entry in shown]
+            points = [(cost(entry), min(decibels[id(entry)][0] or 0.0, SEEN_DB)) for entry in shown]
             front = pareto_front(points)
             line = sorted(points[i] for i in front)
             panel.plot([x for x, _ in line], [y for _, y in line], color=MARK, linewidth=1, zorder=1, label="Pareto front")

@@ -123,8 +123,8 @@ def _interval(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> tuple[f
     """The ratio's 95 % interval: percentiles of the bootstrap."""
     from scipy.stats import bootstrap
 
-    found = bootstrap((a, b), _ratio, n_resamples=RESAMPLES, paired=False, method="percentile", rng=rng)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    interval = bootstrap((a, b), _ratio, n_resamples=RESAMPLES, paired=False, method="percentile", rng=rng)
+    return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
 
 
 def _permutation_p(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> float:

@@ -98,18 +98,18 @@ def quality_rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """One row for each entry whose pictures were compared, the worst first."""
     rows: list[tuple[str, ...]] = []
     for entry in sorted(entries, key=lambda e: e.quality.psnr_db if e.quality else 0.0):
-        if (found := entry.quality) is None:
+        if (quality := entry.quality) is None:
             continue
-        score, clip, latents = found.score, found.clip, found.latent_db
+        score, clip, latents = quality.score, quality.clip, quality.latent_db
         rows.append(
             (
                 entry.bundle,
                 entry.target,
                 UNKNOWN if latents is None else db(latents),
-                db(found.psnr_db),
-                db(found.psnr_p5_db),
-                f"{found.ssim:.4f}",
-                str(len(found.pictures)),
+                db(quality.psnr_db),
+                db(quality.psnr_p5_db),
+                f"{quality.ssim:.4f}",
+                str(len(quality.pictures)),
                 UNKNOWN if score is None else f"{score.share:.3f} ({score.low:.3f} to {score.high:.3f}, n {score.count})",
                 UNKNOWN if score is None else f"{score.reference_share:.3f}",
                 UNKNOWN if score is None else f"{score.lost}, {score.won} ({score.p_value:.2f})",
@@ -162,8 +162,8 @@ def _picture_row(entry: Entry, base: Entry, rounds: int) -> tuple[str, ...]:
     picture, wall = entry.measured.picture, picture_summary(entry)
     over = "1.00"
     if entry is not base:
-        found = difference(base.measured.picture.warm, picture.warm, rounds, rounds, np.random.default_rng(0))
-        over = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}), {found.verdict}"
+        against_base = difference(base.measured.picture.warm, picture.warm, rounds, rounds, np.random.default_rng(0))
+        over = f"{against_base.ratio:.2f} ({against_base.low:.2f} to {against_base.high:.2f}), {against_base.verdict}"
     return (
         entry.bundle,
         entry.target,

@@ -84,14 +84,14 @@ def techniques() -> Iterator[tuple[str, str, Technique]]:
 
 
 def _stored(codes: Callable[[np.ndarray, Scheme, Sensitivity], np.ndarray], scheme: Scheme) -> Technique:
-    def substitute(key: Key, weight: np.ndarray, known: Sensitivity) -> Substitute:
-        made = codes(weight, scheme, known)
-        return Substitute(lambda: made, input_rounding(scheme) if pays(scheme) else None)
+    def substitute(key: Key, weight: np.ndarray, sensitivity: Sensitivity) -> Substitute:
+        stored = codes(weight, scheme, sensitivity)
+        return Substitute(lambda: stored, input_rounding(scheme) if pays(scheme) else None)
 
     return substitute
 
 
-def _plain(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.ndarray:
+def _plain(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
     wide = weight.astype(np.float32)
     if scheme.kind == "integer":
         return largest_value(wide, scheme.bits, scheme.block or weight.shape[1], levels_down=False, scale_type=np.float32)
@@ -100,18 +100,18 @@ def _plain(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.ndarray
     return values
 
 
-def _free(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.ndarray:
+def _free(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
     return roundtrip(weight, scheme, "weight")
 
 
-def _calibrated(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.ndarray:
-    return roundtrip(weight, scheme, "weight", known)
+def _calibrated(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
+    return roundtrip(weight, scheme, "weight", sensitivity)
 
 
-def _equalised(scheme: Scheme, strength: float, key: Key, weight: np.ndarray, known: Sensitivity) -> Substitute:
-    factors = input_factors(known.gram, strength) if reads_modulated(key[1]) and known.gram is not None else None
-    made = roundtrip(weight, scheme, "weight", known, factors)
-    return Substitute(lambda: made, input_rounding(scheme, factors))
+def _equalised(scheme: Scheme, strength: float, key: Key, weight: np.ndarray, sensitivity: Sensitivity) -> Substitute:
+    factors = input_factors(sensitivity.gram, strength) if reads_modulated(key[1]) and sensitivity.gram is not None else None
+    stored = roundtrip(weight, scheme, "weight", sensitivity, factors)
+    return Substitute(lambda: stored, input_rounding(scheme, factors))
 
 
 @torch.no_grad()
@@ -127,8 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     trial = Trial.of(open_student(options.student, without=("text_encoder_3",)), options.pixels)
     with torch.enable_grad():
-        known = trial.products(options.calibration_prompts, lambda name: fnmatch(name, options.weights))
-    weights = {key: trial.student.weights[key[0]][key[1]].load() for key in known}
+        sensitivities = trial.products(options.calibration_prompts, lambda name: fnmatch(name, options.weights))
+    weights = {key: trial.student.weights[key[0]][key[1]].load() for key in sensitivities}
     measured = _Measured(trial, options.prompts)
     print(f"{len(weights)} products, {sum(w.size for w in weights.values())} weights; {options.prompts} prompts\n")
     print("| scheme | codes | dB | gain |\n|---|---|---|---|")
@@ -136,7 +136,7 @@ def main() -> None:
     for scheme, name, technique in techniques():
         if options.scheme and scheme not in options.scheme:
             continue
-        db = measured.decibels({key: technique(key, weights[key], known[key]) for key in known})
+        db = measured.decibels({key: technique(key, weights[key], sensitivities[key]) for key in sensitivities})
         gain = f"{db - above[1]:+.1f}" if above[0] == scheme else ""
         print(f"| {scheme} | {name} | {db:.1f} | {gain} |", flush=True)
         if not name.startswith(EQUALISED):

@@ -62,13 +62,15 @@ class _Step:
 
 
 def _onnxruntime(file: Path, threads: int | None) -> _Step:
-    made = session(file, threads)
-    return _Step({port.name: port.shape for port in made.get_inputs()}, lambda feed: made.run(None, feed)[0])
+    loaded = session(file, threads)
+    return _Step({port.name: port.shape for port in loaded.get_inputs()}, lambda feed: loaded.run(None, feed)[0])
 
 
 def _openvino(file: Path, arithmetic: Literal["f32", "bf16"], threads: int | None) -> _Step:
-    made = openvino_model(file, arithmetic, threads)
-    return _Step({port.get_any_name(): list(port.shape) for port in made.inputs}, lambda feed: made(feed)[made.outputs[0]])
+    compiled = openvino_model(file, arithmetic, threads)
+    return _Step(
+        {port.get_any_name(): list(port.shape) for port in compiled.inputs}, lambda feed: compiled(feed)[compiled.outputs[0]]
+    )
 
 
 def main() -> None:

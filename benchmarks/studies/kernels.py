@@ -21,6 +21,8 @@ from benchmarks.measure.timing import interleave, session, table
 from exporters.reference.decibels import snr_db
 
 TOKENS, HEADS, HEAD_DIM = 1102, 24, 64
+CHANNELS, SIDE, GROUPS, EPSILON = 128, 512, 32, 1e-6
+PICTURE = (1, CHANNELS, SIDE, SIDE)
 
 
 def _model(node: ir.Node, inputs: list[ir.Value], constants: list[ir.Value]) -> bytes:
@@ -42,10 +44,10 @@ def _constant(name: str, values: np.ndarray) -> ir.Value:
 
 
 def _candidate(content: bytes, threads: int) -> Any:
-    made = session(content, threads)
+    loaded = session(content, threads)
     rng = np.random.default_rng(0)
-    feed = {port.name: rng.standard_normal(port.shape, np.float32) for port in made.get_inputs()}
-    return lambda: made.run(None, feed)
+    feed = {port.name: rng.standard_normal(port.shape, np.float32) for port in loaded.get_inputs()}
+    return lambda: loaded.run(None, feed)
 
 
 def attention_candidates(threads: int) -> dict[str, Any]:
@@ -90,53 +92,62 @@ def feed_forward_candidates(threads: int) -> dict[str, Any]:
 
 def group_norm_candidates(threads: int) -> tuple[dict[str, Any], dict[str, float]]:
     """Each way to normalise groups of a million values, and its accuracy against fp64 in dB."""
-    channels, size, groups = 128, 512, 32
     rng = np.random.default_rng(0)
-    picture = rng.standard_normal((1, channels, size, size), np.float32) + np.float32(0.7)
-    wide = picture.astype(np.float64).reshape(1, groups, -1)
-    exact = (wide - wide.mean(2, keepdims=True)) / np.sqrt(wide.var(2, keepdims=True) + 1e-6)
-
-    def chain(steps: Callable[[ir.tape.Tape, ir.Value], ir.Value]) -> bytes:
-        x, tape = _input("x", 1, channels, size, size), ir.tape.Tape()
-        output = steps(tape, x)
-        output.name, output.type = "y", ir.TensorType(ir.DataType.FLOAT)
-        graph = ir.Graph([x], [output], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 23}, name="g")
-        content: bytes = ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString()
-        return content
-
-    def vector(tape: ir.tape.Tape, name: str, values: np.ndarray) -> ir.Value:
-        return tape.initializer(ir.Tensor(values, name=name), name=name)
-
-    def group(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
-        scale, shift = (vector(tape, n, np.full(channels, v, np.float32)) for n, v in (("s", 1), ("b", 0)))
-        return tape.op("GroupNormalization", [x, scale, shift], {"num_groups": groups, "epsilon": 1e-6})
-
-    def instance(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
-        scale, shift = (vector(tape, n, np.full(groups, v, np.float32)) for n, v in (("s", 1), ("b", 0)))
-        grouped = tape.op("Reshape", [x, vector(tape, "g", np.array([1, groups, -1]))])
-        normed = tape.op("InstanceNormalization", [grouped, scale, shift], {"epsilon": 1e-6})
-        return tape.op("Reshape", [normed, vector(tape, "w", np.array(picture.shape))])
-
-    def staged(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
-        axes = [vector(tape, f"a{axis}", np.array([axis])) for axis in (3, 2)]
-
-        def mean(value: ir.Value) -> ir.Value:
-            for axis in axes:
-                value = tape.op("ReduceMean", [value, axis])
-            return value
-
-        rows = tape.op("Reshape", [x, vector(tape, "g", np.array([1, groups, -1, size]))])
-        centred = tape.op("Sub", [rows, mean(rows)])
-        spread = mean(tape.op("Mul", [centred, centred]))
-        spread = tape.op("Sqrt", [tape.op("Add", [spread, vector(tape, "e", np.array(1e-6, np.float32))])])
-        return tape.op("Reshape", [tape.op("Div", [centred, spread]), vector(tape, "w", np.array(picture.shape))])
-
+    picture = rng.standard_normal(PICTURE, np.float32) + np.float32(0.7)
+    wide = picture.astype(np.float64).reshape(1, GROUPS, -1)
+    exact = (wide - wide.mean(2, keepdims=True)) / np.sqrt(wide.var(2, keepdims=True) + EPSILON)
     candidates, accuracy = {}, {}
-    for name, steps in {"GroupNormalization": group, "InstanceNormalization": instance, "means in two stages": staged}.items():
-        made = session(chain(steps), threads)
-        candidates[name] = functools.partial(made.run, None, {"x": picture})
-        accuracy[name] = snr_db(exact, made.run(None, {"x": picture})[0].reshape(exact.shape))
+    for name, norm in NORMS.items():
+        loaded = session(_norm_model(norm), threads)
+        candidates[name] = functools.partial(loaded.run, None, {"x": picture})
+        accuracy[name] = snr_db(exact, loaded.run(None, {"x": picture})[0].reshape(exact.shape))
     return candidates, accuracy
+
+
+def _norm_model(norm: Callable[[ir.tape.Tape, ir.Value], ir.Value]) -> bytes:
+    x, tape = _input("x", *PICTURE), ir.tape.Tape()
+    output = norm(tape, x)
+    output.name, output.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [output], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 23}, name="g")
+    content: bytes = ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString()
+    return content
+
+
+def _vector(tape: ir.tape.Tape, name: str, values: np.ndarray) -> ir.Value:
+    return tape.initializer(ir.Tensor(values, name=name), name=name)
+
+
+def _scale_and_shift(tape: ir.tape.Tape, count: int) -> tuple[ir.Value, ir.Value]:
+    return _vector(tape, "s", np.ones(count, np.float32)), _vector(tape, "b", np.zeros(count, np.float32))
+
+
+def _group_norm(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
+    return tape.op("GroupNormalization", [x, *_scale_and_shift(tape, CHANNELS)], {"num_groups": GROUPS, "epsilon": EPSILON})
+
+
+def _instance_norm(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
+    scale_and_shift = _scale_and_shift(tape, GROUPS)
+    grouped = tape.op("Reshape", [x, _vector(tape, "g", np.array([1, GROUPS, -1]))])
+    normed = tape.op("InstanceNormalization", [grouped, *scale_and_shift], {"epsilon": EPSILON})
+    return tape.op("Reshape", [normed, _vector(tape, "w", np.array(PICTURE))])
+
+
+def _staged_norm(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
+    axes = [_vector(tape, f"a{axis}", np.array([axis])) for axis in (3, 2)]
+
+    def mean(value: ir.Value) -> ir.Value:
+        for axis in axes:
+            value = tape.op("ReduceMean", [value, axis])
+        return value
+
+    rows = tape.op("Reshape", [x, _vector(tape, "g", np.array([1, GROUPS, -1, SIDE]))])
+    centred = tape.op("Sub", [rows, mean(rows)])
+    spread = mean(tape.op("Mul", [centred, centred]))
+    spread = tape.op("Sqrt", [tape.op("Add", [spread, _vector(tape, "e", np.array(EPSILON, np.float32))])])
+    return tape.op("Reshape", [tape.op("Div", [centred, spread]), _vector(tape, "w", np.array(PICTURE))])
+
+
+NORMS = {"GroupNormalization": _group_norm, "InstanceNormalization": _instance_norm, "means in two stages": _staged_norm}
 
 
 def main() -> None:

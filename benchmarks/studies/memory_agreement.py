@@ -38,9 +38,9 @@ def main() -> None:
     worst = 0.0
     for bundle in options.bundles:
         command = runner(bundle, "--runtime", options.runtime, "--threads", options.threads, "--runs", 2)
-        found, parts, samples = watched(command)
+        measured, parts, samples = watched(command)
         for name, (began, ended) in parts.items():
-            ours = found["picture"] if name == "picture" else found["graphs"][name]
+            ours = measured["picture"] if name == "picture" else measured["graphs"][name]
             inside = [sample for sample in samples if began <= sample[0] <= ended]
             if not inside:
                 print(f"| {bundle.name} | {name} | too short to be sampled from outside |" + " |" * 6)

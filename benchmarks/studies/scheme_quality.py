@@ -43,8 +43,8 @@ Make = Callable[[Key, np.ndarray], np.ndarray]
 class _Ways:
     """Ways to store a model's weights."""
 
-    def __init__(self, weights: Weights, known: Mapping[Key, Sensitivity]) -> None:
-        self.weights, self.known = weights, known
+    def __init__(self, weights: Weights, sensitivities: Mapping[Key, Sensitivity]) -> None:
+        self.weights, self.sensitivities = weights, sensitivities
         self._calibrated: dict[str, Weights] = {}
 
     def size(self, scheme: str, scale_bytes: int = 4) -> int:
@@ -62,12 +62,14 @@ class _Ways:
     def ours(self, scheme: str) -> Weights:
         """Ours, with the calibration."""
         if scheme not in self._calibrated:
-            self._calibrated[scheme] = self.all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), self.known[key]))
+            self._calibrated[scheme] = self.all_of(
+                lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), self.sensitivities[key])
+            )
         return self._calibrated[scheme]
 
     def weighted(self, scheme: str) -> Weights:
         """Scales or tables that weigh errors by importance, without feedback."""
-        return self.all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), self.known[key]))
+        return self.all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), self.sensitivities[key]))
 
     def searched(self, schemes: Sequence[str], bits: float) -> tuple[str, int, Weights]:
         """The choice among schemes of least estimated error within a size."""
@@ -79,13 +81,13 @@ class _Ways:
         return f"searched {kind}, at most {bits} bits", sum(option.size_bytes for option in chosen), stored
 
     def _option(self, key: Key, scheme: str) -> Option:
-        error = self.known[key].weight_error(self.weights[key], self.ours(scheme)[key])
+        error = self.sensitivities[key].weight_error(self.weights[key], self.ours(scheme)[key])
         return Option(parse_scheme(scheme), parse_scheme(scheme).size_bytes(self.weights[key].shape), error)
 
 
-def candidates(weights: Weights, known: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
+def candidates(weights: Weights, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
     """Each way with its bytes and the weights that it leaves."""
-    ways = _Ways(weights, known)
+    ways = _Ways(weights, sensitivities)
     yield from _eight_bits(ways)
     yield from _four_bits(ways)
     for bits in (4.5, 5.0, 5.75, 8.25):
@@ -154,8 +156,8 @@ def main() -> None:
             drawn = [pipeline.draw(prompts[part], noise[part], step_noise[:, part]) for part in parts]
         return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
 
-    known = trial.products(CALIBRATION_PROMPTS)
-    weights = {key: trial.student.weights[key[0]][key[1]].load() for key in known}
+    sensitivities = trial.products(CALIBRATION_PROMPTS)
+    weights = {key: trial.student.weights[key[0]][key[1]].load() for key in sensitivities}
     truth = draw(Streaming({}))
     print(f"{count} prompts, seed {TEST_SEED}; {sum(w.size for w in weights.values())} weights; score of the student: ", end="")
     print(f"{_score(truth, prompts)[0]:.3f} ± {_score(truth, prompts)[1]:.3f}\n")
@@ -163,7 +165,7 @@ def main() -> None:
         "| | bits per weight | latents, dB | pictures, mean PSNR | 5th percentile | score | pictures that pass no more, or now |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name, size, stored in candidates(weights, known):
+    for name, size, stored in candidates(weights, sensitivities):
         drawn = draw(Streaming({key: Substitute(lambda w=w: w.astype(np.float32)) for key, w in stored.items()}))  # type: ignore[misc]
         bits = 8 * size / sum(w.size for w in weights.values())
         print(f"| {name} | {bits:.2f} | {_figures(truth, drawn, prompts)} |", flush=True)

@@ -69,8 +69,12 @@ class Trial:
             captions = tuple(str(caption) for caption in sample_captions(prompts, CALIBRATION_SEED))
             calibration = calibrate(self.student, self.options, self.sampling, CalibrationPlan(captions), Path(folder))
             keys = [key for key in calibration.weights() if key[0] == "transformer" and wanted(key[1])]
-            found = {key: calibration.sensitivity(*key) for key in keys if calibration.entry(*key).layer == "linear"}
-            return {key: replace(known, gram=np.array(known.gram)) for key, known in found.items() if known is not None}
+            sensitivities = {key: calibration.sensitivity(*key) for key in keys if calibration.entry(*key).layer == "linear"}
+            return {
+                key: replace(sensitivity, gram=np.array(sensitivity.gram))
+                for key, sensitivity in sensitivities.items()
+                if sensitivity is not None
+            }
 
 
 def unseen_captions(count: int) -> list[str]:
@@ -78,9 +82,9 @@ def unseen_captions(count: int) -> list[str]:
     return [str(caption) for caption in sample_captions(count, TEST_SEED)]
 
 
-def weighted_by_importance(weight: np.ndarray, scheme: Scheme, known: Sensitivity) -> np.ndarray:
+def weighted_by_importance(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
     """The weight that a scheme stores when its scales or tables know what is important, and nothing else is known."""
-    rows, columns = known.importance()
+    rows, columns = sensitivity.importance()
     if scheme.kind == "lookup":
         return decode_lookup(encode_lookup(weight, scheme, "weight", rows[:, None] * columns))
     return decode_integer(encode_integer(weight, scheme, "weight", columns))

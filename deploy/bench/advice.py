@@ -41,7 +41,7 @@ def advice_tiers() -> list[TierLimits]:
 
 def forecasts(folders: Sequence[Path]) -> list[Forecast]:
     """A picture of each bundle on each tier's usual target; of none whose graphs no installed package reads."""
-    made = []
+    predicted = []
     for bundle in map(open_bundle, folders):
         if find_spec(READERS[bundle.manifest.model_format]) is None:
             continue
@@ -49,5 +49,5 @@ def forecasts(folders: Sequence[Path]) -> list[Forecast]:
         for name in all_tiers():
             with contextlib.suppress(TierError):  # the tier does not run such bundles
                 usual = predictions(bundle, [name], counted)[0]
-                made.append(Forecast(bundle.folder.name, name, usual.target, usual.seconds, *usual.range_seconds))
-    return made
+                predicted.append(Forecast(bundle.folder.name, name, usual.target, usual.seconds, *usual.range_seconds))
+    return predicted

@@ -22,7 +22,7 @@ from benchmarks.quality.drawing import Drawn, read_wanted, to_line
 from deploy.bench.process_tree import ProcessTree
 from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import InputError
-from deploy.page.drive import BrowserRun, about_page, draw_in_page, opened_page
+from deploy.page.drive import BrowserRun, PageRequest, about_page, draw_in_page, opened_page
 from deploy.page.vendor import pinned
 from exporters.choices import PROMPTS, Provider
 
@@ -58,7 +58,7 @@ def measure(bundle: Bundle, provider: Provider, runs: int, warm_ups: int) -> dic
                 meter.start()
                 for _ in range(count):
                     busy = tree.cpu_ms()
-                    pictures.runs.append(draw_in_page(chromium, provider, PROMPTS[0])[0])
+                    pictures.runs.append(draw_in_page(chromium, provider, PageRequest(PROMPTS[0]))[0])
                     pictures.cpu_ms.append(tree.cpu_ms() - busy)
             used = meter.joules()
     nothing: dict[str, list[float]] = {"wall_ms": [], "cpu_ms": []}
@@ -109,7 +109,7 @@ def main() -> None:
         with opened_page(bundle) as chromium:
             about_page(chromium, options.provider)
             for one in wanted:
-                _, picture = draw_in_page(chromium, options.provider, one.prompt, one.seed, keep_graphs=True)
+                _, picture = draw_in_page(chromium, options.provider, PageRequest(one.prompt, one.seed, keep_graphs=True))
                 print(to_line(Drawn(picture, None)), flush=True)  # noqa: T201
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201

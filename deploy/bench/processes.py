@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +19,9 @@ from benchmarks.results.record import Measured
 from deploy.bench.targets import Assignment, BenchTarget, PeerTarget
 from deploy.bundle.folder import Bundle
 from deploy.errors import Complaint, InputError
+
+END_S = 20.0
+"""How long an interrupted process may take to end what it has started itself; a browser that hangs is closed in 13 s."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +97,29 @@ def _run(job: Job, options: Sequence[str], remote: str | None, given: str = "") 
     command = [sys.executable, *arguments]
     if remote is not None:  # the bundle lies there under the same name, and flash-deploy is installed
         command = shlex.split(remote.replace("{command}", shlex.join(["python3", *arguments])))
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)  # noqa: S603
     except OSError as error:
         raise InputError("The measurement cannot be started.", [Complaint(command[0], error.strerror or str(error))]) from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+    with process:
+        try:
+            out, errors = process.communicate(given)
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode:
+        said = (errors.strip() or out.strip() or f"exit code {process.returncode}").splitlines()
         raise InputError("A measurement failed.", [Complaint(f"{job.subject} on {job.target_name}", said[-1])])
-    return done.stdout.strip().splitlines()
+    return out.strip().splitlines()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Interrupt a process and wait until it has cleaned up: a browser's profile is its own to remove."""
+    try:
+        if os.name == "posix":  # a terminal has interrupted it already, whoever sends a signal to this process alone has not
+            process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
+    finally:
+        process.kill()  # nothing where it has ended

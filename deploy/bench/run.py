@@ -59,8 +59,8 @@ def bench(request: BenchRequest, tell: Callable[[str], None] | None = None) -> B
         for i in range(request.rounds):
             for job in there:
                 tell(f"round {i + 1} of {request.rounds}: {job.subject} on {job.target_name}")
-                found = measure(job, request.runs, request.warm_ups, request.remote)
-                measured[job] = measured[job] + found if job in measured else found
+                one_round = measure(job, request.runs, request.warm_ups, request.remote)
+                measured[job] = measured[job] + one_round if job in measured else one_round
         judged = {} if judge is None else {job: judge.judge(job, tell) for job in there}
         graph_db = {bundle.folder: _graph_db(request, bundle, tell) for bundle in bundles}
     results = Results(
@@ -167,8 +167,8 @@ def _size_bytes(job: Job) -> int:
     if not job.target.of_student:
         return sum(record.size_bytes for record in job.bundle.manifest.files)
     folder = job.prepared_folder()
-    if made := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
-        return made
+    if own_bytes := sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()):
+        return own_bytes
     from exporters.student.open import open_source
 
     assert job.assignment.student is not None

@@ -14,6 +14,7 @@ import functools
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,23 +53,38 @@ class _Recorder(Pipeline):
         return (given - np.float32(picture.shift_factor)) * np.float32(picture.scaling_factor)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and what runs it; all but the bundle as of :class:`~deploy.runtime.pipeline.Pipeline`.
+
+    Attributes:
+        bundle: its folder.
+        runtime: the fastest if none is named.
+        provider: of onnxruntime.
+        threads: as many as the runtime likes if none are given.
+    """
+
+    bundle: Path
+    runtime: Runtime | None = None
+    provider: str = "cpu"
+    threads: int | None = None
+
+    def pipeline(self) -> Pipeline:
+        """A pipeline that draws from it."""
+        return Pipeline(self.bundle, self.provider, self.threads, runtime=self.runtime)
+
+    def recorder(self, keep_graphs: bool) -> _Recorder:
+        """Likewise, one that remembers."""
+        return _Recorder(self.bundle, self.provider, self.threads, keep_graphs, self.runtime)
+
+
 def measure(
-    bundle: Path,
-    runtime: Runtime | None,
-    provider: str,
-    threads: int | None,
-    runs: int,
-    warm_ups: int,
-    keep_graphs: bool = False,
-    graphs_too: bool = True,
+    subject: Subject, runs: int, warm_ups: int, keep_graphs: bool = False, graphs_too: bool = True
 ) -> tuple[dict[str, Any], dict[str, Part]]:
     """Measure a bundle.
 
     Args:
-        bundle: its folder.
-        runtime: of :class:`~deploy.runtime.pipeline.Pipeline`.
-        provider: likewise.
-        threads: likewise.
+        subject: the bundle, and what runs it.
         runs: measured runs of each graph, and pictures.
         warm_ups: runs of each graph before those; recorded, not counted.
         keep_graphs: draw the pictures with all graphs kept loaded.
@@ -82,56 +98,53 @@ def measure(
         InputError: the bundle or the runtime cannot be used.
     """
     parts: dict[str, Part] = {}
-    made: list[_Recorder] = []
     graphs: dict[str, Any] = {}
-
-    def first_picture() -> None:
-        made.append(_Recorder(bundle, provider, threads, keep_graphs=keep_graphs, runtime=runtime))
-        made[0].generate(PROMPTS[0])
-
     meter = EnergyMeter()
     with Peak() as peak:
         with peak.watch() as parts["picture"]:
-            first = timed(first_picture, 1)
-            meter.start()
-            pictures = timed(lambda: made[0].generate(PROMPTS[0]), runs)
-            used = meter.joules()
-        given = made[0].given if graphs_too else {}
-        pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
-        made.clear()  # with the graphs that it kept
-        for name, inputs in given.items():
+            picture, given = _measure_pictures(subject, runs, meter, keep_graphs)
+        pipeline = subject.pipeline()
+        for name, inputs in given.items() if graphs_too else ():
             with peak.watch() as parts[name]:
                 graphs[name] = _measure_graph(pipeline, name, inputs, runs, warm_ups)
-    for name in graphs:
-        graphs[name] |= _memory(parts[name])
-    found = {
+    measured = {
         "runtime": pipeline.runtime,
-        "graphs": graphs,
-        "picture": {
-            "first": first,
-            "warm": pictures,
-            "joules": [] if used is None else [used / runs],
-            **_memory(parts["picture"]),
-        },
+        "graphs": {name: graph | _memory(parts[name]) for name, graph in graphs.items()},
+        "picture": picture | _memory(parts["picture"]),
         "memory_method": peak.method,
         "energy_method": meter.method,
-        "metadata": describe(pipeline, provider, threads, keep_graphs),
+        "metadata": describe(pipeline, subject.provider, subject.threads, keep_graphs),
     }
-    return found, parts
+    return measured, parts
 
 
-def draw(
-    bundle: Path, runtime: Runtime | None, provider: str, threads: int | None, wanted: tuple[Wanted, ...]
-) -> Iterator[Drawn]:
+def draw(subject: Subject, wanted: tuple[Wanted, ...]) -> Iterator[Drawn]:
     """Draw pictures, one after another; graphs stay loaded.
 
     Raises:
         InputError: the bundle or the runtime cannot be used.
     """
-    pipeline = _Recorder(bundle, provider, threads, keep_graphs=True, runtime=runtime)
+    pipeline = subject.recorder(keep_graphs=True)
     for one in wanted:
         picture = pipeline.generate(one.prompt, seed=one.seed)[0]
         yield Drawn(picture, pipeline.latents())
+
+
+def _measure_pictures(
+    subject: Subject, runs: int, meter: EnergyMeter, keep_graphs: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Times and energy of pictures, the first with the opening of the bundle; and what the last one gave each graph."""
+    recorders: list[_Recorder] = []
+
+    def first_picture() -> None:
+        recorders.append(subject.recorder(keep_graphs))
+        recorders[0].generate(PROMPTS[0])
+
+    first = timed(first_picture, 1)
+    meter.start()
+    warm = timed(lambda: recorders[0].generate(PROMPTS[0]), runs)
+    used = meter.joules()
+    return {"first": first, "warm": warm, "joules": [] if used is None else [used / runs]}, recorders[0].given
 
 
 def _measure_graph(pipeline: Pipeline, name: str, inputs: dict[str, np.ndarray], runs: int, warm_ups: int) -> dict[str, Any]:
@@ -174,19 +187,19 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw what standard input asks for, a line for each")
     parser.add_argument("--parts", action="store_true", help="say on stderr when each part was, in s of the monotonic clock")
     options = parser.parse_args()
-    where = (options.bundle, options.runtime, options.provider, options.threads)
+    subject = Subject(options.bundle, options.runtime, options.provider, options.threads)
     try:
         if options.draw:
-            for drawn in draw(*where, read_wanted(sys.stdin.read())):
+            for drawn in draw(subject, read_wanted(sys.stdin.read())):
                 print(to_line(drawn), flush=True)  # noqa: T201
             return
-        found, parts = measure(*where, options.runs, options.warm_ups, options.keep_graphs, not options.no_graphs)
+        measured, parts = measure(subject, options.runs, options.warm_ups, options.keep_graphs, not options.no_graphs)
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     if options.parts:
         print(json.dumps({name: [part.began, part.ended] for name, part in parts.items()}), file=sys.stderr)  # noqa: T201
-    print(json.dumps(found))  # noqa: T201
+    print(json.dumps(measured))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def best_uniform(graphs: Sequence[GraphSpec], goal: Destination) -> tuple[str, P
     Returns:
         Its name, the profile, and what the bundle takes with it.
     """
-    found = []
+    fitting = []
     for name in goal.schemes:
         profile = _uniform(graphs, parse_scheme(name), goal)
         sizes = estimated_sizes(graphs, profile, goal)
         if sizes.fits(goal.tier):
-            found.append((name, profile, sizes))
-    return max(found, key=lambda item: item[2].stored_bytes, default=None)
+            fitting.append((name, profile, sizes))
+    return max(fitting, key=lambda item: item[2].stored_bytes, default=None)
 
 
 def _uniform(graphs: Sequence[GraphSpec], scheme: Scheme, goal: Destination) -> Profile:

@@ -93,8 +93,8 @@ def check_files(bundle: Bundle) -> list[Complaint]:
 
 def find_strangers(folder: Path, manifest: Manifest) -> list[Path]:
     """Everything in a bundle's folder that its manifest does not name; links to folders too, which are not followed."""
-    known = {record.path for record in manifest.files} | {NAME, LOCK}
-    return [file for file in files_in(folder) if file.relative_to(folder).as_posix() not in known]
+    listed = {record.path for record in manifest.files} | {NAME, LOCK}
+    return [file for file in files_in(folder) if file.relative_to(folder).as_posix() not in listed]
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -339,9 +339,9 @@ def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
     if manifest.layout == "native":
         expected_shapes = _native_shapes(manifest)
         for (graph, port), shape in expected_shapes.items():
-            found = {p.name: p.shape for p in (*graphs[graph].inputs, *graphs[graph].outputs)}.get(port)
-            if found != shape:
-                complaints.append(Complaint(f"{file}: {graph}", f"{port} has another shape", str(list(shape)), str(found)))
+            recorded = {p.name: p.shape for p in (*graphs[graph].inputs, *graphs[graph].outputs)}.get(port)
+            if recorded != shape:
+                complaints.append(Complaint(f"{file}: {graph}", f"{port} has another shape", str(list(shape)), str(recorded)))
     return complaints
 
 

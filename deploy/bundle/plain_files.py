@@ -38,7 +38,7 @@ def plain_files(folder: Path, paths: Iterable[str]) -> Iterator[Path]:
     real = {path: Path(os.path.realpath(folder / path)) for path in paths}
     if outside := [path for path in real if not is_own(folder / path, folder)]:
         raise BundleError(f"{folder} is damaged.", [Complaint(path, "leads outside the bundle") for path in outside])
-    if all(found == Path(home, path) for path, found in real.items()):
+    if all(target == Path(home, path) for path, target in real.items()):
         yield folder
         return
     with contextlib.ExitStack() as stack:
@@ -50,19 +50,19 @@ def _private(stack: contextlib.ExitStack, real: Mapping[str, Path]) -> Path:
     caches = dict.fromkeys(file.parent.parent for file in real.values() if file.parent.name == "blobs")
     for above in (None, *caches):
         with contextlib.suppress(OSError), contextlib.ExitStack() as attempt:
-            made = Path(attempt.enter_context(_temporary(above)))
-            _fill(made, real, linked=True)
+            folder = Path(attempt.enter_context(_temporary(above)))
+            _fill(folder, real, linked=True)
             stack.push(attempt.pop_all())
-            return made
-    made = Path(stack.enter_context(_temporary(None)))
+            return folder
+    folder = Path(stack.enter_context(_temporary(None)))
     try:
-        _fill(made, real, linked=False)
+        _fill(folder, real, linked=False)
     except OSError as error:
         needed = sum(file.stat().st_size for file in real.values())
-        got = f"{shutil.disk_usage(made).free / 1e6:.2f} MB free"
-        complaint = Complaint(str(made.parent), error.strerror or str(error), f"{needed / 1e6:.2f} MB", got)
+        got = f"{shutil.disk_usage(folder).free / 1e6:.2f} MB free"
+        complaint = Complaint(str(folder.parent), error.strerror or str(error), f"{needed / 1e6:.2f} MB", got)
         raise InputError("The bundle's files are links, and cannot be copied for the runtime.", [complaint], REMEDY) from error
-    return made
+    return folder
 
 
 def _temporary(above: Path | None) -> tempfile.TemporaryDirectory[str]:

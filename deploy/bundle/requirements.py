@@ -65,5 +65,5 @@ def numbers(version: str) -> tuple[int, ...]:
     >>> numbers("1.9") < numbers("1.23.2") < numbers("1.24.0.dev20260101+cpu")
     True
     """
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found.group().split(".")) if found else ()
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()

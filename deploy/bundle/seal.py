@@ -51,19 +51,19 @@ def _yours(folder: Path) -> list[str]:
     """
     try:
         content = json.loads((folder / NAME).read_bytes())
-        known = {NAME, LOCK, *(str(record["path"]) for record in content["files"])}
+        listed = {NAME, LOCK, *(str(record["path"]) for record in content["files"])}
     except (ValueError, LookupError, TypeError, RecursionError):
-        known = None
-    found: dict[str, None] = {}
+        listed = None
+    lost: dict[str, None] = {}
     for path in (file.relative_to(folder) for file in files_in(folder)):
         top, whole = path.parts[0], path.as_posix()
         if top in (*HISTORY, PICTURES):
-            found[top] = None
-        elif known is None:
-            found |= {whole: None} if whole == PAGE else {}
-        elif whole not in known and top not in BOOKKEEPING and not path.name.startswith("."):
-            found[whole] = None
-    return list(found)
+            lost[top] = None
+        elif listed is None:
+            lost |= {whole: None} if whole == PAGE else {}
+        elif whole not in listed and top not in BOOKKEEPING and not path.name.startswith("."):
+            lost[whole] = None
+    return list(lost)
 
 
 def remove_strangers(partial: Path, manifest: Manifest) -> None:

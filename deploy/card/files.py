@@ -70,9 +70,9 @@ class CardFiles:
             InputError: the disk is full, or a file cannot be written after all.
         """
         new = [path for path in (self.file, *self.pictures) if not os.path.lexists(path)]
-        made = bool(drawn) and not self._folder.exists()
+        new_folder = bool(drawn) and not self._folder.exists()
         try:
-            if made:
+            if new_folder:
                 with writing(self._folder):
                     self._folder.mkdir()
             for picture, path in zip(drawn, self.pictures, strict=True):
@@ -81,7 +81,7 @@ class CardFiles:
         except BaseException:
             for path in new:
                 path.unlink(missing_ok=True)
-            if made and self._folder.is_dir() and not any(self._folder.iterdir()):
+            if new_folder and self._folder.is_dir() and not any(self._folder.iterdir()):
                 self._folder.rmdir()
             raise
         self._remove_older()

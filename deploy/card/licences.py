@@ -51,17 +51,17 @@ def find_licence(texts: Mapping[str, str]) -> Licence:
     Licence(id='apache-2.0', name='', file='LICENSE')
     """
     licences = {name: text for name, text in texts.items() if not name.upper().startswith("NOTICE")} or dict(texts)
-    found = {name: _recognised(text) for name, text in licences.items()}
-    file = next(iter(found), "")
-    if len(set(found.values())) != 1:
+    recognised = {name: _recognised(text) for name, text in licences.items()}
+    file = next(iter(recognised), "")
+    if len(set(recognised.values())) != 1:
         return Licence(OTHER, file=file)
-    [(id, name)] = set(found.values())  # noqa: A001  (the hub's word)
+    [(id, name)] = set(recognised.values())  # noqa: A001  (the hub's word)
     return Licence(id, name, file)
 
 
 def _recognised(text: str) -> tuple[str, str]:
     plain = " ".join(text[: 1 << 16].lower().replace(",", " ,").split()).replace(" ,", ",")
-    for phrase, known in PHRASES.items():
+    for phrase, licence_id in PHRASES.items():
         if phrase in plain:
-            return known, ""
+            return licence_id, ""
     return OTHER, next((name for phrase, name in NAMED.items() if phrase in plain[:4096]), "")

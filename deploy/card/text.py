@@ -50,9 +50,9 @@ def page(bundle: Bundle, samples: Sequence[Sample] = (), base_models: Sequence[s
         licence: as the hub names it; by default what the bundle's licence texts say.
     """
     manifest = bundle.manifest
-    found = find_licence(manifest.student.licences) if licence is None else Licence(licence)
+    card_licence = find_licence(manifest.student.licences) if licence is None else Licence(licence)
     sections = [
-        _head(manifest, base_models, found),
+        _head(manifest, base_models, card_licence),
         _opening(manifest),
         _pictures(samples),
         _how_to_run(manifest, samples[0] if samples else Sample("", EXAMPLE, 0)),
@@ -60,7 +60,7 @@ def page(bundle: Bundle, samples: Sequence[Sample] = (), base_models: Sequence[s
         _graphs(manifest),
         _weights(manifest),
         _notes(manifest),
-        _licences(manifest, found),
+        _licences(manifest, card_licence),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -191,11 +191,11 @@ def _units(manifest: Manifest) -> str:
 
 
 def _client(manifest: Manifest) -> str:
-    found = manifest.client_schedule
-    if found is None:
+    schedule = manifest.client_schedule
+    if schedule is None:
         return ""
-    measured = "" if found.psnr_db is None else f", pictures at {found.psnr_db:.1f} dB of the student's own schedule"
-    return f"stepCount {found.steps}, schedulerTimestepShift {found.shift:g}{measured}"
+    measured = "" if schedule.psnr_db is None else f", pictures at {schedule.psnr_db:.1f} dB of the student's own schedule"
+    return f"stepCount {schedule.steps}, schedulerTimestepShift {schedule.shift:g}{measured}"
 
 
 def _total_bytes(manifest: Manifest) -> int:
@@ -216,14 +216,14 @@ def _graphs(manifest: Manifest) -> str:
 def _parity(graph: GraphRecord) -> str:
     if graph.parity_db is None:
         return "not measured"
-    found = "equal" if graph.parity_db >= EQUAL_DB else f"{graph.parity_db:.1f} dB"
-    return found + (f", {graph.parity_cases} {'input' if graph.parity_cases == 1 else 'inputs'}" if graph.parity_cases else "")
+    parity = "equal" if graph.parity_db >= EQUAL_DB else f"{graph.parity_db:.1f} dB"
+    return parity + (f", {graph.parity_cases} {'input' if graph.parity_cases == 1 else 'inputs'}" if graph.parity_cases else "")
 
 
 def _weights(manifest: Manifest) -> str:
     calibrated = manifest.calibration_prompts
-    made = f"codes calibrated on {calibrated} prompts" if calibrated else "codes made without data"
-    how = "" if manifest.precision != "mixed" else f", {made}"
+    codes = f"codes calibrated on {calibrated} prompts" if calibrated else "codes made without data"
+    how = "" if manifest.precision != "mixed" else f", {codes}"
     rules = [f"| {escaped(rule.component)} | {escaped(rule.weights)} | {escaped(rule.scheme)} |" for rule in manifest.profile]
     left = len(rules) - MOST_RULES
     rest = ["", f"And {left} more in `manifest.json`."] if left > 0 else []
@@ -239,14 +239,14 @@ def _notes(manifest: Manifest) -> str:
     return "\n".join(["## Notes", "", *(f"- {escaped(note)}" for note in manifest.notes)]) if manifest.notes else ""
 
 
-def _licences(manifest: Manifest, found: Licence) -> str:
+def _licences(manifest: Manifest, licence: Licence) -> str:
     names = [escaped(name) for name in manifest.student.licences]
     if names:
         texts = f"The student's texts, which hold for the bundle too: {', '.join(names)}."
     else:
         texts = "No licence text was found in the student. Whoever publishes the bundle must say what holds."
-    known = f" Recognised as {escaped(found.id)}." if names and found.id != OTHER else ""
-    return f"## Licence\n\n{texts}{known}"
+    recognised = f" Recognised as {escaped(licence.id)}." if names and licence.id != OTHER else ""
+    return f"## Licence\n\n{texts}{recognised}"
 
 
 def default_place(bundle: Bundle) -> Path:

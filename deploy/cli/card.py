@@ -95,12 +95,12 @@ def _prompts(student: str, given: list[str], file: Path | None, count: int | Non
         raise InputError("The pictures cannot be drawn.", [complaint], "leave one of them out")
     if count == 0:
         return ()
-    found = tuple(given) if given else read_prompts(file) if file is not None else prompts_for(student)
-    wanted = count or (min(len(found), MAX_PICTURES) if given else min(4, len(found)))
-    if wanted > len(found):
-        complaint = Complaint("--pictures", "more than there are prompts", f"at most {len(found)}", str(wanted))
+    prompts = tuple(given) if given else read_prompts(file) if file is not None else prompts_for(student)
+    wanted = count or (min(len(prompts), MAX_PICTURES) if given else min(4, len(prompts)))
+    if wanted > len(prompts):
+        complaint = Complaint("--pictures", "more than there are prompts", f"at most {len(prompts)}", str(wanted))
         raise InputError("The pictures cannot be drawn.", [complaint], "give more prompts")
-    return found[:wanted]
+    return prompts[:wanted]
 
 
 def _check_names(base_models: list[str], licence: str | None) -> None:

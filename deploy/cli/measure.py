@@ -103,13 +103,13 @@ def bench(
         clip=clip,
     )
     with messages.status("measuring") as status:
-        found = run_bench(request, status.update)
-    results = found.results
+        benchmark = run_bench(request, status.update)
+    results = benchmark.results
     if json_file is not None:
         write_bytes(json_file, results.to_json())
     advice = advise(advice_tiers(), results.entries, results.rounds, forecasts(bundles))
     if html_file is not None:
-        write_text(html_file, html(results, advice, grid(found.pictures, results), tuned))
+        write_text(html_file, html(results, advice, grid(benchmark.pictures, results), tuned))
     typer.echo(markdown(results, advice))
 
 
@@ -175,10 +175,10 @@ def predict(
     texts, data = [], []
     for bundle in opened:
         with messages.status(f"counting {bundle.folder.name}"):
-            found = costs(bundle)
-            made = predictions(bundle, tier or (), found)
-        texts.append(render(bundle, found, made))
-        data.append(as_data(bundle, found, made))
+            counted = costs(bundle)
+            predicted = predictions(bundle, tier or (), counted)
+        texts.append(render(bundle, counted, predicted))
+        data.append(as_data(bundle, counted, predicted))
     if json_file is not None:
         write_text(json_file, json.dumps(data, indent=2) + "\n")
     typer.echo("\n\n".join(texts))

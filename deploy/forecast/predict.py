@@ -72,11 +72,11 @@ class Prediction:
 
     def shares(self, name: str) -> dict[str, float]:
         """``bounds`` or ``placement`` of the whole picture: what its time is spent on, or where."""
-        found: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for graph in self.graphs:
             for key, share in getattr(graph.time, name).items():
-                found[key] = found.get(key, 0.0) + share * graph.runs * graph.time.seconds / max(self.seconds, 1e-30)
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+                totals[key] = totals.get(key, 0.0) + share * graph.runs * graph.time.seconds / max(self.seconds, 1e-30)
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
 def costs(bundle: Bundle) -> dict[str, GraphCost]:
@@ -119,8 +119,8 @@ def predictions(
     names = tiers or (bundle.manifest.tier,)
     for name in names:
         check_format(name, bundle.manifest.model_format)
-    found = costs(bundle) if counted is None else counted
-    made = []
+    graph_costs = costs(bundle) if counted is None else counted
+    predicted = []
     for name in names:
         targets = {key: target for key, target in find_tier(name).targets.items() if _fits(target, bundle.manifest)}
         if not targets:
@@ -128,8 +128,8 @@ def predictions(
             raise TierError(
                 "The tier has no forecast for this bundle.", [Complaint("--tier", f"no target for {units}", got=name)]
             )
-        made += [_prediction(name, key, target, bundle.manifest, found) for key, target in targets.items()]
-    return made
+        predicted += [_prediction(name, key, target, bundle.manifest, graph_costs) for key, target in targets.items()]
+    return predicted
 
 
 def _fits(target: ForecastTarget, manifest: Manifest) -> bool:
@@ -138,7 +138,9 @@ def _fits(target: ForecastTarget, manifest: Manifest) -> bool:
     return target.format == manifest.model_format and target.compute_units in (None, manifest.compute_units)
 
 
-def _prediction(tier: str, name: str, target: ForecastTarget, manifest: Manifest, found: dict[str, GraphCost]) -> Prediction:
+def _prediction(
+    tier: str, name: str, target: ForecastTarget, manifest: Manifest, graph_costs: dict[str, GraphCost]
+) -> Prediction:
     steps = len(manifest.sampling.timesteps)
     graphs = []
     for graph in manifest.graphs:
@@ -146,7 +148,9 @@ def _prediction(tier: str, name: str, target: ForecastTarget, manifest: Manifest
             continue
         often = graph.name in EVERY_STEP
         run_once = not often and graph.name != "vae_decoder"
-        graphs.append(GraphPrediction(graph.name, steps if often else 1, predict(found[graph.name], places(target, run_once))))
+        graphs.append(
+            GraphPrediction(graph.name, steps if often else 1, predict(graph_costs[graph.name], places(target, run_once)))
+        )
     everywhere = {**places(target), **places(target, run_once=True)}
     return Prediction(
         tier,

@@ -12,7 +12,7 @@ from deploy.forecast.predict import NOTE, Prediction
 from deploy.text import megabytes, table
 
 
-def as_data(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Prediction]) -> dict[str, Any]:
+def as_data(bundle: Bundle, costs: dict[str, GraphCost], predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Costs and forecasts as plain data, for JSON; seconds, FLOPs and bytes."""
     return {
         "bundle": str(bundle.folder),
@@ -26,7 +26,7 @@ def as_data(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Predicti
                 "uncounted": cost.uncounted,
                 "kinds": {kind: {"operators": count, **_work_data(work)} for kind, (count, work) in cost.by_kind().items()},
             }
-            for name, cost in found.items()
+            for name, cost in costs.items()
         },
         "predictions": [
             {
@@ -50,7 +50,7 @@ def as_data(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Predicti
                     for g in p.graphs
                 },
             }
-            for p in made
+            for p in predictions
         ],
     }
 
@@ -64,21 +64,21 @@ def _work_data(work: Work) -> dict[str, int]:
     }
 
 
-def render(bundle: Bundle, found: dict[str, GraphCost], made: Sequence[Prediction]) -> str:
+def render(bundle: Bundle, costs: dict[str, GraphCost], predictions: Sequence[Prediction]) -> str:
     """Costs and forecasts as text."""
     rows: list[tuple[str, ...]] = [("graph", "multiply-adds", "FLOPs", "weights read", "activations moved")]
-    for name, cost in found.items():
+    for name, cost in costs.items():
         moved = megabytes(cost.weight_bytes), megabytes(cost.activation_bytes)
         rows.append((name, _count(cost.multiply_adds), _count(cost.flops), *moved))
-    runs = {graph.name: graph.runs for graph in made[0].graphs} if made else {}
-    whole = total(work for name, cost in found.items() for work in runs.get(name, 0) * [_work(cost)])
+    runs = {graph.name: graph.runs for graph in predictions[0].graphs} if predictions else {}
+    whole = total(work for name, cost in costs.items() for work in runs.get(name, 0) * [_work(cost)])
     figures = _count(whole.multiply_adds), _count(whole.flops), megabytes(whole.weight_bytes), megabytes(whole.activation_bytes)
     rows.append(("a picture", *figures))
     lines = [f"bundle {bundle.folder}: one run of each graph (a multiply-add is two FLOPs)", "", *table(rows)]
     lines += [
-        f"not counted: {count} of {what} in {name}" for name, cost in found.items() for what, count in cost.uncounted.items()
+        f"not counted: {count} of {what} in {name}" for name, cost in costs.items() for what, count in cost.uncounted.items()
     ]
-    for prediction in made:
+    for prediction in predictions:
         lines += ["", *_render(prediction)]
     return "\n".join([*lines, "", NOTE])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from benchmarks.extra import need
 from deploy.errors import Complaint, InputError
+from deploy.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     import psutil
@@ -43,8 +44,8 @@ def find_chromium() -> str:
         BrowserError: there is none.
     """
     for name in (os.environ.get("CHROMIUM", ""), *NAMES):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (executable := shutil.which(name)):
+            return executable
     remedy = "install Chromium or Chrome, or let the variable CHROMIUM name its executable"
     raise BrowserError("No Chromium is installed.", [Complaint("PATH", "not found", " or ".join(NAMES))], remedy)
 
@@ -81,11 +82,11 @@ class Chromium:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chromium")
         self._exits = contextlib.ExitStack()  # entered and closed in that thread
         self._failure = Error
-        self._known: list[psutil.Process] = []
+        self._started_processes: list[psutil.Process] = []
         try:
             self._page, self.version = self._result(lambda: self._launch(executable, arguments), executable, START_S)
-            self._known = self._started(executable)
-            self.process = self._known[0].pid
+            self._started_processes = self._started(executable)
+            self.process = self._started_processes[0].pid
         except BaseException:
             self.close()
             raise
@@ -136,16 +137,17 @@ class Chromium:
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """End the browser, whatever it is doing, and remove what it wrote."""
-        if not self._is_idle():
-            self._end()  # what it is doing fails, and Playwright can close
-        try:
-            with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
-                self._thread.submit(self._exits.close).result(CLOSE_S)
-        finally:
-            self._end()
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            self._profile.cleanup()
+        """End the browser, whatever it is doing, and remove what it wrote; a Ctrl-C waits until that is done."""
+        with uninterrupted():
+            if not self._is_idle():
+                self._end()  # what it is doing fails, and Playwright can close
+            try:
+                with contextlib.suppress(Exception):  # whatever Playwright says where browser or driver are gone, or do not go
+                    self._thread.submit(self._exits.close).result(CLOSE_S)
+            finally:
+                self._end()
+                self._thread.shutdown(wait=False, cancel_futures=True)
+                self._profile.cleanup()
 
     def _is_idle(self) -> bool:
         """Whether Playwright's thread takes something else at once.
@@ -220,7 +222,7 @@ class Chromium:
         import psutil
 
         ended = []
-        for process in {*self._processes(), *self._known}:
+        for process in {*self._processes(), *self._started_processes}:
             with contextlib.suppress(psutil.Error):  # it has ended by itself
                 if process.status() != psutil.STATUS_ZOMBIE:
                     process.kill()

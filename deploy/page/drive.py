@@ -56,16 +56,27 @@ class BrowserTimings:
     picture: np.ndarray
 
 
+@dataclass(frozen=True)
+class PageRequest:
+    """What a page is asked to draw, and how.
+
+    Attributes:
+        prompt: what to draw.
+        seed: of the initial noise.
+        latents: initial noise ``[1, channels, height / 8, width / 8]`` in place of the seed's.
+        keep_graphs: keep graphs loaded between stages and pictures.
+        timeout_s: of one picture.
+    """
+
+    prompt: str = PROMPTS[0]
+    seed: int = 0
+    latents: np.ndarray | None = None
+    keep_graphs: bool = False
+    timeout_s: float = 600.0
+
+
 def run_in_browser(
-    bundle: Bundle,
-    runs: int,
-    provider: Provider = "wasm",
-    prompt: str = PROMPTS[0],
-    seed: int = 0,
-    latents: np.ndarray | None = None,
-    keep_graphs: bool = False,
-    software_gpu: bool = False,
-    timeout_s: float = 600.0,
+    bundle: Bundle, runs: int, provider: Provider = "wasm", request: PageRequest | None = None, software_gpu: bool = False
 ) -> BrowserTimings:
     """Draw in a headless Chromium and say how long it took.
 
@@ -73,12 +84,8 @@ def run_in_browser(
         bundle: a browser bundle with its web runtime.
         runs: pictures after the first one.
         provider: ``wasm`` or ``webgpu``.
-        prompt: what to draw.
-        seed: of the initial noise.
-        latents: initial noise ``[1, channels, height / 8, width / 8]`` in place of the seed's.
-        keep_graphs: keep graphs loaded between stages and pictures.
+        request: the picture, the same each time; by default of the first fixed prompt.
         software_gpu: let the CPU play the GPU: checks what WebGPU computes, and its times mean nothing.
-        timeout_s: of one picture.
 
     Raises:
         BrowserError: there is no Chromium, it has no WebGPU, or the page cannot draw.
@@ -86,9 +93,10 @@ def run_in_browser(
     """
     if to_do := check_page(bundle.manifest):
         raise InputError("The bundle cannot draw in a browser.", remedy=to_do)
+    request = request or PageRequest()
     with opened_page(bundle, SOFTWARE_WEBGPU if software_gpu else ()) as chromium:
         about = about_page(chromium, provider)
-        drawn = [draw_in_page(chromium, provider, prompt, seed, latents, keep_graphs, timeout_s) for _ in range(runs + 1)]
+        drawn = [draw_in_page(chromium, provider, request) for _ in range(runs + 1)]
     return BrowserTimings(
         browser=about["browser"],
         provider=provider,
@@ -114,23 +122,16 @@ def about_page(chromium: Chromium, provider: Provider) -> dict[str, Any]:
     return {**about, "browser": f"Chrome/{chromium.version}"}
 
 
-def draw_in_page(
-    chromium: Chromium,
-    provider: Provider,
-    prompt: str,
-    seed: int = 0,
-    latents: np.ndarray | None = None,
-    keep_graphs: bool = False,
-    timeout_s: float = 600.0,
-) -> tuple[BrowserRun, np.ndarray]:
-    """One picture in an opened page, arguments as in :func:`run_in_browser`: its times, and ``[height, width, 3]`` in [0, 1].
+def draw_in_page(chromium: Chromium, provider: Provider, request: PageRequest) -> tuple[BrowserRun, np.ndarray]:
+    """One picture in an opened page: its times, and ``[height, width, 3]`` in [0, 1].
 
     Raises:
         BrowserError: the page cannot draw.
     """
-    request = {"prompt": prompt, "seed": seed, "latents": None if latents is None else _base64(latents)}
-    options = {"provider": provider, "keepGraphs": keep_graphs}
-    drawn = chromium.evaluate(f"({_DRAW})({json.dumps(request)}, {json.dumps(options)})", timeout_s)
+    latents = None if request.latents is None else _base64(request.latents)
+    picture = {"prompt": request.prompt, "seed": request.seed, "latents": latents}
+    options = {"provider": provider, "keepGraphs": request.keep_graphs}
+    drawn = chromium.evaluate(f"({_DRAW})({json.dumps(picture)}, {json.dumps(options)})", request.timeout_s)
     return BrowserRun(**{f"{stage}_ms": ms for stage, ms in drawn["timings_ms"].items()}), _picture(drawn)
 
 
@@ -182,11 +183,11 @@ async (request, options) => {
 
   function text(bytes) {
     const block = 1 << 14; // what one call takes as arguments
-    let found = "";
+    let letters = "";
     for (let i = 0; i < bytes.length; i += block) {
-      found += String.fromCharCode(...bytes.subarray(i, i + block));
+      letters += String.fromCharCode(...bytes.subarray(i, i + block));
     }
-    return found;
+    return letters;
   }
 }
 """

@@ -182,10 +182,10 @@ def _range(header: str, size: int) -> range | None:
     >>> _range("bytes=2-", 10), _range("bytes=0-3", 10), _range("bytes=-3", 10), _range("bytes=12-", 10)
     (range(2, 10), range(0, 4), range(7, 10), None)
     """
-    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip(), re.ASCII)
-    if not found or not any(found.groups()):
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip(), re.ASCII)
+    if not match or not any(match.groups()):
         return range(size)
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         return range(max(0, size - int(last)), size) if int(last) else None
     stop = min(size, int(last) + 1) if last else size

@@ -165,8 +165,8 @@ class Sessions:
         )
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            found = compiled(inputs)
-            return [np.array(found[port]) for port in compiled.outputs]
+            results = compiled(inputs)
+            return [np.array(results[port]) for port in compiled.outputs]
 
         return *ports, run  # type: ignore[return-value]
 

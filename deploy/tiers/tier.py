@@ -165,7 +165,7 @@ def check_format(name: str, model_format: str) -> None:
     """
     tier = find_tier(name)
     if model_format not in tier.formats:
-        able = ", ".join(other for other, known in all_tiers().items() if model_format in known.formats)
+        able = ", ".join(other for other, candidate in all_tiers().items() if model_format in candidate.formats)
         complaint = Complaint("--format", f"the tier {name} does not run it", " or ".join(tier.formats), model_format)
         raise TierError("The tier cannot have this bundle.", [complaint], f"tiers that run {model_format}: {able}")
 

@@ -74,9 +74,9 @@ def _uniform_points(tuning: Tuning, options: Mapping[Key, Sequence[Option]]) -> 
     for name in tuning.schemes:
         scheme = parse_scheme(name)
         chosen = {}
-        for key, found in options.items():
-            by_name = {option.scheme.name: option for option in found}
-            chosen[key] = by_name.get(scheme.name, by_name.get(BASE.name, found[0]))
+        for key, weight_options in options.items():
+            by_name = {option.scheme.name: option for option in weight_options}
+            chosen[key] = by_name.get(scheme.name, by_name.get(BASE.name, weight_options[0]))
         points.append(_point(name, options, chosen))
     return points
 
@@ -107,14 +107,16 @@ def _corrected(options: Mapping[Key, Sequence[Option]], uniforms: Sequence[Point
         assert point.measured is not None
         factor[point.name] = max(point.measured.mean_square, 1e-12) / max(10 ** (-point.predicted_db / 10), 1e-12)
     return {
-        key: [replace(option, error=option.error * factor.get(option.scheme.name, 1.0)) for option in found]
-        for key, found in options.items()
+        key: [replace(option, error=option.error * factor.get(option.scheme.name, 1.0)) for option in weight_options]
+        for key, weight_options in options.items()
     }
 
 
 def _sizes(options: Mapping[Key, Sequence[Option]], request: TuneRequest) -> list[float]:
     """Sizes to search at: a row from the largest to the least that there are, and the limit with some below it."""
-    least, most = (sum(pick(option.size_bytes for option in found) for found in options.values()) for pick in (min, max))
+    least, most = (
+        sum(pick(option.size_bytes for option in weight_options) for weight_options in options.values()) for pick in (min, max)
+    )
     row = np.geomspace(most, least + 1, SIZES)  # a byte more: the very least there is would be hard on a solver
     if request.max_bytes is not None and request.max_bytes < most:
         choose(list(options.values()), "error", Limits(size_bytes=request.max_bytes))  # complains if that is too little

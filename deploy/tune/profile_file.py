@@ -26,12 +26,12 @@ def check_profile_file(file: Path, force: bool) -> None:
 
 def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
     """Write the chosen profile, with what it is beside it."""
-    found = tuned.chosen.measured
-    assert found is not None
+    measured = tuned.chosen.measured
+    assert measured is not None
     prompts = "calibrated" if request.calibration is None else f"calibrated by {request.calibration.name}"
     comment = (
         f"Chosen by flash-deploy tune for {request.build.tier}: {tuned.chosen.size_bytes} bytes of weights, "
-        f"pictures {found.psnr_db:.1f} dB PSNR (5th percentile {found.psnr_p5_db:.1f}).\n"
+        f"pictures {measured.psnr_db:.1f} dB PSNR (5th percentile {measured.psnr_p5_db:.1f}).\n"
         f"Measured on {request.build.student.name}, {prompts}, seed {request.seed}. Build with --calibration for the same codes."
     )
     write_text(file, profile_toml(tuned.profile, comment))

@@ -46,11 +46,11 @@ def table(tuned: Tuned) -> str:
     for point in sorted(tuned.points, key=lambda point: point.size_bytes):
         assert point.measured is not None
         star = "*" if point is tuned.chosen else " "
-        found = point.measured
+        measured = point.measured
         time = _milliseconds(tuned, point)
         lines.append(
             f"{star} {point.name:12} {point.size_bytes:11d}  {time:9.4g}  {point.predicted_db:8.1f} {picture_db(point):6.1f}"
-            f"  {found.psnr_p5_db:14.1f}  {found.latent_db:7.1f}"
+            f"  {measured.psnr_p5_db:14.1f}  {measured.latent_db:7.1f}"
         )
     return "\n".join(
         [*lines, "time: of a picture's products with weights on the tier, predicted (flash-deploy predict), not measured"]
@@ -78,8 +78,8 @@ def _pareto_csv(tuned: Tuned, file: Path) -> Path:
     rows: list[list[Any]] = [head]
     for point in tuned.points:
         assert point.measured is not None
-        found = point.measured
-        figures = (point.time, point.predicted_db, picture_db(point), found.psnr_db, found.psnr_p5_db, found.latent_db)
+        measured = point.measured
+        figures = (point.time, point.predicted_db, picture_db(point), measured.psnr_db, measured.psnr_p5_db, measured.latent_db)
         latency = f"{_milliseconds(tuned, point):.6g}"
         rows.append([point.name, point.size_bytes, latency, *(f"{figure:.3f}" for figure in figures), int(point is tuned.chosen)])
     return _write_csv(file, rows)

@@ -186,15 +186,15 @@ class Tuning:
         """Draw the test prompts with a choice; kept in a file."""
         file = self.request.work / f"measured-{self._digest()}.jsonl"
         name = _digest(sorted(("/".join(key), scheme.name) for key, scheme in choice.items()))
-        known = _read_lines(file)
-        if name not in known:
+        results = _read_lines(file)
+        if name not in results:
             factors = self._factors(choice)
             drawn = self._draw(
                 Streaming({k: self._substitute(k, scheme, factors.get(k)) for k, scheme in choice.items() if scheme != BASE})
             )
-            known[name] = msgspec.to_builtins(compare(self._reference(), drawn))
-            _add_line(file, name, known[name])
-        return msgspec.convert(known[name], DrawnErrors)
+            results[name] = msgspec.to_builtins(compare(self._reference(), drawn))
+            _add_line(file, name, results[name])
+        return msgspec.convert(results[name], DrawnErrors)
 
     def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
         """What a bundle divides inputs by: those that a modulated norm makes, where all products that read them round them."""
@@ -204,14 +204,14 @@ class Tuning:
         for key in self.keys:
             if key[0] == "transformer" and reads_modulated(key[1]):
                 groups.setdefault(self.calibration.input_number(*key), []).append(key)
-        found: dict[Key, np.ndarray] = {}
+        factors: dict[Key, np.ndarray] = {}
         for keys in groups.values():
             if all(pays(choice[key]) for key in keys):
-                known = self.calibration.sensitivity(*keys[0])
-                assert known is not None
-                assert known.gram is not None  # every linear layer has one
-                found |= dict.fromkeys(keys, input_factors(known.gram))
-        return found
+                sensitivity = self.calibration.sensitivity(*keys[0])
+                assert sensitivity is not None
+                assert sensitivity.gram is not None  # every linear layer has one
+                factors |= dict.fromkeys(keys, input_factors(sensitivity.gram))
+        return factors
 
     def _substitute(self, key: Key, scheme: Scheme, factors: np.ndarray | None) -> Substitute:
         """What stands for a weight; stored once, for every picture reads it."""
@@ -261,12 +261,12 @@ def _add_line(file: Path, name: str, value: Any) -> None:
 
 def _read_lines(file: Path) -> dict[str, Any]:
     """What was found before; a line that was cut short is not there."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     if file.is_file():
         for line in file.read_text("utf-8").splitlines():
             try:
                 name, value = json.loads(line)
             except ValueError:
                 continue
-            found[name] = value
-    return found
+            by_name[name] = value
+    return by_name

@@ -2,10 +2,14 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from deploy.interrupts import interruptible
+from deploy.interrupts import interruptible, uninterrupted
 
 
 def swallow_ctrl_c() -> None:
@@ -35,11 +39,35 @@ def test_handler_is_put_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_other_threads_are_left_alone() -> None:
+@pytest.fixture
+def handler() -> Iterator[Callable[[int, FrameType | None], Any]]:
+    """Python's own handler, which is not there where a shell runs the suite in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_until_what_must_be_done_is_done(handler: Callable[[int, FrameType | None], Any]) -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [True]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("context", [interruptible, uninterrupted])
+def test_other_threads_are_left_alone(context: Callable[[], AbstractContextManager[None]]) -> None:
     entered = []
 
     def work() -> None:
-        with interruptible():
+        with context():
             entered.append(True)
 
     thread = threading.Thread(target=work)

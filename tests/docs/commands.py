@@ -20,8 +20,8 @@ def options() -> dict[str, set[str]]:
     """Every command's options; the empty name has the program's own."""
     root = typer.main.get_command(app)
     assert isinstance(root, click.Group) or hasattr(root, "commands")
-    found = {"": _options(root)}
-    return found | {name: _options(command) for name, command in root.commands.items()}
+    by_command = {"": _options(root)}
+    return by_command | {name: _options(command) for name, command in root.commands.items()}
 
 
 def _options(command: click.Command) -> set[str]:
@@ -57,10 +57,10 @@ def complaint(words: list[str]) -> str:
     """
     if not words or words[0] != PROGRAM or len(words) == 1:
         return ""
-    known = options()
+    by_command = options()
     name = words[1] if not words[1].startswith("-") else ""
-    if name and name not in known:
+    if name and name not in by_command:
         return f"{PROGRAM} has no command {name!r}" if re.fullmatch(r"[a-z-]+", name) else ""
     given = [word.split("=")[0] for word in words[1:] if re.match(r"-{1,2}[A-Za-z]", word)]
-    missing = [option for option in given if option not in known[name]]
+    missing = [option for option in given if option not in by_command[name]]
     return f"{PROGRAM} {name} has no {', '.join(missing)}" if missing else ""

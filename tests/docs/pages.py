@@ -126,7 +126,7 @@ def parse(path: Path, text: str) -> Page:
             inside, opened, indent = [], number, len(match[1])
             fence, language = match[2], match[3].strip()
             before = prose[-1][1] if prose and prose[-1][0] == number - 1 else ""
-            needs = found[1] if (found := _NEEDS.search(before)) else ""
+            needs = needed[1] if (needed := _NEEDS.search(before)) else ""
         else:
             prose.append((number, line))
     return Page(path, tuple(blocks), tuple(prose))
@@ -146,5 +146,5 @@ def block_of(page: str, file_name: str) -> Block:
         page: its path from the root.
         file_name: the file's.
     """
-    [found] = [b for p in pages() if p.path == ROOT / page for b in p.blocks if b.file_name == file_name]
-    return found
+    [block] = [b for p in pages() if p.path == ROOT / page for b in p.blocks if b.file_name == file_name]
+    return block

@@ -51,11 +51,11 @@ def _rows(students: Mapping[str, Path]) -> Iterator[list[str]]:
 def cell(student: Path, tier: str, model_format: str) -> str:
     """What a student takes on a tier: its bundle and a generation's peak of memory, in the profile that a build chooses."""
     output = student.with_name("not made")
-    made = plan(BuildRequest(output=output, student=student, tier=tier, format=model_format))  # type: ignore[arg-type]
-    destination = Destination.of(made)
-    sizes, how = estimated_sizes(made.graphs, made.profile, destination), ""
-    if not sizes.fits(made.tier):
-        best = best_uniform(made.graphs, destination)
+    planned = plan(BuildRequest(output=output, student=student, tier=tier, format=model_format))  # type: ignore[arg-type]
+    destination = Destination.of(planned)
+    sizes, how = estimated_sizes(planned.graphs, planned.profile, destination), ""
+    if not sizes.fits(planned.tier):
+        best = best_uniform(planned.graphs, destination)
         if best is None:
             return "does not fit"
         how, sizes = f" (`{best[0]}` for all)", best[2]

@@ -59,8 +59,8 @@ def renoise_bundle(students: dict[str, Student], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module", params=["builtin", "renoise"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
-    found: Bundle = request.getfixturevalue(f"{request.param}_bundle")
-    return found
+    built: Bundle = request.getfixturevalue(f"{request.param}_bundle")
+    return built
 
 
 def drawn(bundle: Bundle, prompt: str, seed: int) -> np.ndarray:

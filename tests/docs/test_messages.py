@@ -19,11 +19,11 @@ SHORTEST = 7
 def texts() -> tuple[str, ...]:
     """What can be said: the strings of the packages' Python, f-strings in pieces; their JavaScript's and the Makefile's text."""
     packages = [ROOT / name for name in PACKAGES if name != "tests"]
-    found = [(ROOT / "Makefile").read_text("utf-8")]
-    found += [file.read_text("utf-8") for package in packages for file in package.rglob("*.js")]
+    said = [(ROOT / "Makefile").read_text("utf-8")]
+    said += [file.read_text("utf-8") for package in packages for file in package.rglob("*.js")]
     for file in (file for package in packages for file in package.rglob("*.py")):
-        found += strings(file.read_text("utf-8"))
-    return tuple(found)
+        said += strings(file.read_text("utf-8"))
+    return tuple(said)
 
 
 def strings(source: str) -> list[str]:

@@ -17,13 +17,13 @@ each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
 def block_complaints(page: Page) -> list[str]:
-    found = [f"{b.line}: no language" if not b.language else "" for b in page.blocks]
-    found += [f"{b.line}: unknown language {b.language}" for b in page.blocks if b.language and b.language not in LANGUAGES]
-    found += [f"{b.line}: unknown mark {b.needs!r}" for b in page.blocks if b.needs and b.needs not in MARKS]
+    complaints = [f"{b.line}: no language" if not b.language else "" for b in page.blocks]
+    complaints += [f"{b.line}: unknown language {b.language}" for b in page.blocks if b.language and b.language not in LANGUAGES]
+    complaints += [f"{b.line}: unknown mark {b.needs!r}" for b in page.blocks if b.needs and b.needs not in MARKS]
     # A comment that is no mark right before a block: misspelt, or a line too far up.
     marks = [number for number, line in page.prose if "needs:" in line and "<!--" in line]
-    found += [f"{number}: a mark before no block" for number in marks if number + 1 not in {b.line for b in page.blocks}]
-    return [text for text in found if text]
+    complaints += [f"{number}: a mark before no block" for number in marks if number + 1 not in {b.line for b in page.blocks}]
+    return [text for text in complaints if text]
 
 
 @each_page
@@ -43,18 +43,18 @@ def test_bad_blocks_are_noticed() -> None:
 
 def command_complaints(page: Page) -> list[str]:
     """Commands and options that do not exist: in shell blocks, and in code in the text (``build --force`` is one too)."""
-    found = []
+    complaints = []
     for block in page.blocks:
         if block.language == "sh":
-            found += [f"{block.line}: {wrong}" for words in command_lines(block.text) if (wrong := complaint(words))]
+            complaints += [f"{block.line}: {wrong}" for words in command_lines(block.text) if (wrong := complaint(words))]
     for span in page.code:
         if is_command(span.text):
             [words] = command_lines(span.text.removeprefix("flash-deploy "))
-            found += [f"{span.line}: {wrong}"] if (wrong := complaint(["flash-deploy", *words])) else []
+            complaints += [f"{span.line}: {wrong}"] if (wrong := complaint(["flash-deploy", *words])) else []
         elif span.text.startswith("--"):
             names = re.findall(r"(?:^| )(--[a-z][a-z0-9-]*)", span.text)
-            found += [f"{span.line}: nothing has an option {name}" for name in names if not is_option(name)]
-    return found
+            complaints += [f"{span.line}: nothing has an option {name}" for name in names if not is_option(name)]
+    return complaints
 
 
 def is_command(text: str) -> bool:
@@ -64,7 +64,7 @@ def is_command(text: str) -> bool:
 
 def is_option(name: str) -> bool:
     """Whether a command has it, or a tool of this project (``python -m ...``) or one that is named beside it."""
-    return any(name in known for known in options().values()) or name in tool_options()
+    return any(name in of_command for of_command in options().values()) or name in tool_options()
 
 
 @lru_cache(maxsize=1)
@@ -91,7 +91,7 @@ def test_commands_that_do_not_exist_are_noticed() -> None:
 
 
 def link_complaints(page: Page) -> list[str]:
-    found = []
+    complaints = []
     anchors = {other.path: other.anchors for other in pages()}
     for link in page.links:
         target, _, name = link.text.partition("#")
@@ -99,10 +99,10 @@ def link_complaints(page: Page) -> list[str]:
             continue
         file = (page.path.parent / target).resolve() if target else page.path
         if target and not file.exists():
-            found.append(f"{link.line}: {link.text} leads nowhere")
+            complaints.append(f"{link.line}: {link.text} leads nowhere")
         elif name and name not in (page.anchors if file == page.path else anchors.get(file, set())):
-            found.append(f"{link.line}: {link.text} is no heading")
-    return found
+            complaints.append(f"{link.line}: {link.text} is no heading")
+    return complaints
 
 
 @each_page
@@ -121,20 +121,22 @@ def test_broken_links_are_noticed() -> None:
 
 def name_complaints(page: Page) -> list[str]:
     """Modules, files and targets of make that do not exist."""
-    found = []
+    complaints = []
     spans = page.code
     spans += [Span(line, block.line) for block in page.blocks if block.language == "sh" for line in block.text.splitlines()]
     for span in spans:
         modules = re.findall(r"python3? -m ([\w.]+)", span.text)
-        found += [
+        complaints += [
             f"{span.line}: no module {name}" for name in modules if name.split(".")[0] in PACKAGES and not module_file(name)
         ]
         if re.fullmatch(rf"({'|'.join(PACKAGES)}|docs)/[\w./*-]+", span.text) and not list(ROOT.glob(span.text)):
-            found.append(f"{span.line}: no {span.text}")
+            complaints.append(f"{span.line}: no {span.text}")
         if re.fullmatch(rf"({'|'.join(PACKAGES)})(\.\w+)+", span.text) and not is_name(span.text):
-            found.append(f"{span.line}: nothing is called {span.text}")
-        found += [f"{span.line}: no target {name}" for name in re.findall(r"^make ([a-z-]+)", span.text) if name not in targets()]
-    return found
+            complaints.append(f"{span.line}: nothing is called {span.text}")
+        complaints += [
+            f"{span.line}: no target {name}" for name in re.findall(r"^make ([a-z-]+)", span.text) if name not in targets()
+        ]
+    return complaints
 
 
 def module_file(name: str) -> Path | None:

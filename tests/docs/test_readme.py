@@ -29,9 +29,9 @@ BESIDE = [
 
 def patterns() -> list[str]:
     [block] = [b for page in pages() if page.path.name == "README.md" for b in page.blocks if "hf download" in b.text]
-    found = re.findall(r'--include "([^"]+)"', block.text)
-    assert "transformer/*" in found
-    return found
+    included = re.findall(r'--include "([^"]+)"', block.text)
+    assert "transformer/*" in included
+    return included
 
 
 def downloaded(folder: Path, wanted: list[str]) -> Path:
@@ -47,9 +47,9 @@ def downloaded(folder: Path, wanted: list[str]) -> Path:
 
 def test_download_is_enough(tmp_path: Path) -> None:
     student = downloaded(tmp_path, [pattern for pattern in patterns() if pattern != "README.md"])
-    made = plan(BuildRequest(output=tmp_path / "b", student=student, height=64, width=64))
-    assert not made.options.keep_t5
-    assert not [note for note in made.notes if "guidance" in note]  # the name says that it needs none
+    planned = plan(BuildRequest(output=tmp_path / "b", student=student, height=64, width=64))
+    assert not planned.options.keep_t5
+    assert not [note for note in planned.notes if "guidance" in note]  # the name says that it needs none
     with pytest.raises(InputError, match="text_encoder_3: cannot be kept"):
         plan(BuildRequest(output=tmp_path / "b", student=student, height=64, width=64, keep_t5=True))
 

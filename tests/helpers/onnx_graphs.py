@@ -51,6 +51,6 @@ def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
 
 
 def quantize(model: ir.Model, scheme: str) -> QuantizeWeights:
-    made = QuantizeWeights(uniform(scheme))
-    made(model)
-    return made
+    quantizer = QuantizeWeights(uniform(scheme))
+    quantizer(model)
+    return quantizer

@@ -124,8 +124,8 @@ def _loaded(file: Path, target: str, ports: Sequence[Mapping[str, Any]]) -> Call
         for port in ports
     }
     if target == "onnxruntime-cpu":
-        made = session(file, 1)
-        return lambda: made.run(None, feed)
+        loaded = session(file, 1)
+        return lambda: loaded.run(None, feed)
     compiled = openvino_model(file, "bf16", 1)
     return lambda: compiled(feed)
 
@@ -155,8 +155,8 @@ def machine_peaks(runs: int = 40) -> tuple[dict[str, float], float]:
     node = ir.node("MatMul", [x, held], outputs=[out])
     graph = ir.Graph([x], [out], nodes=[node], initializers=[held], opset_imports={"": 20})
     content = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    made, feed = session(content, 1), {"x": weight}
-    candidates: list[Callable[[], Any]] = [lambda: made.run(None, feed)]
+    loaded, feed = session(content, 1), {"x": weight}
+    candidates: list[Callable[[], Any]] = [lambda: loaded.run(None, feed)]
     if find_spec("openvino") is not None:
         import openvino
 
@@ -195,8 +195,8 @@ def fit(counted: Sequence[Counted], processor: Processor, runs_as: Mapping[Any, 
         # What the samples say nothing of stays where it started.
         return np.array([*residuals, *(0.02 * (parameters - start))])
 
-    found = least_squares(errors, start, bounds=(np.log(1e-3), highest), loss="soft_l1", f_scale=0.1, diff_step=1e-3)
-    return shares(found.x)
+    solution = least_squares(errors, start, bounds=(np.log(1e-3), highest), loss="soft_l1", f_scale=0.1, diff_step=1e-3)
+    return shares(solution.x)
 
 
 def predicted_seconds(counted: Counted, place: Place) -> float:
@@ -269,17 +269,17 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the shares into efficiencies.toml")
     options = parser.parse_args()
     if options.samples is not None:
-        found = msgspec.json.decode(options.samples.read_bytes(), type=Samples)
+        collected = msgspec.json.decode(options.samples.read_bytes(), type=Samples)
     else:
         peaks, bandwidth = machine_peaks()
         samples = tuple(measure(options.bundles, options.runs, lambda text: print(text, flush=True)))
-        found = Samples(_cpu_name(), peaks, bandwidth, samples)
+        collected = Samples(_cpu_name(), peaks, bandwidth, samples)
     if options.json is not None:
-        write_bytes(options.json, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    peaks_said = ", ".join(f"{unit} {gflops:.0f} GFLOP/s" for unit, gflops in found.peak_gflops.items())
-    print(f"\n{found.machine}, one thread: {peaks_said}, {found.bandwidth_gb_s:.1f} GB/s")
-    for target in dict.fromkeys(sample.target for sample in found.samples):
-        _report(target, found, options.all, options.write)
+        write_bytes(options.json, msgspec.json.format(msgspec.json.encode(collected), indent=1))
+    peaks_said = ", ".join(f"{unit} {gflops:.0f} GFLOP/s" for unit, gflops in collected.peak_gflops.items())
+    print(f"\n{collected.machine}, one thread: {peaks_said}, {collected.bandwidth_gb_s:.1f} GB/s")
+    for target in dict.fromkeys(sample.target for sample in collected.samples):
+        _report(target, collected, options.all, options.write)
 
 
 def _summary(checks: Sequence[Check]) -> str:
@@ -291,10 +291,10 @@ def _summary(checks: Sequence[Check]) -> str:
     return f"{len(ratios)} | {np.median(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} | {beyond}"
 
 
-def _report(target: str, found: Samples, every: bool, write: bool) -> None:
-    counted = count([sample for sample in found.samples if sample.target == target])
-    peaks: Any = found.peak_gflops
-    processor = Processor(description=found.machine, peak_gflops=peaks, bandwidth_gb_s=found.bandwidth_gb_s)
+def _report(target: str, collected: Samples, every: bool, write: bool) -> None:
+    counted = count([sample for sample in collected.samples if sample.target == target])
+    peaks: Any = collected.peak_gflops
+    processor = Processor(description=collected.machine, peak_gflops=peaks, bandwidth_gb_s=collected.bandwidth_gb_s)
     runs_as = RUNS_AS[target]
     efficiency, checks = fit(counted, processor, runs_as), leave_one_out(counted, processor, runs_as)
     spread = actual_over_predicted(checks)
@@ -310,8 +310,8 @@ def _report(target: str, found: Samples, every: bool, write: bool) -> None:
             print(f"| {student} | {_summary([check for check in checks if check.student == student])} |")
     print(f"\nActual over predicted, nine of ten of at least 1 ms: {spread[0]:.2f} to {spread[1]:.2f}.")
     source = (
-        f"fitted to {len(counted)} graphs of {len({c.sample.student for c in counted})} students, {found.machine}, one thread; "
-        f"taken to scale over cores (python -m benchmarks.studies.roofline.fit)"
+        f"fitted to {len(counted)} graphs of {len({c.sample.student for c in counted})} students, {collected.machine}, "
+        f"one thread; taken to scale over cores (python -m benchmarks.studies.roofline.fit)"
     )
     shares = {
         key: value for key, value in msgspec.to_builtins(efficiency).items() if key not in ("source", "actual_over_predicted")

@@ -120,48 +120,62 @@ ANCHORS = (
 def network_flops(name: str, pixels: int) -> int:
     """FLOPs of one run of a network at a picture size, a multiply-add being two; products, convolutions and attention."""
     import torch
-    from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    latent = pixels // 8
-
-    def zeros(*shape: int) -> Any:
-        return torch.zeros(*shape, device="meta")
-
     network, _, tokens = name.partition(", ")
-    module: Any
-    inputs: dict[str, Any]
+    latent = (pixels // 8, pixels // 8)
+    counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         if network == "vae":
-            channels = (128, 256, 512, 512)
-            blocks = ("UpDecoderBlock2D",) * 4
-            vae: Any = AutoencoderKL(
-                block_out_channels=channels,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=blocks,
-                layers_per_block=2,
-                latent_channels=16,
-            )
-            module, inputs = vae.decoder, {"sample": zeros(1, 16, latent, latent)}
-        elif network in ("sd2.1", "sdxl"):
-            module = UNet2DConditionModel(**_UNETS[network])
-            width = _UNETS[network]["cross_attention_dim"]
-            inputs = {"sample": zeros(1, 4, latent, latent), "timestep": zeros(1), "encoder_hidden_states": zeros(1, 77, width)}
-            if network == "sdxl":
-                inputs["added_cond_kwargs"] = {"text_embeds": zeros(1, 1280), "time_ids": zeros(1, 6)}
+            module, inputs = _vae_decoder(latent)
+        elif network in _UNETS:
+            module, inputs = _unet(network, latent)
         else:
-            module = SD3Transformer2DModel(**_MMDITS[network])
-            count = int(tokens.split()[0]) if tokens else 154
-            inputs = {
-                "hidden_states": zeros(1, 16, latent, latent),
-                "encoder_hidden_states": zeros(1, count, 4096),
-                "pooled_projections": zeros(1, 2048),
-                "timestep": zeros(1),
-            }
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        module(**inputs)
+            module, inputs = _mmdit(network, latent, int(tokens.split()[0]) if tokens else 154)
+        with torch.no_grad(), counter:
+            module(**inputs)
     return int(counter.get_total_flops())
+
+
+def _vae_decoder(latent: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
+    """SD3's, and what it is run on; this and the others are made on torch's current device."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=16,
+    )
+    return vae.decoder, {"sample": torch.zeros(1, 16, *latent)}
+
+
+def _unet(network: str, latent: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    inputs: dict[str, Any] = {
+        "sample": torch.zeros(1, 4, *latent),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 77, _UNETS[network]["cross_attention_dim"]),
+    }
+    if network == "sdxl":
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+    return UNet2DConditionModel(**_UNETS[network]), inputs
+
+
+def _mmdit(network: str, latent: tuple[int, int], tokens: int) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(**_MMDITS[network]), {
+        "hidden_states": torch.zeros(1, 16, *latent),
+        "encoder_hidden_states": torch.zeros(1, tokens, 4096),
+        "pooled_projections": torch.zeros(1, 2048),
+        "timestep": torch.zeros(1),
+    }
 
 
 # From the published config.json of stabilityai/stable-diffusion-2-1-base, stable-diffusion-xl-base-1.0,
@@ -231,8 +245,8 @@ def rows(anchors: Sequence[Anchor] = ANCHORS) -> list[Row]:
 
 def actual_over_predicted(kind: Kind) -> tuple[float, float]:
     """Between what the published times of a kind lie, over what was predicted."""
-    found = [1 / row.ratio for row in rows() if row.anchor.kind == kind]
-    return min(1 / LEAST_FACTOR, *found), max(LEAST_FACTOR, *found)
+    ratios = [1 / row.ratio for row in rows() if row.anchor.kind == kind]
+    return min(1 / LEAST_FACTOR, *ratios), max(LEAST_FACTOR, *ratios)
 
 
 def main() -> None:

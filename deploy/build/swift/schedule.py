@@ -29,28 +29,30 @@ def choose_client_schedule(
     Raises:
         InputError: the client comes nowhere near the student's schedule.
     """
-    found = client_schedule(student, options, sampling, costly)
-    told = f"stepCount {found.steps} and schedulerTimestepShift {found.shift:g}"
-    near = found.error <= LARGEST_ERROR if found.psnr_db is None else found.psnr_db >= REQUIRED_DB
+    schedule = client_schedule(student, options, sampling, costly)
+    told = f"stepCount {schedule.steps} and schedulerTimestepShift {schedule.shift:g}"
+    near = schedule.error <= LARGEST_ERROR if schedule.psnr_db is None else schedule.psnr_db >= REQUIRED_DB
     if not near and not force:
-        raise InputError("The Swift client cannot draw by this student's schedule.", [_complaint(found, told, sampling)], REMEDY)
+        raise InputError(
+            "The Swift client cannot draw by this student's schedule.", [_complaint(schedule, told, sampling)], REMEDY
+        )
     notes = []
-    if found.psnr_db is None:
+    if schedule.psnr_db is None:
         notes.append(
             f"the Swift client's nearest schedule, {told}, was not measured: drawing with this student takes minutes, which "
-            f"--parity always spends; its noise levels are within {found.error:.2g} of the student's"
+            f"--parity always spends; its noise levels are within {schedule.error:.2g} of the student's"
         )
     elif not near:
         notes.append(
-            f"by the Swift client's nearest schedule, {told}, pictures come within {found.psnr_db:.1f} dB PSNR of the student's "
-            f"own; {REQUIRED_DB:.0f} dB are required but for --force-schedule"
+            f"by the Swift client's nearest schedule, {told}, pictures come within {schedule.psnr_db:.1f} dB PSNR of "
+            f"the student's own; {REQUIRED_DB:.0f} dB are required but for --force-schedule"
         )
-    return ClientScheduleRecord(steps=found.steps, shift=found.shift, psnr_db=found.psnr_db), tuple(notes)
+    return ClientScheduleRecord(steps=schedule.steps, shift=schedule.shift, psnr_db=schedule.psnr_db), tuple(notes)
 
 
-def _complaint(found: ClientSchedule, told: str, sampling: Sampling) -> Complaint:
-    own, made = (", ".join(f"{sigma:.4g}" for sigma in sigmas) for sigmas in (sampling.sigmas[:-1], found.sigmas))
-    problem = f"the client comes nearest with {told} (noise levels {made}; the student's are {own})"
-    if found.psnr_db is None:
-        return Complaint("schedule", problem, f"each within {LARGEST_ERROR:g}", f"{found.error:.2g} off")
-    return Complaint("schedule", problem, f"{REQUIRED_DB:.0f} dB PSNR of its pictures", f"{found.psnr_db:.1f} dB")
+def _complaint(schedule: ClientSchedule, told: str, sampling: Sampling) -> Complaint:
+    own, nearest = (", ".join(f"{sigma:.4g}" for sigma in sigmas) for sigmas in (sampling.sigmas[:-1], schedule.sigmas))
+    problem = f"the client comes nearest with {told} (noise levels {nearest}; the student's are {own})"
+    if schedule.psnr_db is None:
+        return Complaint("schedule", problem, f"each within {LARGEST_ERROR:g}", f"{schedule.error:.2g} off")
+    return Complaint("schedule", problem, f"{REQUIRED_DB:.0f} dB PSNR of its pictures", f"{schedule.psnr_db:.1f} dB")

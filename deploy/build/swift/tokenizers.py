@@ -39,7 +39,9 @@ def check_client_tokenizers(tokenizers: Tokenizers) -> None:
             for token, index in specials.items()
             if vocabulary.get(token) != index
         ]
-    complaints += [found for name, _, tokenizer in tokenizers if name == "input_ids_3" for found in t5_complaints(tokenizer)]
+    complaints += [
+        complaint for name, _, tokenizer in tokenizers if name == "input_ids_3" for complaint in t5_complaints(tokenizer)
+    ]
     if complaints:
         remedy = "build the layout native, and tokenize as its tokenizer.json says"
         raise InputError("The Swift client cannot tokenize for this student.", complaints, remedy)

@@ -175,9 +175,9 @@ async function fillIn(manifest) {
   const facts = [`${width} × ${height} px`, `${steps} steps`, `${megabytes(downloadBytes(manifest))}, downloaded once`];
   element("facts").textContent = facts.join(" · ");
   [canvas.width, canvas.height] = [width, height];
-  const found = await devices(manifest);
+  const offered = await devices(manifest);
   device.replaceChildren(
-    ...found.map(({ provider, label, refused }) => {
+    ...offered.map(({ provider, label, refused }) => {
       const text = refused ? `${label}: ${refused}` : label;
       return Object.assign(document.createElement("option"), { value: provider, textContent: text, disabled: refused !== "" });
     }),

@@ -149,12 +149,12 @@ function fold(value) {
  * @param {bigint} value
  */
 function words(value) {
-  const found = [];
+  const parts = [];
   do {
-    found.push(Number(value & 0xffffffffn));
+    parts.push(Number(value & 0xffffffffn));
     value >>= 32n;
   } while (value > 0n);
-  return found;
+  return parts;
 }
 
 /** The layers' widths, the share of each that lies under the curve for certain, and the curve at their edges. */

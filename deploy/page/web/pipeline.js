@@ -102,10 +102,10 @@ export class Pipeline {
     /** @type {Record<string, number>} */
     const cut = {};
     for (const [input, tokenizer] of this._tokenizers) {
-      const found = tokenizer.encode(prompt);
-      ids[input] = { data: found.ids, dims: [1, found.ids.length] };
-      if (found.cut) {
-        cut[input] = found.cut;
+      const encoded = tokenizer.encode(prompt);
+      ids[input] = { data: encoded.ids, dims: [1, encoded.ids.length] };
+      if (encoded.cut) {
+        cut[input] = encoded.cut;
       }
     }
     return { ids, cut };

@@ -44,12 +44,12 @@ export class Sessions {
     const session = this._loaded.get(name) ?? (await this._load(name, onBytes));
     const feeds = Object.fromEntries(Object.entries(inputs).map(([input, array]) => [input, this._tensor(array)]));
     const outputs = await session.run(feeds).catch((/** @type {Error} */ error) => fail("A graph cannot be run.", name, error));
-    const found = this._graphs.get(name).outputs.map((/** @type {any} */ port) => {
+    const results = this._graphs.get(name).outputs.map((/** @type {any} */ port) => {
       const { data, dims } = outputs[port.name];
       return { data: checkFinite(data.slice(), name), dims: [...dims] };
     });
     Object.values(outputs).forEach((tensor) => tensor.dispose());
-    return found;
+    return results;
   }
 
   /** Free what is loaded, unless it is to be kept. */

@@ -44,7 +44,7 @@ def model(
     given = list(values.values())
     held = {name: ir.Value(name=name, const_value=ir.Tensor(array, name=name)) for name, array in (weights or {}).items()}
     values |= held
-    made = []
+    built_nodes = []
     for kind, taken, attributes in nodes:
         domain, _, op = kind.rpartition("::")
         count = 3 if op == "DynamicQuantizeLinear" else 1
@@ -52,9 +52,11 @@ def model(
         for i, result in enumerate(node.outputs):
             result.name = op if i == 0 else f"{op}.{i}"
             values[result.name] = result
-        made.append(node)
+        built_nodes.append(node)
     opsets = {"": 23, "com.microsoft": 1}
-    graph = ir.Graph(given, [made[-1].outputs[0]], nodes=made, initializers=list(held.values()), opset_imports=opsets, name="g")
+    graph = ir.Graph(
+        given, [built_nodes[-1].outputs[0]], nodes=built_nodes, initializers=list(held.values()), opset_imports=opsets, name="g"
+    )
     return ir.Model(graph, ir_version=10)
 
 
@@ -65,23 +67,23 @@ def only(operators: list[Operator]) -> Operator:
 
 
 def test_a_product() -> None:
-    made = model([("MatMul", ["x", "w"], {})], {"x": (2, 3, 4)}, {"w": np.zeros((4, 5), np.float32)})
-    work = only(count_model(made, {}, "g")).work
+    onnx_model = model([("MatMul", ["x", "w"], {})], {"x": (2, 3, 4)}, {"w": np.zeros((4, 5), np.float32)})
+    work = only(count_model(onnx_model, {}, "g")).work
     # 2 x 3 rows, each 5 sums of 4 products.
     assert (work.multiply_adds, work.flops) == (2 * 3 * 4 * 5, 2 * 2 * 3 * 4 * 5)
     assert (work.weight_bytes, work.activation_bytes) == (4 * 4 * 5, 4 * (2 * 3 * 4 + 2 * 3 * 5))
 
 
 def test_a_product_of_two_inputs_reads_no_weights() -> None:
-    made = model([("MatMul", ["x", "y"], {})], {"x": (7, 2, 3), "y": (7, 3, 5)})
-    work = only(count_model(made, {}, "g")).work
+    onnx_model = model([("MatMul", ["x", "y"], {})], {"x": (7, 2, 3), "y": (7, 3, 5)})
+    work = only(count_model(onnx_model, {}, "g")).work
     assert (work.multiply_adds, work.weight_bytes) == (7 * 2 * 3 * 5, 0)
 
 
 def test_gemm_with_transposed_weight_and_bias() -> None:
     weights = {"w": np.zeros((5, 4), np.float32), "b": np.zeros(5, np.float32)}
-    made = model([("Gemm", ["x", "w", "b"], {"transB": 1})], {"x": (3, 4)}, weights)
-    work = only(count_model(made, {}, "g")).work
+    onnx_model = model([("Gemm", ["x", "w", "b"], {"transB": 1})], {"x": (3, 4)}, weights)
+    work = only(count_model(onnx_model, {}, "g")).work
     assert (work.multiply_adds, work.other_flops, work.weight_bytes) == (3 * 4 * 5, 3 * 5, 4 * (20 + 5))
 
 
@@ -89,8 +91,8 @@ def test_gemm_with_transposed_weight_and_bias() -> None:
 def test_a_convolution(groups: int, inner: int) -> None:
     weights = {"w": np.zeros((8, inner, 3, 3), np.float32), "b": np.zeros(8, np.float32)}
     attributes = {"pads": [1, 1, 1, 1], "strides": [2, 2], "group": groups, "kernel_shape": [3, 3]}
-    made = model([("Conv", ["x", "w", "b"], attributes)], {"x": (1, 6, 10, 12)}, weights)
-    work = only(count_model(made, {}, "g")).work
+    onnx_model = model([("Conv", ["x", "w", "b"], attributes)], {"x": (1, 6, 10, 12)}, weights)
+    work = only(count_model(onnx_model, {}, "g")).work
     # 8 channels of 5 x 6, each of 3 x 3 x (6 / groups) products.
     assert (work.multiply_adds, work.other_flops) == (8 * 5 * 6 * 9 * inner, 8 * 5 * 6)
 
@@ -100,8 +102,8 @@ def test_attention() -> None:
     packed = model([("com.microsoft::MultiHeadAttention", ["q", "k", "v"], {"num_heads": 2})], inputs)
     attributes = {"q_num_heads": 2, "kv_num_heads": 2, "scale": 0.5}
     standard = model([("Attention", ["q", "k", "v"], attributes)], inputs)
-    for made in (packed, standard):
-        operator = only(count_model(made, {}, "g"))
+    for onnx_model in (packed, standard):
+        operator = only(count_model(onnx_model, {}, "g"))
         # 2 heads, 3 queries, 5 keys: a score of 4 products each, and as many for the values.
         assert operator.work.multiply_adds == 2 * 3 * 5 * (4 + 4)
         assert operator.work.activation_bytes == 4 * (3 * 8 + 5 * 8 + 5 * 8 + 3 * 8)
@@ -110,8 +112,8 @@ def test_attention() -> None:
 def test_blocks_of_four_bits_are_read_as_they_are_stored() -> None:
     weights = {"codes": np.zeros((6, 2, 16), np.uint8), "scales": np.zeros(12, np.float32)}
     attributes = {"K": 64, "N": 6, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    made = model([("com.microsoft::MatMulNBits", ["x", "codes", "scales"], attributes)], {"x": (1, 3, 64)}, weights)
-    operator = only(count_model(made, {}, "g"))
+    onnx_model = model([("com.microsoft::MatMulNBits", ["x", "codes", "scales"], attributes)], {"x": (1, 3, 64)}, weights)
+    operator = only(count_model(onnx_model, {}, "g"))
     assert (operator.arithmetic, operator.dtype) == ("blocks4", "fp32")
     assert (operator.work.multiply_adds, operator.work.weight_bytes) == (3 * 64 * 6, 6 * 32 + 4 * 12)
 
@@ -147,13 +149,13 @@ def test_nothing_is_silently_zero() -> None:
 
 
 def test_open_sizes_are_given_by_name() -> None:
-    def made() -> ir.Model:
+    def open_model() -> ir.Model:
         return model([("Relu", ["x"], {})], {"x": ("batch", 16, "latent_height", "latent_width")})
 
     sizes = {"batch": 1, "latent_height": 4, "latent_width": 6}
-    assert only(count_model(made(), sizes, "g")).work.other_flops == 16 * 4 * 6
+    assert only(count_model(open_model(), sizes, "g")).work.other_flops == 16 * 4 * 6
     with pytest.raises(ExportError, match=r"(?s)leaves a size open.*latent_width"):
-        count_model(made(), {"batch": 1, "latent_height": 4}, "g")
+        count_model(open_model(), {"batch": 1, "latent_height": 4}, "g")
 
 
 def test_what_is_no_graph_is_an_error(tmp_path: Path) -> None:
@@ -185,25 +187,25 @@ def denoiser_products(config: Mapping[str, Any], side: int, text: int) -> int:
     """
     channels = config["num_attention_heads"] * config["attention_head_dim"]
     image, patch = side * side, config["patch_size"] ** 2
-    found = image * config["in_channels"] * patch * channels  # the patches' convolution
-    found += text * config["joint_attention_dim"] * channels
+    count = image * config["in_channels"] * patch * channels  # the patches' convolution
+    count += text * config["joint_attention_dim"] * channels
     for layer in range(config["num_layers"]):
         last = layer == config["num_layers"] - 1
-        found += 12 * image * channels**2  # q, k, v, out; two of four times the width
-        found += (2 if last else 12) * text * channels**2  # the last block's text only gives keys and values
-        found += (4 if layer in config["dual_attention_layers"] else 0) * image * channels**2
-    return found + image * channels * config["out_channels"] * patch
+        count += 12 * image * channels**2  # q, k, v, out; two of four times the width
+        count += (2 if last else 12) * text * channels**2  # the last block's text only gives keys and values
+        count += (4 if layer in config["dual_attention_layers"] else 0) * image * channels**2
+    return count + image * channels * config["out_channels"] * patch
 
 
 def denoiser_attention(config: Mapping[str, Any], side: int, text: int) -> int:
     """Multiply-adds of its attention; the null token takes two more channels of each head's scores (restructure.attention)."""
     heads, width, image = config["num_attention_heads"], config["attention_head_dim"], side * side
-    found = 0
+    count = 0
     for layer in range(config["num_layers"]):
         queries = image if layer == config["num_layers"] - 1 else image + text
-        found += heads * queries * (image + text) * (width + 2 + width)
-        found += heads * image * image * 2 * width if layer in config["dual_attention_layers"] else 0
-    return found
+        count += heads * queries * (image + text) * (width + 2 + width)
+        count += heads * image * image * 2 * width if layer in config["dual_attention_layers"] else 0
+    return count
 
 
 @pytest.mark.parametrize("name", ["builtin", "no qk_norm, no dual", "all dual, bf16"])

@@ -34,7 +34,7 @@ def operator(group: str, flops: int = 0, weights: int = 0, activations: int = 0,
 
 
 @pytest.mark.parametrize(
-    ("made", "seconds", "bound"),
+    ("op", "seconds", "bound"),
     [
         (operator("product", 10**10), 10**10 / (100e9 * 0.5) + 1e-5, "arithmetic"),
         (operator("product", 10**10, arithmetic="blocks8"), 10**10 / (400e9 * 0.25) + 1e-5, "arithmetic"),
@@ -45,16 +45,16 @@ def operator(group: str, flops: int = 0, weights: int = 0, activations: int = 0,
         (operator("view"), 0.0, "overhead"),
     ],
 )
-def test_the_slowest_of_arithmetic_and_bandwidth(made: Operator, seconds: float, bound: str) -> None:
-    time = predict(GraphCost("g", (made,)), {"chip": PLACE})
+def test_the_slowest_of_arithmetic_and_bandwidth(op: Operator, seconds: float, bound: str) -> None:
+    time = predict(GraphCost("g", (op,)), {"chip": PLACE})
     assert (time.seconds, time.operators[0].bound) == (pytest.approx(seconds), bound)
 
 
 def test_rounding_comes_beside_the_arithmetic_of_blocks() -> None:
     slow = Place(CHIP, Efficiency(**{**{f: getattr(SHARES, f) for f in SHARES.__struct_fields__}, "rounding": 0.1}))
-    made = operator("product", 10**10, activations=10**8, arithmetic="blocks8")
-    assert slow.seconds(made.work, "blocks8", 400)[0] == pytest.approx(10**10 / 100e9 + 1e8 / (10e9 * 0.1) + 1e-5)
-    assert slow.seconds(made.work, "fp32", 100)[0] == pytest.approx(10**10 / 50e9 + 1e-5)
+    op = operator("product", 10**10, activations=10**8, arithmetic="blocks8")
+    assert slow.seconds(op.work, "blocks8", 400)[0] == pytest.approx(10**10 / 100e9 + 1e8 / (10e9 * 0.1) + 1e-5)
+    assert slow.seconds(op.work, "fp32", 100)[0] == pytest.approx(10**10 / 50e9 + 1e-5)
 
 
 def test_an_operator_goes_to_the_first_place_that_runs_it() -> None:
@@ -70,7 +70,7 @@ def test_an_operator_goes_to_the_first_place_that_runs_it() -> None:
 
 def samples(truth: Efficiency, noise: float = 0.0) -> list[Counted]:
     """Graphs of three students whose times are what ``truth`` says, but for noise."""
-    rng, made = np.random.default_rng(0), []
+    rng, counted = np.random.default_rng(0), []
     for i, student in enumerate(("a", "b", "c")):
         for j in range(4):
             size = 2.0 ** (3 * i + j)
@@ -86,8 +86,8 @@ def samples(truth: Efficiency, noise: float = 0.0) -> list[Counted]:
             )
             graph = Counted(Sample(student, student, f"g{j}", "t", 1, 1.0, ""), mix)
             seconds = predicted_seconds(graph, Place(CHIP, truth)) * math.exp(noise * rng.standard_normal())
-            made.append(Counted(Sample(student, student, f"g{j}", "t", 1, seconds, ""), mix))
-    return made
+            counted.append(Counted(Sample(student, student, f"g{j}", "t", 1, seconds, ""), mix))
+    return counted
 
 
 TRUTH = Efficiency(
@@ -105,9 +105,9 @@ TRUTH = Efficiency(
 
 
 def test_the_fit_finds_the_shares_that_made_the_samples() -> None:
-    found = fit(samples(TRUTH), CHIP, TRUTH.runs_as)
-    assert found.product["fp32"] == pytest.approx(0.8, rel=0.05)
-    assert found.attention == pytest.approx(0.4, rel=0.1)
+    fitted = fit(samples(TRUTH), CHIP, TRUTH.runs_as)
+    assert fitted.product["fp32"] == pytest.approx(0.8, rel=0.05)
+    assert fitted.attention == pytest.approx(0.4, rel=0.1)
     checks = leave_one_out(samples(TRUTH), CHIP, TRUTH.runs_as)
     assert len(checks) == 12
     assert all(check.ratio == pytest.approx(1, abs=0.1) for check in checks)
@@ -140,9 +140,9 @@ def test_torch_counts_anchors_as_published() -> None:
 def test_efficiencies_are_what_the_anchors_say() -> None:
     """The file is the command's; and an anchor that only checks has no part in the share."""
     for kind in ("neural-engine", "apple-gpu", "nvidia-gpu"):
-        found = known_efficiencies()[kind]
-        assert found.product["any"] == pytest.approx(share_of(kind), rel=0.01)
-        assert found.actual_over_predicted == pytest.approx(actual_over_predicted(kind), abs=0.01)
+        efficiency = known_efficiencies()[kind]
+        assert efficiency.product["any"] == pytest.approx(share_of(kind), rel=0.01)
+        assert efficiency.actual_over_predicted == pytest.approx(actual_over_predicted(kind), abs=0.01)
     fits = [a for a in ANCHORS if a.kind == "neural-engine" and a.fits]
     assert share_of("neural-engine", fits[0]) != share_of("neural-engine")
     checks = [a for a in ANCHORS if a.kind == "neural-engine" and not a.fits]

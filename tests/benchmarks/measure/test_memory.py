@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +85,26 @@ def test_memory_that_a_part_frees_is_seen(linux: bool) -> None:
     if part.resident_bytes is not None and after.resident_bytes is not None:
         assert part.resident_bytes - after.resident_bytes == pytest.approx(64 << 20, rel=0.05)
     assert (peak.method == METHOD_ELSEWHERE) != linux
+
+
+def test_what_was_seen_before_a_part_is_not_of_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking takes long where psutil walks all pages: another thread may be at it when the part begins."""
+    held, looking = [100], threading.Event()
+
+    def memory_full_info() -> SimpleNamespace:
+        seen = held[0]
+        if threading.current_thread() is not threading.main_thread() and not looking.is_set():
+            looking.set()
+            time.sleep(0.3)
+        return SimpleNamespace(uss=seen, rss=seen)
+
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_full_info=memory_full_info))
+    with Peak(linux=False) as peak:
+        assert looking.wait(60)
+        held[0] = 1
+        with peak.watch() as part:
+            time.sleep(0.5)
+    assert (part.memory_bytes, part.resident_bytes) == (1, 1)
 
 
 def test_without_psutil_it_is_said_what_to_install_but_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:

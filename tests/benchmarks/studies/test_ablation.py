@@ -21,19 +21,19 @@ def test_techniques_buy_what_the_table_says() -> None:
     x = (RNG.standard_normal((400, 96)) @ RNG.standard_normal((96, 96)) * np.geomspace(0.1, 10, 96)).astype(np.float32)
     weight = (RNG.standard_t(4, (64, 96)) / 10).astype(np.float32)
     gram = x.T @ x
-    known = Sensitivity(np.ones(64), 64 * np.diag(gram), {}, gram)
+    sensitivity = Sensitivity(np.ones(64), 64 * np.diag(gram), {}, gram)
 
     def db(substitute: Substitute) -> float:
         inputs = torch.from_numpy(x)[None]
         rounded = inputs if substitute.round_input is None else substitute.round_input(inputs)
         return snr_db(x @ weight.T, rounded[0].numpy() @ substitute.weight().T)
 
-    found = [(scheme, name, db(technique(KEY, weight, known))) for scheme, name, technique in techniques()]
-    for _, group in groupby(found, key=lambda row: row[0]):
+    measured = [(scheme, name, db(technique(KEY, weight, sensitivity))) for scheme, name, technique in techniques()]
+    for _, group in groupby(measured, key=lambda row: row[0]):
         rows = [(value, name) for _, name, value in group if not name.startswith(EQUALISED)]
         assert max(rows)[1] == "error feedback"
-    without = {scheme: value for scheme, name, value in found if name == "error feedback"}
-    assert all(value > without[scheme] for scheme, name, value in found if name == f"{EQUALISED} 0.5")
+    without = {scheme: value for scheme, name, value in measured if name == "error feedback"}
+    assert all(value > without[scheme] for scheme, name, value in measured if name == f"{EQUALISED} 0.5")
 
 
 def test_the_denoiser_is_measured_where_the_student_leads_it(students: dict[str, Student]) -> None:
@@ -47,5 +47,5 @@ def test_the_denoiser_is_measured_where_the_student_leads_it(students: dict[str,
 
 
 def test_only_wanted_products_are_calibrated(students: dict[str, Student]) -> None:
-    known = Trial.of(students["tiny"], 64).products(1, lambda name: ".attn.to_q." in name)
-    assert list(known) == [("transformer", f"transformer_blocks.{i}.attn.to_q.weight") for i in (2, 1, 0)]
+    sensitivities = Trial.of(students["tiny"], 64).products(1, lambda name: ".attn.to_q." in name)
+    assert list(sensitivities) == [("transformer", f"transformer_blocks.{i}.attn.to_q.weight") for i in (2, 1, 0)]

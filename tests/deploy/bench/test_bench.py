@@ -28,7 +28,7 @@ GRAPHS = ["text_encoder", "conditioner", "denoiser", "vae_decoder"]
 
 
 @pytest.fixture(scope="module")
-def found(builtin_bundle: Bundle) -> Benchmark:
+def benchmark(builtin_bundle: Bundle) -> Benchmark:
     """The bundle and its student in bf16, beside the student in fp32."""
     targets = ("onnxruntime-cpu", "torch-bf16")
     folder = builtin_bundle.folder
@@ -36,8 +36,8 @@ def found(builtin_bundle: Bundle) -> Benchmark:
 
 
 @pytest.fixture(scope="module")
-def results(found: Benchmark) -> Results:
-    return found.results
+def results(benchmark: Benchmark) -> Results:
+    return benchmark.results
 
 
 def test_everything_is_measured(results: Results, builtin_bundle: Bundle, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_peer_is_measured_by_component(results: Results) -> None:
     assert "torch 2." in peer.measured.metadata["runtime"]
 
 
-def test_reports_say_it_all(found: Benchmark) -> None:
-    text, page = markdown(found.results), html(found.results, pictures=grid(found.pictures, found.results))
+def test_reports_say_it_all(benchmark: Benchmark) -> None:
+    text, page = markdown(benchmark.results), html(benchmark.results, pictures=grid(benchmark.pictures, benchmark.results))
     for words in ("denoiser", "onnxruntime-cpu", "torch-bf16", "ms", "MB", "threads 1", "Energy", "RssAnon", "SSIM"):
         assert words in text
         assert words in page
@@ -96,39 +96,66 @@ def test_reports_say_it_all(found: Benchmark) -> None:
     assert [link for link in linked if not link.startswith("data:")] == []
 
 
-def test_pictures_are_shown_the_worst_first(found: Benchmark) -> None:
-    rows = grid(found.pictures, found.results)
+def test_pictures_are_shown_the_worst_first(benchmark: Benchmark) -> None:
+    rows = grid(benchmark.pictures, benchmark.results)
     assert len(rows) == 2  # the prompts; what was only scored is not shown
     assert [row.cells[0].psnr_db for row in rows] == sorted(row.cells[0].psnr_db for row in rows)
     for row in rows:
         assert [cell.label for cell in row.cells] == ["builtin_student, torch-bf16", "builtin, onnxruntime-cpu"]
         assert row.cells[0].difference != row.cells[1].difference
-    page = html(found.results, pictures=rows)
+    page = html(benchmark.results, pictures=rows)
     assert page.count("data:image/png;base64,") == 2 * (1 + 2 * 2)  # the student's, and of two entries picture and difference
 
 
+class Clock:
+    """Stands for the module ``time``: no time passes but where a test says so, and all of it on the CPU."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    process_time = perf_counter
+
+
 def test_a_slower_bundle_is_called_slower(builtin_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sleep inside one graph; the others are as they were. In this process, which is what a round is made of."""
-    load = Sessions.load
+    """One graph takes 20 ms longer; the others are as they were. In this process, which is what a round is made of."""
+    load, clock = Sessions.load, Clock()
+    monkeypatch.setattr("benchmarks.measure.process.time", clock)
 
-    def slowed(sessions: Sessions, graph: str) -> Any:
-        import time
+    def rounds(longer_ms: float) -> Results:
+        def loaded(sessions: Sessions, graph: str) -> Any:
+            run = load(sessions, graph)
+            clock.seconds += 0.005
 
-        run = load(sessions, graph)
-        return (lambda inputs: (time.sleep(0.02), run(inputs))[1]) if graph == "conditioner" else run
+            def timed(inputs: Any) -> Any:
+                clock.seconds += 0.001 + (longer_ms / 1000 if graph == "conditioner" else 0.0)
+                return run(inputs)
 
-    def rounds(slow: bool) -> Results:
-        monkeypatch.setattr(Sessions, "load", slowed if slow else load)
-        found = [deploy.bench.runner.measure(builtin_bundle.folder, "onnxruntime", "cpu", 1, 2, 1)[0] for _ in range(5)]
-        parts = [msgspec.convert(part, Measured) for part in found]
+            return timed
+
+        monkeypatch.setattr(Sessions, "load", loaded)
+        subject = deploy.bench.runner.Subject(builtin_bundle.folder, "onnxruntime", "cpu", 1)
+        measured = [deploy.bench.runner.measure(subject, 2, 1)[0] for _ in range(5)]
+        parts = [msgspec.convert(part, Measured) for part in measured]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return together(Entry(**BARE, measured=total))
 
-    rows = {row[2]: row for row in comparison(rounds(False), rounds(True), np.random.default_rng(0))}
-    assert rows["conditioner"][-1] == "slower"
-    assert float(rows["conditioner"][3]) > 2
+    before, after = rounds(0), rounds(20)
+    measured = after.entries[0].measured
+    assert measured is not None
+    assert {name: graph.warm.wall_ms for name, graph in measured.graphs.items()} == {
+        name: pytest.approx([21.0 if name == "conditioner" else 1.0] * 10) for name in GRAPHS
+    }
+    assert all(graph.load.wall_ms == pytest.approx([5.0] * 5) for graph in measured.graphs.values())
+    # A picture loads four graphs and runs each, the denoiser in four steps.
+    assert measured.picture.warm.wall_ms == pytest.approx([4 * 5.0 + 7.0 + 20.0] * 10)
+    rows = {row[2]: (row[3], row[-1]) for row in comparison(before, after, np.random.default_rng(0))}
+    same = ("1.00", "no significant difference")
+    assert {name: rows[name] for name in GRAPHS} == {**dict.fromkeys(GRAPHS, same), "conditioner": ("21.00", "slower")}
 
 
 BARE: dict[str, Any] = {"bundle": "b", "fingerprint": "", "target": "onnxruntime-cpu", "bytes_on_disk": 1, "graph_bytes": {}}
@@ -168,12 +195,12 @@ def test_bundles_of_one_file_are_compared(results: Results) -> None:
 def test_memory_agrees_with_what_is_seen_from_outside(builtin_bundle: Bundle) -> None:
     """Of each part that is long enough to be sampled from outside: what the runner says against smaps_rollup."""
     command = [sys.executable, "-m", "deploy.bench.runner", str(builtin_bundle.folder), "--runtime", "onnxruntime", "--runs", "5"]
-    found, parts, samples = watched(command)
+    measured, parts, samples = watched(command)
     compared = 0
     for name, (began, ended) in parts.items():
         inside = [sample for sample in samples if began <= sample[0] <= ended]
         if len(inside) >= 10:
-            ours = found["picture"] if name == "picture" else found["graphs"][name]
+            ours = measured["picture"] if name == "picture" else measured["graphs"][name]
             assert ours["peak_memory_bytes"] == pytest.approx(max(sample[1] for sample in inside), rel=0.05)
             assert ours["peak_resident_bytes"] == pytest.approx(max(sample[2] for sample in inside), rel=0.05)
             compared += 1
@@ -246,5 +273,5 @@ def test_files_of_version_1_are_read(results: Results, tmp_path: Path) -> None:
     old = [{key: value for key, value in entry.items() if key not in {"facts", "quality"}} for entry in raw["entries"]]
     entries = [{**entry, "picture_db": {"a": 40.0}, "energy": "not available"} for entry in old]
     (tmp_path / "x.json").write_text(json.dumps({**raw, "version": 1, "entries": entries}))
-    found = load_results(tmp_path / "x.json")
-    assert [entry.measured for entry in found.entries] == [entry.measured for entry in results.entries]
+    loaded = load_results(tmp_path / "x.json")
+    assert [entry.measured for entry in loaded.entries] == [entry.measured for entry in results.entries]

@@ -105,6 +105,6 @@ def test_largest_scheme_that_fits_is_chosen(builtin_bundle: Bundle) -> None:
     chosen = []
     for bits in (40, 20, 13, 8, 3):
         narrow = msgspec.structs.replace(tier, download_bytes=weights * bits // 8)
-        found = best_uniform(graphs, Destination("desktop-cpu", narrow))
-        chosen.append(found and found[0])
+        best = best_uniform(graphs, Destination("desktop-cpu", narrow))
+        chosen.append(best and best[0])
     assert chosen == ["fp32", "fp16", "int8g32", "uint4g32", None]

@@ -49,9 +49,9 @@ def test_a_plan_takes_over_what_the_student_has_to_say(students: dict[str, Stude
 def test_a_tier_that_keeps_t5_keeps_what_there_is(students: dict[str, Student], tiny_folder: Path, tmp_path: Path) -> None:
     (tiny_folder / "text_encoder_3" / "model.safetensors").unlink()
     request = small(students, tmp_path / "b", student=tiny_folder, tier="desktop-gpu-24gb")
-    made = plan(request)
-    assert not made.options.keep_t5
-    assert "its weights are not there" in made.notes[0]
+    planned = plan(request)
+    assert not planned.options.keep_t5
+    assert "its weights are not there" in planned.notes[0]
     with pytest.raises(InputError, match="text_encoder_3: cannot be kept"):
         plan(replace(request, keep_t5=True))
 
@@ -276,8 +276,8 @@ def test_a_rule_for_what_is_dropped_is_no_typo(students: dict[str, Student], tmp
 
 @pytest.mark.parametrize("tier", all_tiers())
 def test_every_tier_has_a_profile_that_it_can_run(tier: str, tmp_path: Path) -> None:
-    made = plan(BuildRequest(output=tmp_path / "b", tier=tier))
-    assert {rule.scheme.name for rule in made.profile.rules} <= set(made.tier.schemes)
+    planned = plan(BuildRequest(output=tmp_path / "b", tier=tier))
+    assert {rule.scheme.name for rule in planned.profile.rules} <= set(planned.tier.schemes)
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinite"), (1e6, "too large for fp16")])
@@ -465,5 +465,5 @@ def test_schemes_of_the_neural_engine(tmp_path: Path) -> None:
     request = BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", profile=profile)
     with pytest.raises(InputError, match="int8g32"):
         plan(request)
-    made = plan(replace(request, compute_units="cpu-and-gpu"))
-    assert (made.compute_units, made.attention) == ("cpu-and-gpu", "fused")
+    planned = plan(replace(request, compute_units="cpu-and-gpu"))
+    assert (planned.compute_units, planned.attention) == ("cpu-and-gpu", "fused")

@@ -143,6 +143,6 @@ def test_the_opset_is_in_the_resume_key(students: dict[str, Student], tmp_path: 
     """A graph of another opset is not taken over from an interrupted build."""
     keys = []
     for opset in (None, 23, 21):
-        made = plan(small(students, tmp_path / "b", opset=opset))
-        keys.append(resume_key(made, made.graphs[0], "sha256:0"))
+        planned = plan(small(students, tmp_path / "b", opset=opset))
+        keys.append(resume_key(planned, planned.graphs[0], "sha256:0"))
     assert keys[0] == keys[1] != keys[2]

@@ -98,10 +98,10 @@ def test_every_command_that_takes_a_student_takes_its_options() -> None:
     root: Any = typer.main.get_command(app)
     commands = root.commands
     options = {name: {option for p in command.params for option in (p.name, *p.opts)} for name, command in commands.items()}
-    of_students = {name for name, found in options.items() if "--variant" in found}
+    of_students = {name for name, accepted in options.items() if "--variant" in accepted}
     assert of_students == {"build", "calibrate", "tune", "verify", "bench", "inspect"}
-    assert of_students == {name for name, found in options.items() if "--ignore-lora" in found}
-    assert of_students >= {name for name, found in options.items() if "student" in found}
+    assert of_students == {name for name, accepted in options.items() if "--ignore-lora" in accepted}
+    assert of_students >= {name for name, accepted in options.items() if "student" in accepted}
 
 
 BAD_CALLS = {

@@ -56,34 +56,34 @@ def test_each_peak_has_its_source_beside_it() -> None:
 
 
 def test_a_bundle_on_its_own_tier(builtin_bundle: Bundle) -> None:
-    found = costs(builtin_bundle)
-    (made,) = predictions(builtin_bundle)  # fp32: OpenVINO's shares are not of it
-    assert (made.tier, made.target) == ("desktop-cpu", "onnxruntime-cpu")
+    counted = costs(builtin_bundle)
+    (prediction,) = predictions(builtin_bundle)  # fp32: OpenVINO's shares are not of it
+    assert (prediction.tier, prediction.target) == ("desktop-cpu", "onnxruntime-cpu")
     steps = len(builtin_bundle.manifest.sampling.timesteps)
-    assert {graph.name: graph.runs for graph in made.graphs} == {
+    assert {graph.name: graph.runs for graph in prediction.graphs} == {
         "text_encoder": 1, "conditioner": 1, "denoiser": steps, "vae_decoder": 1,
     }  # fmt: skip
-    low, high = made.range_seconds
-    assert 0 < low < made.seconds < high
-    assert sum(made.shares("bounds").values()) == pytest.approx(1)
+    low, high = prediction.range_seconds
+    assert 0 < low < prediction.seconds < high
+    assert sum(prediction.shares("bounds").values()) == pytest.approx(1)
     # No operator is faster than the processor's peak.
     peak = 1e9 * max(tier_data().processors["ryzen-7-7700"]["peak_gflops"].values())
-    assert all(graph.time.seconds > found[graph.name].flops / peak for graph in made.graphs)
+    assert all(graph.time.seconds > counted[graph.name].flops / peak for graph in prediction.graphs)
 
 
 def test_several_tiers_and_those_that_do_not_run_it(builtin_bundle: Bundle) -> None:
     names = ["desktop-gpu-24gb", "desktop-gpu-8gb", "browser"]
-    made = {prediction.tier: prediction.seconds for prediction in predictions(builtin_bundle, names)}
-    assert list(made) == names
-    assert made["desktop-gpu-24gb"] < made["desktop-gpu-8gb"] < made["browser"]
+    seconds = {prediction.tier: prediction.seconds for prediction in predictions(builtin_bundle, names)}
+    assert list(seconds) == names
+    assert seconds["desktop-gpu-24gb"] < seconds["desktop-gpu-8gb"] < seconds["browser"]
     with pytest.raises(TierError, match="no such tier"):
         predictions(builtin_bundle, ["toaster"])
 
 
 def test_it_says_that_it_is_a_forecast(builtin_bundle: Bundle) -> None:
-    found = costs(builtin_bundle)
-    made = predictions(builtin_bundle, (), found)
-    text, data = render(builtin_bundle, found, made), as_data(builtin_bundle, found, made)
+    counted = costs(builtin_bundle)
+    predicted = predictions(builtin_bundle, (), counted)
+    text, data = render(builtin_bundle, counted, predicted), as_data(builtin_bundle, counted, predicted)
     assert NOTE in text
     assert "predicted" in text
     assert data["note"] == NOTE

@@ -23,7 +23,7 @@ from deploy.bundle.folder import Bundle, open_bundle
 from deploy.bundle.seal import record_file
 from deploy.errors import InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
-from deploy.page.drive import opened_page, run_in_browser
+from deploy.page.drive import PageRequest, opened_page, run_in_browser
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
 from deploy.runtime.sampler import sample_euler, sample_renoise
@@ -40,10 +40,10 @@ REQUIRED_DB = 90
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    found = shutil.which("node")
-    if found is None:
+    executable = shutil.which("node")
+    if executable is None:
         pytest.skip("Node.js is not installed")
-    return found
+    return executable
 
 
 @pytest.fixture(scope="session")
@@ -325,14 +325,14 @@ def test_controls_have_names(page: Chromium) -> None:
 
 def test_run_in_browser(chromium: None, browser_bundle: Bundle, reference: Pipeline) -> None:
     latents = np.random.default_rng(1).standard_normal((1, 16, 8, 8), np.float32)
-    found = run_in_browser(browser_bundle, 2, prompt=PROMPT, latents=latents, keep_graphs=True)
-    assert psnr_db(reference.generate(PROMPT, latents=latents)[0], found.picture) >= REQUIRED_DB
-    assert "Chrom" in found.browser
-    assert found.isolated
-    assert found.first.load_ms > 0
-    assert [run.load_ms for run in found.runs] == [0, 0]
-    assert all(run.total_ms > 0 for run in found.runs)
-    assert dataclasses.asdict(found)["provider"] == "wasm"
+    timings = run_in_browser(browser_bundle, 2, request=PageRequest(PROMPT, latents=latents, keep_graphs=True))
+    assert psnr_db(reference.generate(PROMPT, latents=latents)[0], timings.picture) >= REQUIRED_DB
+    assert "Chrom" in timings.browser
+    assert timings.isolated
+    assert timings.first.load_ms > 0
+    assert [run.load_ms for run in timings.runs] == [0, 0]
+    assert all(run.total_ms > 0 for run in timings.runs)
+    assert dataclasses.asdict(timings)["provider"] == "wasm"
 
 
 def test_webgpu_computes_the_same(chromium: None, browser_bundle: Bundle, reference: Pipeline) -> None:

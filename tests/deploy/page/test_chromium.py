@@ -103,12 +103,14 @@ def test_an_executable_that_is_no_browser(temporary: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_of_them", [False, True], ids=["one process", "as a terminal does"])
+def test_an_interrupt_leaves_nothing(all_of_them: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         browser = int(process.stdout.readline())
-        process.send_signal(signal.SIGINT)
+        (os.killpg if all_of_them else os.kill)(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in said

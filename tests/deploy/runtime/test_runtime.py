@@ -303,10 +303,10 @@ assert picture.shape == (1, 64, 64, 3)
 """
 LOOK = """
 rooms = {{".".join(name.split(".")[:2]) for name in sys.modules if name.split(".")[0] in {packages!r} and "." in name}}
-found = sorted(rooms - {ours!r}) + sorted(name for name in {heavy!r} if name in sys.modules)
+strangers = sorted(rooms - {ours!r}) + sorted(name for name in {heavy!r} if name in sys.modules)
 layouts = {{name for name in sys.modules if name.startswith("exporters.layouts.")}}
-found += sorted(layouts - {{"exporters.layouts.swift_client"}})
-sys.exit(f"imported: {{found}}" if found else 0)
+strangers += sorted(layouts - {{"exporters.layouts.swift_client"}})
+sys.exit(f"imported: {{strangers}}" if strangers else 0)
 """
 
 
@@ -336,8 +336,8 @@ def test_the_runtime_loads_what_it_needs(program: str, builtin_bundle: Bundle) -
     ],
 )
 def test_what_it_does_not_need_would_be_found(module: str, builtin_bundle: Bundle) -> None:
-    found = what_a_process_loads(f"{IMPORT}import {module}\n", builtin_bundle)
-    assert f"'{module if module.startswith(('torch', 'exporters')) else '.'.join(module.split('.')[:2])}'" in found
+    loaded = what_a_process_loads(f"{IMPORT}import {module}\n", builtin_bundle)
+    assert f"'{module if module.startswith(('torch', 'exporters')) else '.'.join(module.split('.')[:2])}'" in loaded
 
 
 def test_euler_by_hand() -> None:

@@ -14,7 +14,7 @@ from deploy.build.plan import plan
 from deploy.errors import InputError
 from deploy.prompts import read_prompts
 from deploy.tune.calibrate import calibrate_student, default_prompts
-from deploy.tune.choose import Tuned, tune
+from deploy.tune.choose import Point, Tuned, tune
 from deploy.tune.profile_file import check_profile_file, write_profile
 from deploy.tune.report import check_report, picture_db, table, write_report
 from deploy.tune.tuning import TuneRequest, Tuning
@@ -23,6 +23,7 @@ from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.calibration import Calibration
 from quantization.profile import load_profile
 from quantization.schemes import parse_scheme
+from quantization.search import RELATIVE_GAP
 from tests.helpers.command import flash_deploy
 
 PROMPTS = ("a red circle", "two blue squares", "a green cross on a black background", "three yellow triangles")
@@ -51,13 +52,31 @@ def test_the_choice_keeps_to_the_limit_with_the_fewest_bytes(tuned: Tuned) -> No
     }  # fmt: skip
 
 
+def forecast(tuned: Tuned, point: Point) -> float:
+    """Mean square error of a choice's pictures by the forecasts that were searched with: corrected by uniform choices."""
+    return sum(next(o.error for o in options if o.scheme == point.choice[key]) for key, options in tuned.options.items())
+
+
 def test_no_uniform_choice_is_better_and_smaller(tuned: Tuned) -> None:
-    """Uniform is one of the choices, and the search is exact: what it finds draws no worse, but for what forecasts miss."""
+    """Uniform is one of the choices, and the search is exact: what it finds at that size or above is forecast no worse.
+
+    A choice keeps to the limit that it was searched under. One that is no smaller than a uniform one had a limit which that one
+    keeps to as well, and the first search's limit is the most bytes that there are: both could have been the uniform choice.
+    HiGHS proves its optimum up to a share of it, or up to 1e-6 (``mip_abs_gap``) of what :func:`choose` divides errors by; of two
+    searches that end with one size the later stands, which is up to twice that off.
+    """
+    errors = [[option.error for option in options] for options in tuned.options.values()]
+    unit = max(sum(map(min, errors)), max(map(max, errors)) / 1000)
     searched = [point for point in tuned.points if point.name.startswith("searched")]
     largest = max(point.size_bytes for point in searched)
-    for point in tuned.points:
+    uniform = [point for point in tuned.points if point not in searched]
+    assert len(uniform) == 5
+    for point in uniform:
         rivals = [rival for rival in searched if rival.size_bytes >= point.size_bytes or rival.size_bytes == largest]
-        assert any(picture_db(rival) >= picture_db(point) - 3 for rival in rivals), point.name
+        allowed = forecast(tuned, point) * (1 + 2 * RELATIVE_GAP) + 2e-6 * unit
+        assert all(forecast(tuned, rival) <= allowed for rival in rivals), point.name
+        # What forecasts miss has no bound, but none of these is so close: fp16 draws the same, others' rivals over 4 dB better.
+        assert all(picture_db(rival) >= picture_db(point) for rival in rivals), point.name
 
 
 def test_the_same_again_and_nothing_is_measured_twice(request_: TuneRequest, tuned: Tuned) -> None:
@@ -129,7 +148,11 @@ def test_the_report(tuned: Tuned, tmp_path: Path) -> None:
     assert len(rows) == len(tuned.points)
     times = {row["choice"]: float(row["predicted_ms"]) for row in rows}
     assert all(time > 0 for time in times.values())
-    assert times["fp16"] == pytest.approx(1000 * tuned.float_seconds, rel=0.5)  # the same arithmetic, half of the bytes
+    # A product takes the longer of arithmetic and moved bytes, and the same overhead. On this tier fp16 is multiplied as fp32 is;
+    # inputs and results take the same bytes, weights half of them: between half the time and all. Six digits are written.
+    assert 0.5 - 5e-6 <= times["fp16"] / (1000 * tuned.float_seconds) <= 1 + 5e-6
+    for point in tuned.points:
+        assert times[point.name] == pytest.approx(1000 * point.time * tuned.float_seconds, rel=5e-6)
     with (tmp_path / "sensitivity.csv").open() as file:
         taken = [row for row in csv.DictReader(file) if row["chosen"] == "1"]
     assert len(taken) == len(tuned.options)

@@ -87,17 +87,17 @@ def test_pictures_are_diffusers(bundle: Bundle) -> None:
 def client_tokens(vocabulary: dict[str, int], merges: list[str], text: str, length: int, pad: str) -> list[int]:
     """``BPETokenizer.swift`` and what ``TextEncoderXL`` makes of it: words at spaces, the earliest merge first."""
     ranks = {tuple(line.split(" ")): i for i, line in enumerate(merges) if line and not line.startswith("#")}
-    found = ["<|startoftext|>"]
+    tokens = ["<|startoftext|>"]
     for word in text.strip().lower().split(" "):
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
             first, second = min(pairs, key=ranks.__getitem__)
             i = next(i for i in range(len(parts)) if parts[i : i + 2] == [first, second])
             parts[i : i + 2] = [first + second]
-        found += parts
-    found.append("<|endoftext|>")
-    found += [pad] * (length - len(found))
-    return [vocabulary.get(token, vocabulary["<|endoftext|>"]) for token in found]
+        tokens += parts
+    tokens.append("<|endoftext|>")
+    tokens += [pad] * (length - len(tokens))
+    return [vocabulary.get(token, vocabulary["<|endoftext|>"]) for token in tokens]
 
 
 def test_the_clients_tokenizer_reads_the_bundles_files(bundle: Bundle) -> None:
@@ -147,9 +147,9 @@ def test_the_client_draws_the_students_picture_in_one_step_more(bundle: Bundle) 
     pipeline = Pipeline(bundle, runtime="evaluator", keep_graphs=True)
     latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
     wanted = pipeline.generate(PROMPTS[0], latents=latents)
-    made = {n: client_picture(pipeline, PROMPTS[0], latents, n, told["schedulerTimestepShift"]) for n in (4, 5)}
-    assert psnr_db(wanted, made[5]) >= 50
-    assert psnr_db(wanted, made[4]) <= 45
+    pictures = {n: client_picture(pipeline, PROMPTS[0], latents, n, told["schedulerTimestepShift"]) for n in (4, 5)}
+    assert psnr_db(wanted, pictures[5]) >= 50
+    assert psnr_db(wanted, pictures[4]) <= 45
 
 
 def test_each_of_several_prompts_is_encoded_as_if_alone(bundle: Bundle) -> None:
@@ -171,8 +171,8 @@ def test_the_script_compiles_and_copies_all(bundle: Bundle, tmp_path: Path) -> N
     path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
     script = ["sh", str(bundle.folder / "compile.sh")]
     subprocess.run([*script, "Resources"], check=True, cwd=tmp_path, env={"PATH": path}, capture_output=True)
-    made = sorted(file.name for file in (tmp_path / "Resources").iterdir())
-    assert made == sorted([*(f"{name}.mlmodelc" for name in CONTRACT), *TOKENIZER_FILES])
+    names = sorted(file.name for file in (tmp_path / "Resources").iterdir())
+    assert names == sorted([*(f"{name}.mlmodelc" for name in CONTRACT), *TOKENIZER_FILES])
     assert subprocess.run(script, check=False, env={"PATH": path}, capture_output=True).returncode == 2
 
 

@@ -19,8 +19,8 @@ OPTIONS = GraphOptions("swift", 64, 64, SAMPLING.timesteps, 16, keep_t5=False, m
 FOUND = ClientSchedule(5, 2.97, (1.0, 0.899, 0.749, 0.5, 0.009), 0.001, 62.8)
 
 
-def choose(found: ClientSchedule, monkeypatch: pytest.MonkeyPatch, force: bool = False) -> tuple[object, tuple[str, ...]]:
-    monkeypatch.setattr(deploy.build.swift.schedule, "client_schedule", lambda *_: found)
+def choose(schedule: ClientSchedule, monkeypatch: pytest.MonkeyPatch, force: bool = False) -> tuple[object, tuple[str, ...]]:
+    monkeypatch.setattr(deploy.build.swift.schedule, "client_schedule", lambda *_: schedule)
     return choose_client_schedule(open_student(), OPTIONS, SAMPLING, force, costly=False)
 
 

@@ -37,9 +37,9 @@ def client_ids(file: str, text: str, length: int) -> list[int]:
     pieces = pre_tokenize(content["pre_tokenizer"], [normalize(content["normalizer"], text)])
     unigram = Tokenizer(models.Unigram([tuple(entry) for entry in model["vocab"]], model["unk_id"]))
     ids = [index for piece in pieces for index in unigram.encode(piece).ids]
-    known = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
-    ids = [*ids[: length - 1], known["</s>"]]
-    return ids + [known.get(" ", 0)] * (length - len(ids))
+    vocabulary = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
+    ids = [*ids[: length - 1], vocabulary["</s>"]]
+    return ids + [vocabulary.get(" ", 0)] * (length - len(ids))
 
 
 def normalize(part: dict[str, Any] | None, text: str) -> str:
@@ -58,7 +58,7 @@ def pre_tokenize(part: dict[str, Any], texts: list[str]) -> list[str]:
     if part["type"] == "WhitespaceSplit":
         return [word for text in texts for word in re.findall(r"\S+", text)]
     assert part["type"] == "Metaspace"
-    mark, found = part["replacement"], []
+    mark, pieces = part["replacement"], []
     for text in texts:
         marked = text.replace(" ", mark)
         if (
@@ -67,8 +67,8 @@ def pre_tokenize(part: dict[str, Any], texts: list[str]) -> list[str]:
             and part.get("prepend_scheme", "always") != "never"
         ):
             marked = mark + marked
-        found += [piece for piece in re.split(f"(?={mark})", marked) if piece]
-    return found
+        pieces += [piece for piece in re.split(f"(?={mark})", marked) if piece]
+    return pieces
 
 
 @pytest.mark.parametrize("shape", ["builtin", "tiny"])
