@@ -189,12 +189,15 @@ class Tuning:
         results = _read_lines(file)
         if name not in results:
             factors = self._factors(choice)
-            drawn = self._draw(
-                Streaming({k: self._substitute(k, scheme, factors.get(k)) for k, scheme in choice.items() if scheme != BASE})
-            )
+            rounded = {key: scheme for key, scheme in choice.items() if not self._keeps(key, scheme)}
+            drawn = self._draw(Streaming({key: self._substitute(key, rounded[key], factors.get(key)) for key in rounded}))
             results[name] = msgspec.to_builtins(compare(self._reference(), drawn))
             _add_line(file, name, results[name])
         return msgspec.convert(results[name], DrawnErrors)
+
+    def _keeps(self, key: Key, scheme: Scheme) -> bool:
+        """Whether a scheme stores the student's own numbers: nothing stands in their place then."""
+        return scheme == FLOAT or (scheme == BASE and self.student.weights[key[0]][key[1]].dtype == np.float16)
 
     def _factors(self, choice: Mapping[Key, Scheme]) -> dict[Key, np.ndarray]:
         """What a bundle divides inputs by: those that a modulated norm makes, where all products that read them round them."""

