@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from benchmarks.extra import need
@@ -27,6 +27,7 @@ START_S = 60.0
 IDLE_S = 0.5
 CLOSE_S = 10.0
 END_S = 1.0
+LISTEN_S = 0.5  # between looks for a Ctrl-C
 POLL_S = 0.05
 LINES_SHOWN = 5
 
@@ -190,8 +191,13 @@ class Chromium:
         Raises:
             BrowserError: it fails, or takes longer than ``timeout_s``.
         """
+        future = self._thread.submit(act)
         try:
-            return self._thread.submit(act).result(timeout_s)
+            # Piece by piece: Python handles a signal that comes just before it begins to wait only when that wait is over.
+            while timeout_s > LISTEN_S and not future.done():
+                wait([future], LISTEN_S)
+                timeout_s -= LISTEN_S
+            return future.result(timeout_s)
         except TimeoutError as error:
             raise BrowserError("The browser does not answer.", [Complaint(where, f"no answer in {timeout_s:g} s")]) from error
         except self._failure as error:
