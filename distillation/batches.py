@@ -1,0 +1,78 @@
+"""What a step is made from, and the networks that take part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from distillation.flow import Velocity
+from distillation.objectives.heads import Heads
+
+__all__ = ["Batch", "Batches", "Networks", "stream"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a step's samples. What a stage does not need may be absent.
+
+    Attributes:
+        noise: the student's starting states, ``[batch, ...]``; also says the shape of a sample.
+        cond: what student and fake model are told; whatever the networks take.
+        teacher_cond: what the teacher is told; ``cond`` where absent.
+        uncond: what the teacher is told for guidance.
+        x0: clean data, ``[batch, ...]``, for teachers and heads.
+        states: the teacher's states at the student's levels, ``[batch, steps + 1, ...]``.
+        samples: global numbers of the samples in the step; from 0 where absent.
+    """
+
+    noise: Tensor
+    cond: Any = None
+    teacher_cond: Any = None
+    uncond: Any = None
+    x0: Tensor | None = None
+    states: Tensor | None = None
+    samples: Sequence[int] = field(default=())
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The samples' global numbers."""
+        return self.samples or range(len(self.noise))
+
+    @property
+    def told_teacher(self) -> Any:
+        """The teacher's conditioning."""
+        return self.cond if self.teacher_cond is None else self.teacher_cond
+
+
+Batches = Callable[[int], Batch] | Iterable[Batch]
+
+
+def stream(batches: Batches, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches: a function of the step, or one after another from an iterable that begins at the first."""
+    if callable(batches):
+        for step in range(first, last):
+            yield step, batches(step)
+    else:
+        yield from zip(range(first, last), batches, strict=False)
+
+
+@dataclass
+class Networks:
+    """Who takes part in a stage: all are ``(x, t, cond) -> v``.
+
+    Attributes:
+        student: learns; in a stage of kind ``flow`` it is the teacher to be.
+        teacher: frozen.
+        fake: learns the student's law.
+        features: the fake model's features, ``(x, t, cond) -> [[batch, tokens, width], ...]``, for heads.
+        heads: learn to tell real features from the student's.
+    """
+
+    student: nn.Module
+    teacher: Velocity | None = None
+    fake: nn.Module | None = None
+    features: Callable[[Tensor, Tensor, Any], Sequence[Tensor]] | None = None
+    heads: Heads | None = None
