@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 from distillation.batches import Batches, Networks, stream
 from distillation.counters import Counter
-from distillation.stages import AnyStage, FlowStage, MatchStage, TrajectoryStage
+from distillation.stages import AnyStage, FlowStage, MatchStage, TrajectoryStage, VaeStage
 from distillation.training.flow import FlowStep
 from distillation.training.match import MatchStep
 from distillation.training.trainee import Trainee
 from distillation.training.trajectory import TrajectoryStep
+from distillation.training.vae import VaeStep
 from exporters.errors import InputError
 
 __all__ = ["Outcome", "Run", "run_stage"]
 
-Step = FlowStep | TrajectoryStep | MatchStep
+Step = VaeStep | FlowStep | TrajectoryStep | MatchStep
 
 
 @dataclass
@@ -91,6 +92,8 @@ def run_stage(
 
 
 def _kind(stage: AnyStage, networks: Networks) -> Step:
+    if isinstance(stage, VaeStage):
+        return VaeStep(stage, networks)
     if isinstance(stage, FlowStage):
         return FlowStep(stage, networks)
     if isinstance(stage, TrajectoryStage):

@@ -205,7 +205,7 @@ def score(picture: np.ndarray, caption: Caption) -> Verdict:
     """
     if picture.shape != (SIZE_PIXELS, SIZE_PIXELS, 3) or not np.isfinite(picture).all():
         raise ValueError(f"expected a finite picture of shape [64, 64, 3], got {list(picture.shape)}")
-    labels = _nearest_entry(picture)
+    labels = nearest_entry(picture)
     border = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     names = [*COLOURS, *BACKGROUNDS]
     majority = np.bincount(border[border >= 0], minlength=len(names)).argmax() if (border >= 0).any() else 0
@@ -214,7 +214,7 @@ def score(picture: np.ndarray, caption: Caption) -> Verdict:
     return Verdict(names[majority] == caption.background, objects, objects and _arranged(scene, caption))
 
 
-def _nearest_entry(picture: np.ndarray) -> np.ndarray:
+def nearest_entry(picture: np.ndarray) -> np.ndarray:
     """Index of each pixel's palette entry (colours, then backgrounds), -1 where none is near."""
     palette = np.array([*COLOURS.values(), *((grey,) * 3 for grey in BACKGROUNDS.values())], np.float32)
     distance = np.linalg.norm(picture[:, :, None] * 255 - palette, axis=-1)
@@ -224,7 +224,7 @@ def _nearest_entry(picture: np.ndarray) -> np.ndarray:
 def _find_objects(labels: np.ndarray) -> list[SceneObject]:
     objects = []
     for index, colour in enumerate(COLOURS):
-        for mask in _components(labels == index):
+        for mask in components(labels == index):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             y, x = (rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2
@@ -232,7 +232,7 @@ def _find_objects(labels: np.ndarray) -> list[SceneObject]:
     return objects
 
 
-def _components(mask: np.ndarray) -> list[np.ndarray]:
+def components(mask: np.ndarray) -> list[np.ndarray]:
     """The 4-connected components of a mask that have at least 25 pixels."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # each pixel takes the largest label among itself and its neighbours, until none changes

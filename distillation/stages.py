@@ -10,7 +10,16 @@ from distillation.fake import Fit
 from distillation.levels import FOUR
 from distillation.matching import Compare
 
-__all__ = ["Adversarial", "AnyStage", "FlowStage", "MatchStage", "Optimizer", "Stage", "TrajectoryStage"]
+__all__ = [
+    "Adversarial",
+    "AnyStage",
+    "FlowStage",
+    "MatchStage",
+    "Optimizer",
+    "Stage",
+    "TrajectoryStage",
+    "VaeStage",
+]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -77,6 +86,26 @@ class FlowStage(Stage, frozen=True, kw_only=True, tag="flow"):
     scale: Rate = 1.0
 
 
+class VaeStage(Stage, frozen=True, kw_only=True, tag="vae"):
+    """An autoencoder from pictures: first on crops, which cost a quarter, then on whole ones, then its decoder alone.
+
+    Attributes:
+        crop: side of the crops, in pixels.
+        crops: share of the steps that are made on them.
+        decoder: share of the steps, at the end, in which the decoder learns alone, from latents with noise.
+        latent_noise: of those latents, as a share of their standard deviation.
+        divergence: weight of the KL divergence to the unit normal.
+        square: weight of the squared error beside the absolute one.
+    """
+
+    crop: Positive = 32
+    crops: Share = 0.6
+    decoder: Share = 0.15
+    latent_noise: Weight = 0.08
+    divergence: Weight = 1e-6
+    square: Weight = 2.0
+
+
 class _Student(Stage, frozen=True, kw_only=True):
     """What the stages of a student share.
 
@@ -121,7 +150,7 @@ class MatchStage(_Student, frozen=True, kw_only=True, tag="match"):
         fake: what the fake model is fitted on.
         fake_steps: of the fake model for one of the student.
         fake_warmup: steps in which only the fake model learns, before the others.
-        fake_optimizer: the fake model's.
+        fake_optimizer: the fake model's; it has to be ahead of the student.
         fake_pull: share of the student's weights that the fake model takes over after each step (SenseFlow: .02).
         normalise: directions of one size, as DMD; without, the exact gradient.
         matching_weight: of the matching part; 0 leaves the guidance part alone.
@@ -134,7 +163,7 @@ class MatchStage(_Student, frozen=True, kw_only=True, tag="match"):
     fake: Fit = "transition"
     fake_steps: Count = 3
     fake_warmup: Count = 0
-    fake_optimizer: Optimizer = Optimizer()
+    fake_optimizer: Optimizer = Optimizer(learning_rate=4e-4)
     fake_pull: Share = 0.0
     normalise: bool = True
     matching_weight: Weight = 1.0
@@ -143,4 +172,4 @@ class MatchStage(_Student, frozen=True, kw_only=True, tag="match"):
     adversarial: Adversarial = Adversarial()
 
 
-AnyStage = FlowStage | TrajectoryStage | MatchStage
+AnyStage = VaeStage | FlowStage | TrajectoryStage | MatchStage

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from distillation.objectives.branches import update_average
 from distillation.stages import Optimizer
+from distillation.training.muon import Muon
 from exporters.errors import InputError
 
 __all__ = ["DivergedError", "Trainee", "rate"]
@@ -62,6 +65,7 @@ class Trainee:
             optimizer.zero_grad(set_to_none=True)
         if bool(loss.isfinite()):
             loss.backward()  # type: ignore[no-untyped-call]
+            _average_over_processes(self.parameters)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
             total = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         else:
@@ -88,6 +92,19 @@ class Trainee:
             parameter.copy_(average)
 
 
+def _average_over_processes(parameters: Sequence[Tensor]) -> None:
+    """Average the gradients of a network that every process holds whole; those of sharded ones are averaged already."""
+    if not (dist.is_available() and dist.is_initialized()) or any(isinstance(p, DTensor) for p in parameters):
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for parameter, gradient, mean in zip(parameters, gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        if parameter.grad is not None:
+            gradient.copy_(mean.view_as(gradient))
+
+
 def _optimizers(module: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not learned:
@@ -96,17 +113,15 @@ def _optimizers(module: nn.Module, settings: Optimizer) -> list[torch.optim.Opti
     rest = [p for name, p in learned.items() if name not in matrices]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices.values(), lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay)
-        )
+        optimizers.append(Muon(matrices.values(), lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay))
     if rest:
         optimizers.append(_adam(rest, settings))
     return optimizers
 
 
 def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may have it: a matrix between hidden states, no embedding, no modulation, no output (Jordan et al., 2024)."""
-    return parameter.ndim == 2 and "blocks." in name and "norm" not in name
+    """Whether Muon may have it: a matrix or a kernel between hidden states, no embedding, no modulation, no way in or out."""
+    return parameter.ndim in (2, 4) and "block" in name and "norm" not in name
 
 
 def _adam(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:

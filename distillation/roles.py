@@ -1,0 +1,61 @@
+"""The transformer of a student, a teacher or a fake model as a velocity, ``(x, t, cond) -> v``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillation.conditioning import Conditioning
+
+__all__ = ["VelocityTransformer"]
+
+
+class VelocityTransformer(nn.Module):
+    """A diffusers ``SD3Transformer2DModel`` with levels in [0, 1] in place of timesteps of a thousand.
+
+    Args:
+        transformer: the model.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The velocity at ``x [batch, channels, height, width]`` and levels ``t [batch]``."""
+        velocity: Tensor = self.transformer(
+            hidden_states=x,
+            encoder_hidden_states=cond.tokens,
+            pooled_projections=cond.pooled,
+            timestep=1000 * t,
+            return_dict=False,
+        )[0]
+        return velocity
+
+    def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
+        """The image tokens ``[batch, tokens, width]`` after some blocks; the pass ends with the last of them.
+
+        A pass of its own and no hooks, which would fire again when a block is recomputed.
+        """
+        model = self.transformer
+        hidden = model.pos_embed(x)
+        embedded = model.time_text_embed(1000 * t, cond.pooled)
+        text = model.context_embedder(cond.tokens)
+        features = []
+        for index, block in enumerate(model.transformer_blocks[: max(blocks) + 1]):
+            text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=embedded)
+            if index in blocks:
+                features.append(hidden)
+        return features
+
+
+def copy_of(network: VelocityTransformer) -> VelocityTransformer:
+    """Another network of the same weights."""
+    from diffusers import SD3Transformer2DModel
+
+    twin = SD3Transformer2DModel.from_config(network.transformer.config)
+    twin.load_state_dict(network.transformer.state_dict())
+    with torch.no_grad():
+        return VelocityTransformer(twin.to(next(network.parameters()).device))

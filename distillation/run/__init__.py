@@ -1,0 +1,1 @@
+"""A run: its processes, what it keeps on disk, what it records, its stages in order."""

@@ -1,0 +1,111 @@
+"""The processes of a run: the only file that knows how many there are and where they compute.
+
+``torchrun`` or ``accelerate launch`` start them and say so in the environment; without either there is one. Gradients of networks
+that every process holds whole are averaged by :class:`distillation.training.trainee.Trainee`; networks that are too large for
+that are sharded here with torch's ``fully_shard``, which averages them itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from exporters.errors import InputError
+
+__all__ = ["Processes"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        rank: its number, from 0.
+        count: of processes.
+        device: that it computes on.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def joined(cls, device: str = "") -> Processes:
+        """Join those that the environment tells of (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``).
+
+        Args:
+            device: ``cpu``, ``cuda``, ``mps``; the best that there is where empty.
+
+        Raises:
+            InputError: the launcher asks for what is done here, or the device is not there.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+            raise InputError(
+                "accelerate is told to shard the networks itself, and it cannot shard a frozen teacher beside a student.",
+                remedy="use accelerate as a launcher only: no fsdp_config; the recipe's processes.shard does it",
+            )
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if kind.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(
+                f"--device {kind}: torch sees no CUDA device here.", remedy="--device cpu, or a build of torch for CUDA"
+            )
+        if kind == "cuda":
+            kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(kind)
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), count, kind)
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes what is written once."""
+        return self.rank == 0
+
+    def samples(self, batch: int, where: str) -> range:
+        """The numbers of this process's samples in a batch over all.
+
+        Raises:
+            InputError: they cannot be shared out evenly.
+        """
+        if batch % self.count:
+            raise InputError(f"{where}: a batch of {batch} cannot be shared by {self.count} processes: make it a multiple.")
+        share = batch // self.count
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agreed(self, value: bool) -> bool:
+        """Whether it is true for any of them: a signal reaches one, and all have to stop after the same step."""
+        if self.count == 1:
+            return value
+        flag = torch.tensor(int(value), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def shard(self, network: Any, blocks: Any, *, half: bool = False) -> None:
+        """Shard a network over the processes in place, a block at a time.
+
+        Args:
+            network: all of it.
+            blocks: its repeated parts, gathered one after another.
+            half: compute in bfloat16; weights stay in fp32, gradients are summed in it.
+        """
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
+        for block in blocks:
+            fully_shard(block, mp_policy=policy)
+        fully_shard(network, mp_policy=policy)
+
+    def leave(self) -> None:
+        """The run is over for this process."""
+        if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,187 @@
+"""Checkpoints: whole or absent, and a run goes on from them bit for bit, with two processes too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillation.batches import Networks
+from distillation.loop import Run, run_stage
+from distillation.run import state
+from distillation.run.processes import Processes
+from distillation.stages import MatchStage, Optimizer
+from quantization.errors import InputError
+from tests.distillation.gaussian import Linear, Teacher
+from tests.distillation.test_loop import LEVELS, Polynomial, batch, untrained
+
+STAGE = MatchStage(name="s", steps=6, levels=LEVELS, fake_steps=1, average=0.5, optimizer=Optimizer(decay="linear"))
+ONE = Processes()
+
+
+def networks() -> Networks:
+    return Networks(untrained(), Teacher(), Polynomial())
+
+
+def trained_to(folder: Path, step: int) -> Networks:
+    those = networks()
+
+    def keep(run: Run, record: dict[str, float]) -> bool:
+        state.save(folder, run, "me", ONE)
+        return run.step == step
+
+    run_stage(STAGE, those, batch, seed=0, on_step=keep)
+    return those
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = networks()
+    records = run_stage(STAGE, whole, batch, seed=0).records
+    trained_to(tmp_path, 3)
+    resumed = networks()
+    checkpoint = state.latest(tmp_path, "me")
+    assert checkpoint is not None
+    rest = run_stage(STAGE, resumed, batch, seed=0, restore=lambda run: state.load(checkpoint, run, ONE))
+    assert rest.records == records[3:]
+    for one, other in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    trained_to(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    trained_to(tmp_path, 1)
+    names = {path.suffix for path in (tmp_path / "step-00000001").iterdir()}
+    assert names == {".safetensors", ".json"}
+
+
+def test_what_was_being_written_is_not_taken(tmp_path: Path) -> None:
+    trained_to(tmp_path, 2)
+    (tmp_path / "step-00000002").rename(tmp_path / ".step-00000002.partial")
+    (tmp_path / "step-00000009").mkdir()  # without its last file
+    assert state.latest(tmp_path, "me") == tmp_path / "step-00000001"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / state.STATE).write_text("{"), "is damaged"),
+        (lambda folder: (folder / state.STATE).write_text(json.dumps({"version": 9})), "of version 9"),
+        (lambda folder: (folder / state.STATE).write_text("[]"), "is damaged"),
+    ],
+    ids=["cut", "newer", "another"],
+)
+def test_damaged_state(tmp_path: Path, damage: object, message: str) -> None:
+    trained_to(tmp_path, 1)
+    damage(tmp_path / "step-00000001")
+    with pytest.raises(InputError, match=message):
+        state.latest(tmp_path, "me")
+
+
+def test_cut_tensors(tmp_path: Path) -> None:
+    trained_to(tmp_path, 1)
+    (file,) = (tmp_path / "step-00000001").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(InputError, match="is damaged"):
+        run_stage(STAGE, networks(), batch, seed=0, restore=lambda run: state.load(tmp_path / "step-00000001", run, ONE))
+
+
+def test_another_recipe_s_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
+    trained_to(tmp_path, 1)
+    with pytest.raises(InputError, match="of another recipe, teacher or seed"):
+        state.latest(tmp_path, "you")
+
+
+def test_other_networks(tmp_path: Path) -> None:
+    trained_to(tmp_path, 1)
+    other = Networks(Linear((1.0, 0.75, 0.5, 0.0), [0.0] * 3, [0.0] * 3), Teacher(), Linear(LEVELS, [0.0] * 3, [0.0] * 3))
+    with pytest.raises(InputError, match="is not of these networks"):
+        run_stage(STAGE, other, batch, seed=0, restore=lambda run: state.load(tmp_path / "step-00000001", run, ONE))
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from distillation.batches import Batch, Networks
+from distillation.counters import Counter
+from distillation.loop import run_stage
+from distillation.run import state
+from distillation.run.processes import Processes
+from distillation.stages import FlowStage, Optimizer
+
+folder, stop, sharded = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "sharded"
+processes = Processes.joined("cpu")
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    def forward(self, x, t, cond):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x)) * t[:, None]
+        return x
+
+torch.manual_seed(0)
+net = Net()
+if sharded and processes.count > 1:
+    processes.shard(net, net.blocks)
+samples = processes.samples(8, "stage")
+
+def batch(step):
+    place, like = Counter(0, "s", step, samples), torch.zeros(())
+    return Batch(noise=place.normal("start", (8,), like), x0=place.normal("data", (8,), like), samples=samples)
+
+stage = FlowStage(name="s", steps=4, batch=8, optimizer=Optimizer(learning_rate=0.01), average=0.9)
+checkpoint = state.latest(folder, "me")
+
+def restore(run):
+    if checkpoint:
+        state.load(checkpoint, run, processes)
+
+def on_step(run, record):
+    state.save(folder, run, "me", processes)
+    return processes.agreed(run.step == stop and processes.first)
+
+outcome = run_stage(stage, Networks(net), batch, 0, restore=restore, on_step=on_step)
+whole = [p.full_tensor() if sharded and processes.count > 1 else p for p in net.parameters()]
+weights = torch.cat([p.detach().flatten() for p in whole])
+if processes.first:
+    print(outcome.steps, *(f"{value:.9g}" for value in weights.tolist()))
+processes.leave()
+"""
+
+
+def weights_after(folder: Path, count: int, stop: int = 0, kind: str = "whole") -> tuple[int, torch.Tensor]:
+    script = folder / "two.py"
+    folder.mkdir(exist_ok=True)
+    script.write_text(TWO)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    arguments = [str(script), str(folder / "state"), str(stop), kind]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    steps, *values = next(line for line in run.stdout.splitlines() if line[:1].isdigit()).split()
+    return int(steps), torch.tensor([float(value) for value in values])
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_two_processes_are_one_and_go_on(tmp_path: Path, kind: str) -> None:
+    """The same weights from two as from one to 1e-5 (sums of fp32 in another order); stopped and resumed, bit for bit."""
+    _, alone = weights_after(tmp_path / "one", 1)
+    steps, both = weights_after(tmp_path / "two", 2, kind=kind)
+    assert steps == 4
+    assert torch.allclose(alone, both, atol=1e-5)
+    assert weights_after(tmp_path / "again", 2, stop=2, kind=kind)[0] == 2
+    steps, resumed = weights_after(tmp_path / "again", 2, kind=kind)
+    assert steps == 4
+    assert torch.equal(both, resumed)
