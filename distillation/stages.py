@@ -61,6 +61,7 @@ class Stage(_Strict, frozen=True, kw_only=True, tag_field="kind"):
 
     Attributes:
         name: of the stage, of its folder and of its random numbers.
+        after: the stage whose networks it goes on from; none where it begins from nothing or from what the command is given.
         steps: of the optimizer.
         batch: samples a step, over all processes.
         optimizer: of the network that the stage is for.
@@ -68,6 +69,7 @@ class Stage(_Strict, frozen=True, kw_only=True, tag_field="kind"):
     """
 
     name: str = "stage"
+    after: str = ""
     steps: Positive
     batch: Positive = 32
     optimizer: Optimizer = Optimizer()

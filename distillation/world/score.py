@@ -174,16 +174,16 @@ def _best(
         low_x, high_x = max(0, int(x - half) - 1), int(x + half) + 2
         low_y, high_y = max(0, int(y - half) - 1), int(y + half) + 2
         window = (slice(low_y, high_y), slice(low_x, high_x))
-        known = ~hidden[window]
+        visible = ~hidden[window]
         outside = int(mask.sum() - mask[window].sum())
         at_y, at_x = (_PIXELS[0][window] - y) / half, (_PIXELS[1][window] - x) / half
         for shape in SHAPES:
             for fill in fills:
                 if fill == "hollow" and shape not in HOLLOW_SHAPES:
                     continue
-                template = filled(shape, fill, at_x, at_y) & known
+                template = filled(shape, fill, at_x, at_y) & visible
                 both = int((template & mask[window]).sum())
-                iou = both / (int((template | (mask[window] & known)).sum()) + outside)
+                iou = both / (int((template | (mask[window] & visible)).sum()) + outside)
                 if iou > overlap:
                     best, overlap = (shape, fill, place), iou
     return *best, overlap

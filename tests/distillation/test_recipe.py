@@ -1,0 +1,128 @@
+"""Recipes: what they say is what is meant, and what they cannot mean is refused at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distillation.recipe import RecipeError, load_recipe
+from distillation.stages import FlowStage, MatchStage
+
+TEXT = """
+name = "small"
+seed = 3
+
+[[stage]]
+kind = "flow"
+name = "teacher"
+steps = 100
+optimizer = { kind = "muon", learning_rate = 2e-3 }
+
+[[stage]]
+kind = "trajectory"
+name = "follow"
+after = "teacher"
+steps = 50
+levels = [1, 0.75, 0]
+
+[[stage]]
+kind = "match"
+name = "match"
+after = "follow"
+steps = 20
+levels = [1, 0.75, 0]
+compare = "segment"
+
+[[stage]]
+kind = "match"
+name = "control"
+after = "follow"
+steps = 20
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_what_a_recipe_says(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert (recipe.name, recipe.seed) == ("small", 3)
+    teacher, match = recipe.stage("teacher"), recipe.stage("match")
+    assert isinstance(teacher, FlowStage)
+    assert (teacher.optimizer.kind, teacher.optimizer.learning_rate, teacher.steps) == ("muon", 2e-3, 100)
+    assert isinstance(match, MatchStage)
+    assert (match.compare, match.fake, match.levels) == ("segment", "transition", (1, 0.75, 0))
+    assert [stage.name for stage in recipe.way_to("match")] == ["teacher", "follow", "match"]
+
+
+def test_identities_are_of_the_way_and_of_nothing_else(file: Path) -> None:
+    plain = load_recipe(file)
+    later = load_recipe(file, ["match.steps=21"])
+    assert later.identity("follow") == plain.identity("follow")
+    assert later.identity("control") == plain.identity("control")
+    assert later.identity("match") != plain.identity("match")
+    earlier = load_recipe(file, ["teacher.optimizer.learning_rate=1e-3"])
+    assert all(earlier.identity(stage.name) != plain.identity(stage.name) for stage in plain.stages)
+    assert load_recipe(file, ["seed=4"]).identity("teacher") != plain.identity("teacher")
+    assert plain.identity("match") != plain.identity("control")
+
+
+def test_changes(file: Path) -> None:
+    changes = ["match.compare=renoise", "match.levels=[1, 0.5, 0]", "control.optimizer.clip=0", "name='other'"]
+    recipe = load_recipe(file, changes)
+    match, control = recipe.stage("match"), recipe.stage("control")
+    assert isinstance(match, MatchStage)
+    assert (match.compare, match.levels, control.optimizer.clip, recipe.name) == ("renoise", (1, 0.5, 0), 0, "other")
+
+
+@pytest.mark.parametrize("change", ["nobody.steps=1", "teacher", "teacher.steps.far=1", "=1", "teacher.=1", ""])
+def test_changes_that_name_nothing(file: Path, change: str) -> None:
+    with pytest.raises(RecipeError, match="names nothing in the recipe"):
+        load_recipe(file, [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("teacher.stpes=1", "unknown field `stpes`"),
+        ("teacher.steps=0", "steps"),
+        ("teacher.steps=1.5", "steps"),
+        ("teacher.kind=walk", "walk"),
+        ("teacher.optimizer.learning_rate=nan", "no finite number"),
+        ("teacher.optimizer.learning_rate=inf", "no finite number"),
+        ("teacher.optimizer.learning_rate=-1", "learning_rate"),
+        ("match.compare=everywhere", "compare"),
+        ("match.levels=[1, 0.75]", "from 1 down to 0"),
+        ("match.levels=[0.75, 1, 0]", "from 1 down to 0"),
+        ("match.after=nobody", "a stage before it"),
+        ("teacher.after=match", "a stage before it"),
+        ("control.name=match", "a name of its own"),
+        ("control.name='../x'", "a name of its own"),
+        ("stage=[]", "has no stages"),
+        ("colour=red", "unknown field `colour`"),
+    ],
+)
+def test_what_cannot_be_followed(file: Path, change: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(file, [change])
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"name = ", "is not TOML"), (b"\xff\xfe", "is not TOML"), (None, "cannot be read")]
+)
+def test_what_is_no_recipe(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "x.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "x.toml")
+
+
+def test_a_stage_that_is_not_there(file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no such stage.\n.*teacher, follow, match, control"):
+        load_recipe(file).stage("split")
