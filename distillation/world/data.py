@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from distillation.batches import Batch
-from distillation.conditioning import Conditioning
 from distillation.counters import Counter
+from distillation.networks.conditioning import Conditioning
 from distillation.world.render import render
 from distillation.world.scenes import Kind, Scene, sample
 from quantization.files import write_array

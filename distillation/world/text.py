@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillation.conditioning import token_ids
+from distillation.networks.conditioning import token_ids
 from distillation.shape_world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES
 from distillation.world.scenes import FILLS, IN_FRONT, POSITIONS, Scene
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from distillation.batches import Networks
-from distillation.conditioning import Conditioning
 from distillation.counters import Counter
 from distillation.loop import Run, run_stage
+from distillation.networks.conditioning import Conditioning
 from distillation.stages import Optimizer, VaeStage
 from distillation.world.data import Latents, encode, latent_batch, picture_batch, pictures, scenes
 from distillation.world.scenes import parse, sample

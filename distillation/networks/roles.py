@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillation.conditioning import Conditioning
+from distillation.networks.conditioning import Conditioning
 
 __all__ = ["VelocityTransformer"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from distillation.conditioning import Conditioning, TextEncoders
-from distillation.roles import VelocityTransformer, copy_of
+from distillation.networks.conditioning import Conditioning, TextEncoders
+from distillation.networks.roles import VelocityTransformer, copy_of
 from exporters.student.student import BUILTIN_STUDENT
 
 PROMPTS = ["a large red circle on a white background", "two blue squares on a gray background"]

@@ -1,0 +1,93 @@
+"""Quantization in the loop: a network that computes with the weights that a profile will store, and learns as if it did not.
+
+The forward pass takes what the exporters' own codec makes of a weight (:func:`quantization.codecs.codec.roundtrip`), and inputs
+rounded as onnxruntime's kernels round them where they do; the gradient goes straight through both (Bengio et al., 1308.3432).
+What is published are the weights behind, in fp32, with the profile: a build encodes them by the same function, so that its
+codes are those of training, bit for bit, as long as it is given no calibration to choose others by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from exporters.streamed.module import input_rounding
+from quantization.codecs.codec import roundtrip
+from quantization.profile import Profile
+from quantization.schemes import Scheme
+
+__all__ = ["Rounded", "quantize", "weights_behind"]
+
+COMPONENT = "transformer"
+
+
+class Rounded(nn.Module):
+    """What a scheme stores of a weight, with the gradient of the weight.
+
+    Args:
+        scheme: of the weight.
+        origin: its name, for complaints.
+    """
+
+    def __init__(self, scheme: Scheme, origin: str) -> None:
+        super().__init__()
+        self.scheme, self.origin = scheme, origin
+        self._stored: tuple[int, Tensor] | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight + stop(stored - weight)``; encoded once for each change of the weight, however often it is read."""
+        version = weight._version  # noqa: SLF001  # counts changes in place: an optimizer's steps, a checkpoint's loading
+        if self._stored is None or self._stored[0] != version or self._stored[1].device != weight.device:
+            array = weight.detach().float().cpu().numpy()
+            self._stored = version, torch.from_numpy(roundtrip(array, self.scheme, self.origin)).to(weight)
+        return weight + (self._stored[1] - weight).detach()
+
+
+def quantize(transformer: nn.Module, profile: Profile, *, round_inputs: bool = False) -> list[str]:
+    """Let a transformer's linear layers compute with what a profile stores of their weights, in place.
+
+    Args:
+        transformer: diffusers' ``SD3Transformer2DModel``; its tensors are named as profiles name them.
+        profile: how each weight is stored; floating-point schemes leave a layer as it is.
+        round_inputs: as onnxruntime's kernels do, where the scheme's do.
+
+    Returns:
+        The names of the weights that are rounded.
+
+    Raises:
+        ProfileError: no rule speaks of a weight.
+        SchemeError: a weight cannot be stored so.
+    """
+    names = []
+    for name, layer in list(transformer.named_modules()):
+        if not isinstance(layer, nn.Linear):
+            continue
+        scheme = profile.scheme(COMPONENT, f"{name}.weight")
+        if scheme.kind == "float":
+            continue
+        parametrize.register_parametrization(layer, "weight", Rounded(scheme, f"{COMPONENT}: {name}.weight"))
+        rounding = input_rounding(scheme) if round_inputs else None
+        if rounding is not None:
+            layer.register_forward_pre_hook(_straight_through(rounding))
+        names.append(f"{name}.weight")
+    return names
+
+
+def _straight_through(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Tensor]:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
+        x: Tensor = inputs[0]
+        with torch.no_grad():
+            difference = rounding(x) - x
+        return x + difference
+
+    return hook
+
+
+def weights_behind(transformer: nn.Module) -> dict[str, Tensor]:
+    """The state of a quantized transformer by its plain names, with the weights that learn in place of the stored ones."""
+    marker = ".parametrizations.weight.original"
+    return {name.replace(marker, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
