@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from distillation.flow import Velocity
 from distillation.objectives.heads import Heads
+from exporters.errors import InputError
 
 __all__ = ["Batch", "Batches", "Networks", "stream"]
 
@@ -36,6 +37,25 @@ class Batch:
     states: Tensor | None = None
     samples: Sequence[int] = field(default=())
 
+    @classmethod
+    def of(cls, content: Batch | Tensor | Mapping[str, Any]) -> Batch:
+        """A batch from what a loader yields: itself, starting states alone, or a mapping of the names above.
+
+        Raises:
+            InputError: it is none of them.
+        """
+        if isinstance(content, Batch):
+            return content
+        if isinstance(content, Tensor):
+            return cls(content)
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(content, Mapping) or not {"noise"} <= content.keys() <= names:
+            got = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+            raise InputError(
+                f"A batch is a Batch, a tensor of starting states, or a mapping of {', '.join(sorted(names))}; got {got}."
+            )
+        return cls(**content)
+
     @property
     def numbers(self) -> Sequence[int]:
         """The samples' global numbers."""
@@ -47,16 +67,17 @@ class Batch:
         return self.cond if self.teacher_cond is None else self.teacher_cond
 
 
-Batches = Callable[[int], Batch] | Iterable[Batch]
+Batches = Callable[[int], Batch | Tensor | Mapping[str, Any]] | Iterable[Batch | Tensor | Mapping[str, Any]]
 
 
 def stream(batches: Batches, first: int, last: int) -> Iterator[tuple[int, Batch]]:
     """Steps and their batches: a function of the step, or one after another from an iterable that begins at the first."""
     if callable(batches):
         for step in range(first, last):
-            yield step, batches(step)
+            yield step, Batch.of(batches(step))
     else:
-        yield from zip(range(first, last), batches, strict=False)
+        for step, content in zip(range(first, last), batches, strict=False):
+            yield step, Batch.of(content)
 
 
 @dataclass
@@ -66,13 +87,13 @@ class Networks:
     Attributes:
         student: learns; in a stage of kind ``flow`` it is the teacher to be.
         teacher: frozen.
-        fake: learns the student's law.
+        fake: learns the student's law; may be any velocity where a stage makes no steps of it.
         features: the fake model's features, ``(x, t, cond) -> [[batch, tokens, width], ...]``, for heads.
         heads: learn to tell real features from the student's.
     """
 
     student: nn.Module
     teacher: Velocity | None = None
-    fake: nn.Module | None = None
+    fake: Velocity | None = None
     features: Callable[[Tensor, Tensor, Any], Sequence[Tensor]] | None = None
     heads: Heads | None = None

@@ -31,11 +31,14 @@ class MatchStep:
         if networks.teacher is None or networks.fake is None:
             raise InputError(f"stage {stage.name} matches a student to a teacher by a fake model: give all three networks.")
         self.stage, self.segments = stage, Segments(stage)
-        self.teacher, self.features = networks.teacher, networks.features
-        self.trainees = {
-            "student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average),
-            "fake": Trainee("fake", networks.fake, stage.fake_optimizer, stage.steps),
-        }
+        self.teacher, self.fake, self.features = networks.teacher, networks.fake, networks.features
+        self.trainees = {"student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average)}
+        if isinstance(networks.fake, nn.Module):
+            self.trainees["fake"] = Trainee("fake", networks.fake, stage.fake_optimizer, stage.steps)
+        elif stage.fake_steps or stage.fake_pull:
+            raise InputError(
+                f"stage {stage.name}: a fake model that learns is a torch module, got {type(networks.fake).__name__}."
+            )
         if stage.fake_pull and _shapes(networks.fake) != _shapes(networks.student):
             raise InputError(f"stage {stage.name}: fake_pull needs a fake model and a student of one architecture.")
         self.heads = networks.heads if stage.adversarial.weight else None
@@ -49,11 +52,6 @@ class MatchStep:
     def student(self) -> nn.Module:
         """The network that learns to draw."""
         return self.trainees["student"].module
-
-    @property
-    def fake(self) -> nn.Module:
-        """The network that learns how the student draws."""
-        return self.trainees["fake"].module
 
     def __call__(self, batch: Batch, counter: Counter, step: int) -> dict[str, float]:
         """One step; returns what is to be recorded."""
@@ -112,7 +110,7 @@ class MatchStep:
             loss = loss + stage.adversarial.weight * self._ask_heads(batch, seen, felt, counter, record)
         record["gradient"] = self.trainees["student"].learn(loss, step)
         if stage.fake_pull:
-            fake_weights, weights = list(self.fake.parameters()), list(self.student.parameters())
+            fake_weights, weights = list(self.trainees["fake"].module.parameters()), list(self.student.parameters())
             update_average(fake_weights, weights, 1 - stage.fake_pull)
         return record
 
@@ -162,5 +160,5 @@ def _size(x: Tensor) -> Tensor:
     return x.square().mean().sqrt().clamp(min=1e-12)
 
 
-def _shapes(module: nn.Module) -> list[torch.Size]:
-    return [parameter.shape for parameter in module.parameters()]
+def _shapes(network: object) -> list[torch.Size]:
+    return [parameter.shape for parameter in network.parameters()] if isinstance(network, nn.Module) else []

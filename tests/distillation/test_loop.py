@@ -183,6 +183,33 @@ def test_an_iterable_of_batches_will_do() -> None:
     assert (short.steps, short.finished) == (1, False)
 
 
+def test_what_a_loader_may_yield() -> None:
+    results = []
+    for form in (lambda x: x, lambda x: {"noise": x, "cond": None}, lambda x: Batch(noise=x)):
+        student = untrained()
+        stage = TrajectoryStage(steps=3, levels=LEVELS)
+        run_stage(stage, Networks(student, Teacher()), [form(noise(step)) for step in range(3)], seed=0)
+        results.append(student.slope.detach().clone())
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("content", [{"cond": 1}, {"noise": 1, "colour": 2}, 3, "noise", [1]])
+def test_what_is_no_batch(content: Any) -> None:
+    with pytest.raises(InputError, match="A batch is a Batch, a tensor of starting states, or a mapping of"):
+        Batch.of(content)
+
+
+def test_a_fake_that_makes_no_steps_may_be_any_velocity() -> None:
+    student = untrained()
+    exact = ExactFake(student, "transition")
+    stage = MatchStage(steps=2, levels=LEVELS, fake_steps=0)
+    run_stage(stage, Networks(student, Teacher(), lambda x, t, cond: exact(x, t)), batch, seed=0)
+    assert not torch.equal(student.slope, untrained().slope)
+    with pytest.raises(InputError, match="a fake model that learns is a torch module"):
+        run_stage(MatchStage(steps=2, levels=LEVELS), Networks(student, Teacher(), lambda x, t, cond: x), batch, seed=0)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_before_anything_changes(where: str) -> None:
     student = untrained()
