@@ -25,6 +25,18 @@ __all__ = ["Rounded", "quantize", "weights_behind"]
 COMPONENT = "transformer"
 
 
+class _StraightThrough(torch.autograd.Function):
+    """The second tensor, bit for bit, with the gradient of the first: ``w + (stored - w)`` would be off by fp32's rounding."""
+
+    @staticmethod
+    def forward(_: Any, original: Tensor, stored: Tensor) -> Tensor:  # noqa: ARG004
+        return stored.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
 class Rounded(nn.Module):
     """What a scheme stores of a weight, with the gradient of the weight.
 
@@ -39,12 +51,13 @@ class Rounded(nn.Module):
         self._stored: tuple[int, Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight + stop(stored - weight)``; encoded once for each change of the weight, however often it is read."""
+        """What is stored; encoded once for each change of the weight, however often it is read."""
         version = weight._version  # noqa: SLF001  # counts changes in place: an optimizer's steps, a checkpoint's loading
         if self._stored is None or self._stored[0] != version or self._stored[1].device != weight.device:
             array = weight.detach().float().cpu().numpy()
             self._stored = version, torch.from_numpy(roundtrip(array, self.scheme, self.origin)).to(weight)
-        return weight + (self._stored[1] - weight).detach()
+        through: Tensor = _StraightThrough.apply(weight, self._stored[1])
+        return through
 
 
 def quantize(transformer: nn.Module, profile: Profile, *, round_inputs: bool = False) -> list[str]:
@@ -81,8 +94,9 @@ def _straight_through(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Modu
     def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
         x: Tensor = inputs[0]
         with torch.no_grad():
-            difference = rounding(x) - x
-        return x + difference
+            rounded = rounding(x)
+        through: Tensor = _StraightThrough.apply(x, rounded)
+        return through
 
     return hook
 
