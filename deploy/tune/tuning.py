@@ -184,7 +184,8 @@ class Tuning:
 
     def measure(self, choice: Mapping[Key, Scheme]) -> DrawnErrors:
         """Draw the test prompts with a choice; kept in a file."""
-        file = self.request.work / f"measured-{self._digest()}.jsonl"
+        # Files called measured-* are older: there fp32 stood for itself in fp16.
+        file = self.request.work / f"drawn-{self._digest()}.jsonl"
         name = _digest(sorted(("/".join(key), scheme.name) for key, scheme in choice.items()))
         results = _read_lines(file)
         if name not in results:
