@@ -61,6 +61,16 @@ class Batch:
         """The samples' global numbers."""
         return self.samples or range(len(self.noise))
 
+    def clean(self, stage: str) -> Tensor:
+        """The clean data, for a stage that learns from some.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.x0 is None:
+            raise InputError(f"stage {stage} learns from clean data, and its batches carry none (x0).")
+        return self.x0
+
     @property
     def told_teacher(self) -> Any:
         """The teacher's conditioning."""

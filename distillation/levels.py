@@ -9,9 +9,8 @@ from quantization.errors import InputError
 
 __all__ = ["checked", "segments", "shifted", "substeps"]
 
-#: Four and two steps of a flow that is shifted by 3, SD3's own: evenly spaced before the shift.
+#: Four steps of a flow that is shifted by 3, SD3's own: evenly spaced before the shift.
 FOUR = (1.0, 0.9, 0.75, 0.5, 0.0)
-TWO = (1.0, 0.75, 0.0)
 
 
 def shifted(sigma: float, shift: float) -> float:

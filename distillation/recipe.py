@@ -36,6 +36,7 @@ import msgspec
 from distillation.levels import checked
 from distillation.stages import AnyStage, MatchStage, TrajectoryStage
 from exporters.errors import Complaint, InputError
+from quantization.files import read_toml
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]
 
@@ -90,12 +91,7 @@ def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or a change names nothing in it, or :func:`parse_recipe` refuses it.
     """
-    try:
-        content = tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise RecipeError("The recipe cannot be read.", [Complaint(str(file), error.strerror or str(error))]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError("The recipe is not TOML.", [Complaint(str(file), str(error))]) from error
+    content = read_toml(file, "recipe", RecipeError)
     for change in changes:
         _apply(content, change)
     return parse_recipe(content, str(file))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -168,6 +168,16 @@ def _places(caption: Caption, rng: np.random.Generator) -> list[tuple[float, flo
     ]
 
 
+class Centred(Protocol):
+    """Whatever has a centre, in pixels from the left and from the top."""
+
+    @property
+    def x(self) -> float: ...
+
+    @property
+    def y(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One object in a picture: what it is, its centre and its half extent in pixels."""
@@ -270,9 +280,15 @@ def _arranged(scene: list[SceneObject], caption: Caption) -> bool:
 
 
 def _related(a: SceneObject, b: SceneObject, relation: str) -> bool:
+    along, across = offsets(a, b, relation)
+    return along > MIN_OFFSET_PIXELS and along > across
+
+
+def offsets(a: Centred, b: Centred, relation: str) -> tuple[float, float]:
+    """How far b lies from a in the direction that a relation of a to b names, and how far across it, in pixels."""
     dx, dy = b.x - a.x, b.y - a.y
     along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
-    return along > MIN_OFFSET_PIXELS and along > abs(across)
+    return along, abs(across)
 
 
 def accuracy(verdicts: list[Verdict]) -> tuple[float, float]:

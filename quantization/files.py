@@ -15,10 +15,11 @@ import os
 import re
 import secrets
 import stat
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -179,6 +180,25 @@ def check_writable(target: Path, option: str, headline: str) -> None:
     except OSError as error:
         complaint = Complaint(option, error.strerror or str(error), "a file that can be written", str(target))
         raise WritingError(headline, [complaint]) from error
+
+
+def read_toml(file: Path, what: str, refuse: type[InputError]) -> dict[str, Any]:
+    """A file of TOML.
+
+    Args:
+        file: to read.
+        what: the reader calls it: ``profile``.
+        refuse: how it complains.
+
+    Raises:
+        InputError: as ``refuse``: the file cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise refuse(f"The {what} cannot be read.", [Complaint(str(file), error.strerror or str(error))]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise refuse(f"The {what} is not TOML.", [Complaint(str(file), str(error))]) from error
 
 
 def sync(place: Path) -> None:

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantization.errors import Complaint, InputError, SchemeError
+from quantization.files import read_toml
 from quantization.schemes import Scheme, parse_scheme
 
 _KEYS = {"component", "weights", "scheme", "reason"}
@@ -101,12 +101,7 @@ def load_profile(file: Path) -> Profile:
     Raises:
         ProfileError: every complaint at once: unknown keys, missing keys, unknown schemes.
     """
-    try:
-        content = tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise ProfileError("The profile cannot be read.", [Complaint(str(file), error.strerror or str(error))]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError("The profile is not TOML.", [Complaint(str(file), str(error))]) from error
+    content = read_toml(file, "profile", ProfileError)
     complaints = [Complaint(str(file), f"unknown key {key!r}", "only [[rule]] tables") for key in content.keys() - {"rule"}]
     entries = content.get("rule", [])
     if not isinstance(entries, list) or not entries:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distillation.networks.conditioning import Conditioning
@@ -49,13 +48,3 @@ class VelocityTransformer(nn.Module):
             if index in blocks:
                 features.append(hidden)
         return features
-
-
-def copy_of(network: VelocityTransformer) -> VelocityTransformer:
-    """Another network of the same weights."""
-    from diffusers import SD3Transformer2DModel
-
-    twin = SD3Transformer2DModel.from_config(network.transformer.config)
-    twin.load_state_dict(network.transformer.state_dict())
-    with torch.no_grad():
-        return VelocityTransformer(twin.to(next(network.parameters()).device))

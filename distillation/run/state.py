@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from distillation.loop import Run
 from distillation.run.processes import Processes
 from exporters.errors import InputError
-from quantization.files import writing
+from quantization.files import sync, writing
 
 __all__ = ["latest", "load", "save"]
 
@@ -64,10 +63,10 @@ def save(folder: Path, run: Run, identity: str, processes: Processes) -> Path:
         if processes.first:
             (draft / STATE).write_text(json.dumps({"version": VERSION, "step": run.step, "identity": identity}), "utf-8")
             for file in draft.iterdir():
-                _flush(file)
-            _flush(draft)
+                sync(file)
+            sync(draft)
             draft.rename(final)
-            _flush(folder)
+            sync(folder)
             for old in _checkpoints(folder)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
         processes.wait()
@@ -171,11 +170,3 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         return {"step": int(state["step"]), "identity": str(state["identity"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{checkpoint}: {STATE} is damaged: {error}", remedy="remove the checkpoint") from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ from distillation.counters import Counter
 from distillation.flow import diffuse
 from distillation.stages import FlowStage
 from distillation.training.trainee import Trainee
-from exporters.errors import InputError
 
 __all__ = ["FlowStep"]
 
@@ -17,16 +16,15 @@ class FlowStep:
 
     def __init__(self, stage: FlowStage, networks: Networks) -> None:
         self.stage = stage
-        self.trainees = {"student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average)}
+        self.trainees = {"student": Trainee.of_student(stage, networks.student)}
 
     def __call__(self, batch: Batch, counter: Counter, step: int) -> dict[str, float]:
         """One step; returns what is to be recorded."""
-        if batch.x0 is None:
-            raise InputError(f"stage {self.stage.name} learns from data, and its batches carry none (x0).")
+        x0 = batch.clean(self.stage.name)
         logits = self.stage.location + self.stage.scale * counter.normal("levels", (), batch.noise)
         t = logits.sigmoid()
         student = self.trainees["student"]
-        v = student.module(diffuse(batch.x0, t, batch.noise), t, batch.cond)
-        loss = (v - (batch.noise - batch.x0)).square().mean()
+        v = student.module(diffuse(x0, t, batch.noise), t, batch.cond)
+        loss = (v - (batch.noise - x0)).square().mean()
         norm = student.learn(loss, step)
         return {"loss": loss.item(), "gradient": norm}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distillation import fake
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
-from distillation.flow import diffuse, expand, x0
+from distillation.flow import diffuse, euler, expand, x0
 from distillation.matching import HIGHEST, LOWEST, Comparison, compare, direction, place, surrogate
 from distillation.objectives import heads as adversarial
 from distillation.objectives import trajectory
@@ -18,7 +18,7 @@ from distillation.objectives.branches import update_average
 from distillation.objectives.guidance import parts
 from distillation.stages import MatchStage, Optimizer
 from distillation.training.trainee import Trainee
-from distillation.training.trajectory import Segments
+from distillation.training.trajectory import Segments, ends
 from exporters.errors import InputError
 
 __all__ = ["MatchStep"]
@@ -32,7 +32,7 @@ class MatchStep:
             raise InputError(f"stage {stage.name} matches a student to a teacher by a fake model: give all three networks.")
         self.stage, self.segments = stage, Segments(stage)
         self.teacher, self.fake, self.features = networks.teacher, networks.fake, networks.features
-        self.trainees = {"student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average)}
+        self.trainees = {"student": Trainee.of_student(stage, networks.student)}
         if isinstance(networks.fake, nn.Module):
             self.trainees["fake"] = Trainee("fake", networks.fake, stage.fake_optimizer, stage.steps)
         elif stage.fake_steps or stage.fake_pull:
@@ -55,36 +55,27 @@ class MatchStep:
 
     def __call__(self, batch: Batch, counter: Counter, step: int) -> dict[str, float]:
         """One step; returns what is to be recorded."""
-        states, velocities = self._rollout(batch)
+        with torch.no_grad():
+            states = torch.stack(euler(self.student, batch.noise, self.segments.levels, batch.cond), 1)
         record = {}
         for turn in range(self.stage.fake_steps):
-            record["fake_loss"] = self._fit_fake(batch, states, velocities, counter, step, turn)
+            record["fake_loss"] = self._fit_fake(batch, states, counter, step, turn)
         if step < self.stage.fake_warmup:
             return record
         return record | self._move_student(batch, states, counter, step)
 
-    @torch.no_grad()
-    def _rollout(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The student's states ``[batch, steps + 1, ...]`` and velocities ``[batch, steps, ...]``, without gradient."""
-        states, velocities = [batch.noise], []
-        for before, after in zip(self.segments.levels, self.segments.levels[1:], strict=False):
-            t = torch.full((len(batch.noise),), before, dtype=batch.noise.dtype, device=batch.noise.device)
-            velocities.append(self.student(states[-1], t, batch.cond))
-            states.append(states[-1] + (after - before) * velocities[-1])
-        return torch.stack(states, 1), torch.stack(velocities, 1)
-
-    def _fit_fake(self, batch: Batch, states: Tensor, velocities: Tensor, counter: Counter, step: int, turn: int) -> float:
+    def _fit_fake(self, batch: Batch, states: Tensor, counter: Counter, step: int, turn: int) -> float:
         index, before, after = self.segments.draw(counter, f"fake segments {turn}", states)
         uniform = counter.uniform(f"fake levels {turn}", states)
         noise = counter.normal(f"fake noise {turn}", batch.noise.shape[1:], states)
-        rows = torch.arange(len(index), device=index.device)
+        x_i, x_s = ends(states, index)
         if self.stage.fake == "transition":
-            x_s, s = states[rows, index + 1], after
+            s = after
             highest = before.clamp(max=HIGHEST).maximum(after + 1e-3)
             t = highest - (highest - after) * uniform
         else:
             final = self.stage.fake == "finals"
-            x_s = states[:, -1] if final else x0(states[rows, index], before, velocities[rows, index])
+            x_s = states[:, -1] if final else x0(x_i, before, trajectory.target(x_i, x_s, before, after))
             s, t = torch.zeros_like(after), LOWEST + (HIGHEST - LOWEST) * uniform
         loss = fake.loss(self.fake, x_s, s, t, noise, batch.cond)
         self.trainees["fake"].learn(loss, step)
@@ -93,16 +84,14 @@ class MatchStep:
     def _move_student(self, batch: Batch, states: Tensor, counter: Counter, step: int) -> dict[str, float]:
         stage = self.stage
         index, before, after = self.segments.draw(counter, "segments", states)
-        rows = torch.arange(len(index), device=index.device)
-        x_i = states[rows, index]
+        x_i, _ = ends(states, index)
         v = self.student(x_i, before, batch.cond)
         noise = counter.normal("noise", batch.noise.shape[1:], states)
         seen = compare(stage.compare, x_i, before, after, v.detach(), noise, counter.uniform("levels", states))
         gradient, record = self._gradient(batch, seen, x0(x_i, before, v.detach()))
         loss = surrogate(v, gradient)
         if stage.trajectory_weight and batch.states is not None:
-            X_i, X_next = batch.states[rows, index], batch.states[rows, index + 1]  # noqa: N806  # as in the formula
-            guide = trajectory.loss(self.student, X_i, X_next, before, after, batch.cond)
+            guide = trajectory.loss(self.student, *ends(batch.states, index), before, after, batch.cond)
             record["trajectory_loss"] = guide.item()
             loss = loss + stage.trajectory_weight * guide
         if self.heads is not None:
@@ -139,11 +128,10 @@ class MatchStep:
         """Teach the heads to tell real data from the student's, then ask them: the loss that the student feels."""
         assert self.heads is not None
         assert self.features is not None
-        if batch.x0 is None:
-            raise InputError(f"stage {self.stage.name}: heads learn from real data, and the batches carry none (x0).")
+        real_data = batch.clean(f"{self.stage.name}, whose heads tell drawn from real,")
         noise = counter.normal("real noise", batch.noise.shape[1:], seen.x)
         with torch.no_grad():
-            real = self.features(diffuse(batch.x0, seen.level, noise), seen.level, batch.cond)
+            real = self.features(diffuse(real_data, seen.level, noise), seen.level, batch.cond)
             drawn = self.features(seen.x, seen.level, batch.cond)
         loss = adversarial.discriminator_loss(self.heads(real), self.heads(drawn))
         loss = loss + self.stage.adversarial.r1 * adversarial.r1(self.heads, real)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distillation.objectives.branches import update_average
-from distillation.stages import Optimizer
+from distillation.stages import Optimizer, Stage
 from distillation.training.muon import Muon
 from exporters.errors import InputError
 
@@ -51,6 +51,11 @@ class Trainee:
         self.optimizers = _optimizers(module, optimizer)
         self.rates = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
         self.average = [p.detach().clone() for p in self.parameters] if average else []
+
+    @classmethod
+    def of_student(cls, stage: Stage, student: nn.Module) -> Trainee:
+        """The network that a stage is for."""
+        return cls("student", student, stage.optimizer, stage.steps, stage.average)
 
     def learn(self, loss: Tensor, step: int) -> float:
         """One step down a loss.

@@ -13,7 +13,7 @@ from distillation.stages import MatchStage, TrajectoryStage
 from distillation.training.trainee import Trainee
 from exporters.errors import InputError
 
-__all__ = ["Segments", "TrajectoryStep", "teacher_states"]
+__all__ = ["Segments", "TrajectoryStep", "ends", "teacher_states"]
 
 
 class Segments:
@@ -21,7 +21,6 @@ class Segments:
 
     Args:
         stage: says the levels and the steps that are trained.
-        like: a tensor of the dtype and device to compute in.
     """
 
     def __init__(self, stage: TrajectoryStage | MatchStage) -> None:
@@ -36,6 +35,12 @@ class Segments:
         index = torch.tensor(self.trained)[counter.integers(purpose, len(self.trained))]
         before, after = torch.tensor(segments(self.levels), dtype=torch.float64)[index].unbind(1)
         return index.to(like.device), before.to(like), after.to(like)
+
+
+def ends(states: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before and after a step that each sample has chosen, of ``[batch, steps + 1, ...]``."""
+    rows = torch.arange(len(index), device=index.device)
+    return states[rows, index], states[rows, index + 1]
 
 
 def teacher_states(stage: TrajectoryStage | MatchStage, networks: Networks, batch: Batch) -> Tensor:
@@ -54,14 +59,13 @@ class TrajectoryStep:
 
     def __init__(self, stage: TrajectoryStage, networks: Networks) -> None:
         self.stage, self.networks, self.segments = stage, networks, Segments(stage)
-        self.trainees = {"student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average)}
+        self.trainees = {"student": Trainee.of_student(stage, networks.student)}
 
     def __call__(self, batch: Batch, counter: Counter, step: int) -> dict[str, float]:
         """One step; returns what is to be recorded."""
         states = teacher_states(self.stage, self.networks, batch)
         index, before, after = self.segments.draw(counter, "segments", batch.noise)
-        rows = torch.arange(len(index), device=index.device)
         student = self.trainees["student"]
-        loss = trajectory.loss(student.module, states[rows, index], states[rows, index + 1], before, after, batch.cond)
+        loss = trajectory.loss(student.module, *ends(states, index), before, after, batch.cond)
         norm = student.learn(loss, step)
         return {"loss": loss.item(), "gradient": norm}

@@ -9,7 +9,6 @@ from distillation.batches import Batch, Networks
 from distillation.counters import Counter
 from distillation.stages import VaeStage
 from distillation.training.trainee import Trainee
-from exporters.errors import InputError
 
 __all__ = ["VaeStep"]
 
@@ -19,14 +18,13 @@ class VaeStep:
 
     def __init__(self, stage: VaeStage, networks: Networks) -> None:
         self.stage = stage
-        self.trainees = {"student": Trainee("student", networks.student, stage.optimizer, stage.steps, stage.average)}
+        self.trainees = {"student": Trainee.of_student(stage, networks.student)}
 
     def __call__(self, batch: Batch, counter: Counter, step: int) -> dict[str, float]:
         """One step; returns what is to be recorded."""
-        if batch.x0 is None:
-            raise InputError(f"stage {self.stage.name} learns from pictures, and its batches carry none (x0).")
+        x0 = batch.clean(self.stage.name)
         stage, vae = self.stage, self.trainees["student"].module
-        pictures = batch.x0 if step >= stage.crops * stage.steps else self._cropped(batch.x0, counter)
+        pictures = x0 if step >= stage.crops * stage.steps else self._cropped(x0, counter)
         decoder_alone = step >= (1 - stage.decoder) * stage.steps
         with torch.set_grad_enabled(not decoder_alone):
             law = vae.encode(pictures).latent_dist  # type: ignore[operator]

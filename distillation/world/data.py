@@ -15,7 +15,7 @@ from distillation.batches import Batch
 from distillation.counters import Counter
 from distillation.networks.conditioning import Conditioning
 from distillation.world.render import render
-from distillation.world.scenes import Kind, Scene, sample
+from distillation.world.scenes import Scene, sample
 from quantization.files import write_array
 
 __all__ = ["Latents", "encode", "latent_batch", "picture_batch", "pictures", "scenes"]
@@ -23,10 +23,9 @@ __all__ = ["Latents", "encode", "latent_batch", "picture_batch", "pictures", "sc
 CHUNK = 64
 
 
-def scenes(numbers: range, seed: int, kinds: tuple[Kind, ...] = ()) -> list[Scene]:
+def scenes(numbers: range, seed: int) -> list[Scene]:
     """The scenes of these numbers: each depends on its own number alone."""
-    asked = {"kinds": kinds} if kinds else {}
-    return [sample(1, _seed(seed, number), **asked)[0] for number in numbers]
+    return [sample(1, _seed(seed, number))[0] for number in numbers]
 
 
 def pictures(numbers: range, seed: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distillation.shape_world import BACKGROUNDS, COLOURS, SIZE_PIXELS, shape_mask
+from distillation.shape_world import BACKGROUNDS, COLOURS, SIZE_PIXELS, offsets, shape_mask
 from distillation.world.scenes import IN_FRONT, Scene, Thing
 
 __all__ = ["HOLE", "STRIPE_PIXELS", "Placement", "place", "render"]
@@ -117,6 +117,5 @@ def _holds(scene: Scene, placements: list[Placement]) -> bool:
 
 
 def _related(a: Placement, b: Placement, relation: str) -> bool:
-    dx, dy = b.x - a.x, b.y - a.y
-    along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
-    return along >= 12 and along >= abs(across) + 4
+    along, across = offsets(a, b, relation)
+    return along >= 12 and along >= across + 4

@@ -17,19 +17,20 @@ from distillation.shape_world import (
     BACKGROUNDS,
     COLOURS,
     LARGE_HALF_EXTENT_PIXELS,
+    MIN_OFFSET_PIXELS,
     MIN_OVERLAP,
     SHAPES,
     SIZE_PIXELS,
     Verdict,
     components,
     nearest_entry,
+    offsets,
 )
 from distillation.world.render import STRIPE_PIXELS, filled
 from distillation.world.scenes import HOLLOW_SHAPES, IN_FRONT, Scene, Thing
 
 __all__ = ["Seen", "score", "see"]
 
-MIN_OFFSET_PIXELS = 8.0
 #: Pixels of a colour within an object whose neighbours are all of that colour; fewer are the blur between two others.
 MIN_INNER_PIXELS = 6
 MIN_OBJECT_PIXELS = 25
@@ -274,6 +275,5 @@ def _arranged(order: tuple[Seen, ...], scene: Scene) -> bool:
     a, b = order[:2]
     if scene.relation == IN_FRONT:
         return a.before and b.behind
-    dx, dy = b.x - a.x, b.y - a.y
-    along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[scene.relation]
-    return along > MIN_OFFSET_PIXELS and along > abs(across)
+    along, across = offsets(a, b, scene.relation)
+    return along > MIN_OFFSET_PIXELS and along > across

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from distillation.networks.conditioning import Conditioning, TextEncoders
-from distillation.networks.roles import VelocityTransformer, copy_of
+from distillation.networks.roles import VelocityTransformer
 from exporters.student.student import BUILTIN_STUDENT
 
 PROMPTS = ["a large red circle on a white background", "two blue squares on a gray background"]
@@ -102,7 +103,7 @@ def test_a_copy_is_another_network(pipeline: Any, encoders: TextEncoders) -> Non
     cond = encoders(PROMPTS)
     x, t = drawn(cond)
     network = VelocityTransformer(pipeline.transformer)
-    twin = copy_of(network)
+    twin = copy.deepcopy(network)
     with torch.no_grad():
         before = network(x, t, cond)
         assert torch.equal(twin(x, t, cond), before)
