@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distillation.flow import Velocity
 from distillation.objectives.heads import Heads
-from exporters.errors import InputError
+from exporters.errors import Complaint, InputError
 
 __all__ = ["Batch", "Batches", "Networks", "stream"]
 
@@ -27,6 +27,9 @@ class Batch:
         x0: clean data, ``[batch, ...]``, for teachers and heads.
         states: the teacher's states at the student's levels, ``[batch, steps + 1, ...]``.
         samples: global numbers of the samples in the step; from 0 where absent.
+
+    Raises:
+        InputError: the parts are not of as many samples, or of one shape, or hold NaN or infinity.
     """
 
     noise: Tensor
@@ -36,6 +39,27 @@ class Batch:
     x0: Tensor | None = None
     states: Tensor | None = None
     samples: Sequence[int] = field(default=())
+
+    def __post_init__(self) -> None:
+        sample = self.noise.shape[1:] if self.noise.numel() else None  # stages that draw nothing have no starting states
+        parts = {"noise": (self.noise, sample), "x0": (self.x0, sample)}
+        if self.states is not None:
+            parts["states"] = (self.states[:, 0], sample)
+        complaints = []
+        for name, (part, shape) in parts.items():
+            if part is None:
+                continue
+            wanted = (len(self.noise), *(part.shape[1:] if shape is None else shape))
+            if tuple(part.shape) != wanted:
+                complaints.append(
+                    Complaint(name, "another shape than the starting states'", str(list(wanted)), str(list(part.shape)))
+                )
+            elif not bool(part.isfinite().all()):
+                complaints.append(Complaint(name, "holds NaN or infinity"))
+        if self.samples and len(self.samples) != len(self.noise):
+            complaints.append(Complaint("samples", "numbers", str(len(self.noise)), str(len(self.samples))))
+        if complaints:
+            raise InputError("A batch cannot be learned from.", complaints, "look at what the loader yields")
 
     @classmethod
     def of(cls, content: Batch | Tensor | Mapping[str, Any]) -> Batch:

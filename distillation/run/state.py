@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from distillation.loop import Run
 from distillation.run.processes import Processes
 from exporters.errors import InputError
-from quantization.files import sync, writing
+from quantization.files import sync, writing, writing_error
 
 __all__ = ["latest", "load", "save"]
 
@@ -46,12 +46,15 @@ def save(folder: Path, run: Run, identity: str, processes: Processes) -> Path:
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        WritingError: it cannot be written; the checkpoints before it stay.
     """
     final = folder / f"step-{run.step:08d}"
     if final.exists():
         return final
     draft = folder / f".step-{run.step:08d}.partial"
-    with writing(draft):
+    with writing(draft), _written(draft, processes):
         if processes.first:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
@@ -120,6 +123,26 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed.*", category=UserWarning)
         yield
+
+
+@contextlib.contextmanager
+def _written(draft: Path, processes: Processes) -> Iterator[None]:
+    """Leave no draft of a checkpoint that could not be written, and say why: torch wraps what happened, a Ctrl-C too.
+
+    Raises:
+        WritingError: the system refused, on a full disk for example.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if processes.first:
+            shutil.rmtree(draft, ignore_errors=True)
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        if isinstance(cause, OSError | SafetensorError):
+            raise writing_error(draft, cause if isinstance(cause, OSError) else OSError(str(cause))) from error
+        if cause is not error:
+            raise cause from error
+        raise
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:

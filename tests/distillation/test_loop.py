@@ -200,6 +200,23 @@ def test_what_is_no_batch(content: Any) -> None:
         Batch.of(content)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"noise": torch.zeros(4, 3), "x0": torch.zeros(3, 3)}, r"x0: another shape .*expected \[4, 3\], got \[3, 3\]"),
+        ({"noise": torch.zeros(4, 3), "x0": torch.zeros(4, 2)}, "x0: another shape"),
+        ({"noise": torch.zeros(4, 3), "states": torch.zeros(4, 5, 2)}, "states: another shape"),
+        ({"noise": torch.full((4, 3), torch.nan)}, "noise: holds NaN"),
+        ({"noise": torch.zeros(4, 3), "x0": torch.full((4, 3), torch.inf)}, "x0: holds NaN or infinity"),
+        ({"noise": torch.zeros(4, 0), "x0": torch.full((4, 3), torch.nan)}, "x0: holds NaN"),
+        ({"noise": torch.zeros(4, 3), "samples": [1]}, "samples: numbers .*expected 4, got 1"),
+    ],
+)
+def test_batches_that_cannot_be_learned_from(parts: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Batch(**parts)
+
+
 def test_a_fake_that_makes_no_steps_may_be_any_velocity() -> None:
     student = untrained()
     exact = ExactFake(student, "transition")

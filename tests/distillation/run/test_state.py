@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from distillation.batches import Networks
 from distillation.loop import Run, run_stage
@@ -17,6 +21,7 @@ from distillation.run import state
 from distillation.run.processes import Processes
 from distillation.stages import MatchStage, Optimizer
 from quantization.errors import InputError
+from quantization.files import WritingError
 from tests.distillation.gaussian import Linear, Teacher
 from tests.distillation.test_loop import LEVELS, Polynomial, batch, untrained
 
@@ -61,6 +66,39 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     trained_to(tmp_path, 1)
     names = {path.suffix for path in (tmp_path / "step-00000001").iterdir()}
     assert names == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), WritingError, "No space left on device"),
+        (SafetensorError("I/O error: No space left on device"), WritingError, "No space left on device"),
+        (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+        (ZeroDivisionError("a defect"), ZeroDivisionError, "a defect"),
+    ],
+    ids=["disk", "disk, in safetensors", "Ctrl-C", "defect"],
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_what_fails_leaves_no_draft(
+    tmp_path: Path, cause: BaseException, kind: type[BaseException], message: str, wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch hands on what happened in an exception of its own, a Ctrl-C too; the checkpoint before stays."""
+    trained_to(tmp_path, 1)
+
+    def failing(tensors: object, storage_writer: Any, no_dist: bool) -> None:
+        (Path(storage_writer.path) / "half").write_text("x")
+        raise CheckpointException("write", {0: (cause, None)}) if wrapped else cause
+
+    monkeypatch.setattr("distillation.run.state.save_tensors", failing)
+
+    def keep(run: Run, record: dict[str, float]) -> None:
+        if run.step > 1:
+            state.save(tmp_path, run, "me", ONE)
+
+    with pytest.raises(kind, match=message):
+        run_stage(STAGE, networks(), batch, seed=0, on_step=keep)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert state.latest(tmp_path, "me") is not None
 
 
 def test_what_was_being_written_is_not_taken(tmp_path: Path) -> None:
@@ -110,6 +148,7 @@ def test_other_networks(tmp_path: Path) -> None:
 TWO = """
 import sys, torch
 from pathlib import Path
+from typing import Any
 from torch import nn
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
@@ -156,7 +195,7 @@ whole = [p.full_tensor() if sharded and processes.count > 1 else p for p in net.
 weights = torch.cat([p.detach().flatten() for p in whole])
 if processes.first:
     print(outcome.steps, *(f"{value:.9g}" for value in weights.tolist()))
-processes.leave()
+processes.end()
 """
 
 
