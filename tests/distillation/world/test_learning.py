@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from distillation.batches import Networks
-from distillation.counters import Counter
+from distillation.batches import Batch, Networks
 from distillation.loop import Run, run_stage
-from distillation.networks.conditioning import Conditioning
 from distillation.stages import Optimizer, VaeStage
-from distillation.world.data import Latents, encode, latent_batch, picture_batch, pictures, scenes
+from distillation.world.numbered import pictures, scenes
 from distillation.world.scenes import parse, sample
 from distillation.world.text import (
     CLIP_TOKENS,
@@ -47,42 +43,6 @@ def test_a_scene_depends_on_its_number_alone() -> None:
     assert not torch.equal(pictures(range(1), 1), pictures(range(1), 2))
 
 
-def test_processes_share_a_step_s_pictures() -> None:
-    whole = picture_batch(5, 4, range(4), 1).x0
-    parts = [picture_batch(5, 4, part, 1).x0 for part in (range(2), range(2, 4))]
-    assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, picture_batch(6, 4, range(4), 1).x0)
-
-
-def test_latents_on_disk_are_what_the_transformer_sees(tmp_path: Path) -> None:
-    encode(coder := vae(), 5, 1, tmp_path / "latents.npy")
-    data = Latents.of(tmp_path / "latents.npy", 1)
-    assert data.latents.shape == (5, 4, 32, 32)
-    assert data.captions == [str(scene) for scene in scenes(range(5), 1)]
-    with torch.no_grad():
-        mean = coder.encode(pictures(range(5), 1)).latent_dist.mean
-    assert np.allclose(data.latents, (mean - 0.5) * 2, atol=2e-3)  # half a step of fp16 at 4
-
-
-def test_a_batch_for_a_teacher() -> None:
-    data = Latents(np.arange(10, dtype=np.float16).reshape(10, 1, 1, 1), [f"caption {number}" for number in range(10)])
-
-    def encoder(captions: list[str]) -> Conditioning:
-        numbers = torch.tensor([float(caption.split()[1]) + 1 for caption in captions])
-        return Conditioning(numbers[:, None, None].repeat(1, 3, 1), numbers[:, None], clip_tokens=2)
-
-    uncond = Conditioning(torch.full((1, 3, 1), -1.0), torch.full((1, 1), -1.0), 2)
-    place = Counter(0, "teacher", 0, range(400))
-    batch = latent_batch(data, encoder, uncond, place, dropped=0.1, without_t5=0.4)
-    assert batch.x0 is not None
-    told = batch.cond.pooled[:, 0] >= 0
-    assert torch.equal(batch.cond.pooled[told, 0], batch.x0[told].flatten() + 1)
-    assert abs((~told).float().mean().item() - 0.1) < 4 * (0.09 / 400) ** 0.5
-    assert abs((batch.cond.tokens[:, 2] == 0).float().mean().item() - 0.4) < 4 * (0.24 / 400) ** 0.5
-    assert (batch.cond.tokens[:, :2] != 0).all()
-    assert batch.noise.shape == (400, 1, 1, 1)
-
-
 def test_an_autoencoder_learns() -> None:
     """From crops to whole pictures to the decoder alone: the encoder stays in the last part, the error falls."""
     coder = vae()
@@ -93,7 +53,10 @@ def test_an_autoencoder_learns() -> None:
         if run.step == 30:
             kept.update({name: p.clone() for name, p in coder.named_parameters()})
 
-    records = run_stage(stage, Networks(coder), lambda step: picture_batch(step, 4, range(4), 1), seed=0, on_step=keep).records
+    def batch(step: int) -> Batch:
+        return Batch(noise=torch.empty(4, 0), x0=pictures(range(4 * step, 4 * step + 4), 1))
+
+    records = run_stage(stage, Networks(coder), batch, seed=0, on_step=keep).records
     assert records[-1]["psnr"] > records[0]["psnr"] + 3
     for name, parameter in coder.named_parameters():
         if name.startswith("encoder"):
