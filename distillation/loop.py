@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from distillation.batches import Batches, Networks, stream
 from distillation.counters import Counter
-from distillation.stages import AnyStage, FlowStage, MatchStage, TrajectoryStage, VaeStage
+from distillation.stages import (
+    AnyStage,
+    DecoderStage,
+    FlowStage,
+    MatchStage,
+    QuantizeStage,
+    TextStage,
+    TrajectoryStage,
+    VaeStage,
+)
+from distillation.training.decoder import DecoderStep
 from distillation.training.flow import FlowStep
 from distillation.training.match import MatchStep
+from distillation.training.quantize import QuantizeStep
+from distillation.training.text import TextStep
 from distillation.training.trainee import Trainee
 from distillation.training.trajectory import TrajectoryStep
 from distillation.training.vae import VaeStep
@@ -17,7 +30,7 @@ from exporters.errors import InputError
 
 __all__ = ["Outcome", "Run", "run_stage"]
 
-Step = VaeStep | FlowStep | TrajectoryStep | MatchStep
+Step = TextStep | VaeStep | FlowStep | TrajectoryStep | MatchStep | QuantizeStep | DecoderStep
 
 
 @dataclass
@@ -74,7 +87,9 @@ def run_stage(
         DivergedError: a loss is no longer a number.
         InputError: something that the stage needs is absent.
     """
-    step_of = _kind(stage, networks)
+    if type(stage) not in _STEPS:
+        raise InputError(f"no stage of kind {type(stage).__name__} makes steps.")
+    step_of = _STEPS[type(stage)](stage, networks)
     run = Run(step_of.trainees)
     restore(run)
     records = []
@@ -91,13 +106,12 @@ def run_stage(
     return Outcome(run.step, finished, records)
 
 
-def _kind(stage: AnyStage, networks: Networks) -> Step:
-    if isinstance(stage, VaeStage):
-        return VaeStep(stage, networks)
-    if isinstance(stage, FlowStage):
-        return FlowStep(stage, networks)
-    if isinstance(stage, TrajectoryStage):
-        return TrajectoryStep(stage, networks)
-    if isinstance(stage, MatchStage):
-        return MatchStep(stage, networks)
-    raise InputError(f"no stage of kind {type(stage).__name__}.")
+_STEPS: dict[type[AnyStage], Callable[[Any, Networks], Step]] = {
+    TextStage: TextStep,
+    VaeStage: VaeStep,
+    FlowStage: FlowStep,
+    TrajectoryStage: TrajectoryStep,
+    MatchStage: MatchStep,
+    QuantizeStage: QuantizeStep,
+    DecoderStage: DecoderStep,
+}

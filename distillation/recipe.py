@@ -26,23 +26,44 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from distillation.data.settings import AnyData, ShapesData
 from distillation.levels import checked
-from distillation.stages import AnyStage, MatchStage, TrajectoryStage
+from distillation.stages import AnyStage, MergeStage, StudentStage
+from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
 
-__all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]
+__all__ = ["Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"]
+
+
+#: Of a run's folder.
+OWN_FOLDERS = ("cache", "stages", "tensorboard")
 
 
 class RecipeError(InputError):
     """A recipe cannot be followed."""
+
+
+class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A student that the run hands out: a folder as diffusers has it.
+
+    Attributes:
+        name: of the folder.
+        stage: whose networks it has.
+        dtype: that its weights are stored in.
+    """
+
+    name: str
+    stage: str
+    dtype: Dtype = "fp32"
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,12 +72,24 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         name: of the recipe.
         stages: in the order in which they run.
+        students: that the run hands out.
+        data: where samples come from.
         seed: of all random numbers.
+        processes: that share a batch on one machine's CPU, unless a launcher says how many.
+        half: compute transformers in bfloat16; weights are moved in fp32.
+        checkpoint_seconds: between checkpoints.
+        judged: prompts that say at the end of a student's stage how good it is; 0 for none.
     """
 
     name: str
     stages: tuple[AnyStage, ...] = msgspec.field(name="stage")
-    seed: int = 0
+    students: tuple[Publication, ...] = msgspec.field(name="student", default=())
+    data: AnyData = ShapesData()
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    processes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    half: bool = False
+    checkpoint_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    judged: Annotated[int, msgspec.Meta(ge=0)] = 500
 
     def stage(self, name: str) -> AnyStage:
         """The stage of that name.
@@ -75,10 +108,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         stage = self.stage(name)
         return (*self.way_to(stage.after), stage) if stage.after else (stage,)
 
-    def identity(self, name: str) -> str:
-        """A digest of a stage, of all that it goes on from, and of the seed."""
+    def identity(self, name: str, given: str = "") -> str:
+        """A digest of a stage, of all that it goes on from, and of the seed.
+
+        Args:
+            name: of the stage.
+            given: a digest of what the whole run begins from: teacher and data.
+        """
         way = [msgspec.to_builtins(stage) for stage in self.way_to(name)]
-        return hashlib.sha256(json.dumps([self.seed, way], sort_keys=True).encode()).hexdigest()[:32]
+        branches = [
+            self.identity(branch, given)
+            for stage in self.way_to(name)
+            if isinstance(stage, MergeStage)
+            for branch in stage.branches
+        ]
+        told = json.dumps([self.seed, given, way, branches], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -109,24 +154,48 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
         recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError("The recipe cannot be followed.", [Complaint(where, str(error))]) from error
-    complaints = []
-    before: set[str] = set()
-    for stage in recipe.stages:
-        if stage.name in before or not stage.name.replace("-", "").replace("_", "").isalnum():
-            complaints.append(Complaint(where, f"stage {stage.name!r}", "a name of its own, of letters, digits, - and _"))
-        if stage.after and stage.after not in before:
-            complaints.append(Complaint(where, f"stage {stage.name}: after", "a stage before it", stage.after))
-        if isinstance(stage, TrajectoryStage | MatchStage):
-            try:
-                checked(stage.levels, f"stage {stage.name}")
-            except InputError as error:
-                complaints.append(Complaint(where, error.headline))
-        before.add(stage.name)
-    if not recipe.stages:
-        complaints.append(Complaint(where, "has no stages", "at least one [[stage]] table"))
-    if complaints:
+    if complaints := [*_stage_complaints(recipe, where), *_student_complaints(recipe, where)]:
         raise RecipeError("The recipe cannot be followed.", complaints)
     return recipe
+
+
+def _stage_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
+    before: set[str] = set()
+    for stage in recipe.stages:
+        if stage.name in before or not re.fullmatch(r"[\w-]+", stage.name):
+            yield Complaint(where, f"stage {stage.name!r}", "a name of its own, of letters, digits, - and _")
+        if stage.after and stage.after not in before:
+            yield Complaint(where, f"stage {stage.name}: after", "a stage before it", stage.after)
+        if isinstance(stage, MergeStage):
+            for branch in stage.branches:
+                if branch not in before or recipe.stage(branch).after != stage.after:
+                    expected = f"stages before it that go on from {stage.after!r}, as it does"
+                    yield Complaint(where, f"stage {stage.name}: branches", expected, branch)
+        if isinstance(stage, StudentStage):
+            yield from _level_complaints(stage, where)
+        before.add(stage.name)
+    if not recipe.stages:
+        yield Complaint(where, "has no stages", "at least one [[stage]] table")
+
+
+def _level_complaints(stage: StudentStage, where: str) -> Iterator[Complaint]:
+    for levels in filter(None, (stage.levels, stage.nodes)):
+        try:
+            checked(levels, f"stage {stage.name}")
+        except InputError as error:
+            yield Complaint(where, error.headline)
+    if stage.nodes and (strangers := set(stage.levels) - set(stage.nodes)):
+        yield Complaint(where, f"stage {stage.name}: nodes", "its levels among them", f"without {sorted(strangers)}")
+
+
+def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
+    stages, names = {stage.name for stage in recipe.stages}, [student.name for student in recipe.students]
+    for student in recipe.students:
+        if student.stage not in stages:
+            yield Complaint(where, f"student {student.name}: stage", "a stage of the recipe", student.stage)
+        if names.count(student.name) > 1 or not re.fullmatch(r"[\w-]+", student.name) or student.name in OWN_FOLDERS:
+            expected = f"a name of its own, of letters, digits, - and _; not {', '.join(OWN_FOLDERS)}"
+            yield Complaint(where, f"student {student.name!r}", expected)
 
 
 def _apply(content: dict[str, Any], change: str) -> None:

@@ -13,12 +13,18 @@ from distillation.matching import Compare
 __all__ = [
     "Adversarial",
     "AnyStage",
+    "DecoderStage",
     "FlowStage",
     "MatchStage",
+    "MergeStage",
     "Optimizer",
+    "QuantizeStage",
     "Stage",
+    "StudentStage",
+    "TextStage",
     "TrajectoryStage",
     "VaeStage",
+    "kind_of",
 ]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -76,16 +82,28 @@ class Stage(_Strict, frozen=True, kw_only=True, tag_field="kind"):
     average: Share = 0.0
 
 
+class TextStage(Stage, frozen=True, kw_only=True, tag="text"):
+    """Text encoders of the captioned world from nothing, with their tokenizers (:mod:`distillation.world.text`)."""
+
+
 class FlowStage(Stage, frozen=True, kw_only=True, tag="flow"):
     """A teacher from data: rectified flow with logit-normal levels (SD3, 2403.03206, section 3.1).
 
     Attributes:
         location: mean of the levels' logit; above 0 leans towards noise.
         scale: its standard deviation.
+        layers: of a transformer that begins from nothing.
+        pictures: whose latents are encoded once; all where the source has fewer.
+        without_prompt: share of samples that are told the empty prompt, for guidance.
+        without: share of samples for which each text encoder is zeros, CLIP-L, CLIP-G and T5 (SD3: .464 each).
     """
 
     location: float = 0.0
     scale: Rate = 1.0
+    layers: Positive = 4
+    pictures: Positive = 40_000
+    without_prompt: Share = 0.1
+    without: tuple[Share, Share, Share] = (0.0, 0.0, 0.0)
 
 
 class VaeStage(Stage, frozen=True, kw_only=True, tag="vae"):
@@ -108,11 +126,15 @@ class VaeStage(Stage, frozen=True, kw_only=True, tag="vae"):
     square: Weight = 2.0
 
 
-class _Student(Stage, frozen=True, kw_only=True):
+class StudentStage(Stage, frozen=True, kw_only=True):
     """What the stages of a student share.
 
     Attributes:
         levels: of the student, from 1 down to 0.
+        without_t5: share of samples for which the student (and the fake model, never the teacher) is not told T5's tokens.
+        trajectories: prompts whose teacher states are integrated once and kept; 0: anew for each step.
+        nodes: levels at which those are kept, the student's among them; by default the student's. Students of the same nodes
+            share them.
         only: the steps that are trained, by number from 0; all where empty.
         guidance: the teacher's scale, 1 for none.
         teacher_steps: substeps of the teacher where its states do not come with the batches.
@@ -120,13 +142,16 @@ class _Student(Stage, frozen=True, kw_only=True):
     """
 
     levels: tuple[float, ...] = FOUR
+    without_t5: Share = 0.0
+    trajectories: Count = 0
+    nodes: tuple[float, ...] = ()
     only: tuple[Count, ...] = ()
     guidance: Weight = 1.0
     teacher_steps: Positive = 28
     shift: Rate = 3.0
 
 
-class TrajectoryStage(_Student, frozen=True, kw_only=True, tag="trajectory"):
+class TrajectoryStage(StudentStage, frozen=True, kw_only=True, tag="trajectory"):
     """Trajectory guidance (:mod:`distillation.objectives.trajectory`)."""
 
 
@@ -144,7 +169,7 @@ class Adversarial(_Strict, frozen=True, kw_only=True):
     r1: Weight = 0.1
 
 
-class MatchStage(_Student, frozen=True, kw_only=True, tag="match"):
+class MatchStage(StudentStage, frozen=True, kw_only=True, tag="match"):
     """Distribution matching (:mod:`distillation.matching`).
 
     Attributes:
@@ -174,4 +199,54 @@ class MatchStage(_Student, frozen=True, kw_only=True, tag="match"):
     adversarial: Adversarial = Adversarial()
 
 
-AnyStage = VaeStage | FlowStage | TrajectoryStage | MatchStage
+class MergeStage(StudentStage, frozen=True, kw_only=True, tag="merge"):
+    """Split-timestep fine-tuning's end: two stages that trained different steps become one network again.
+
+    Attributes:
+        branches: the two stages, both after this one's ``after``.
+        ratios: candidates for the second one's share; the best on prompts of its own is taken. 0 and 1 are the branches alone.
+        prompts: that decide.
+    """
+
+    steps: Positive = 1
+    branches: tuple[str, str]
+    ratios: tuple[Share, ...] = (0.0, 0.3, 0.5, 0.7, 1.0)
+    prompts: Positive = 1000
+
+
+class QuantizeStage(StudentStage, frozen=True, kw_only=True, tag="quantize"):
+    """A student that learns to draw with quantized weights what it draws without (:mod:`distillation.training.quantize`).
+
+    Attributes:
+        profile: a file beside the recipe, or the name of a tier's.
+        round_inputs: of layers whose inputs the runtime rounds.
+    """
+
+    profile: str
+    round_inputs: bool = False
+
+
+class DecoderStage(StudentStage, frozen=True, kw_only=True, tag="decoder"):
+    """A small decoder, diffusers' ``AutoencoderTiny``, for what the student draws (:mod:`distillation.training.decoder`).
+
+    Attributes:
+        channels: of its four resolutions, the smallest first.
+        blocks: residual blocks at each of them.
+        latents: pictures of the student that are drawn once and kept.
+        square: weight of the squared error beside the absolute one.
+        encode: weight of the encoder's error.
+    """
+
+    channels: tuple[Positive, ...] = (64, 64, 64, 64)
+    blocks: tuple[Positive, ...] = (3, 3, 3, 1)
+    latents: Positive = 4096
+    square: Weight = 1.0
+    encode: Weight = 0.1
+
+
+AnyStage = TextStage | VaeStage | FlowStage | TrajectoryStage | MatchStage | MergeStage | QuantizeStage | DecoderStage
+
+
+def kind_of(stage: Stage) -> str:
+    """The word that a recipe has for a stage's kind."""
+    return str(type(stage).__struct_config__.tag)

@@ -13,7 +13,7 @@ import typer
 from deploy.cli.card import card
 from deploy.cli.check import inspect, tiers, verify
 from deploy.cli.draw import generate, serve, web_runtime
-from deploy.cli.make import build, calibrate, make_student, tune
+from deploy.cli.make import build, calibrate, distill, make_student, tune
 from deploy.cli.measure import bench, compare, predict
 from deploy.cli.options import messages
 from deploy.errors import CheckFailed, Complaint, InputError
@@ -35,6 +35,7 @@ COMMANDS = (
     serve,
     tiers,
     make_student,
+    distill,
 )
 
 app = typer.Typer(

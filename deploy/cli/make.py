@@ -272,3 +272,39 @@ def make_student(
     with Bars(messages) as bars:
         make(shape, output, seed, bars.total("weights"))
     typer.echo(str(output))
+
+
+def distill(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file: shapes-cpu, sd35-medium, …", show_default=False)],
+    teacher: Annotated[
+        Path | None,
+        typer.Argument(help="Folder or single file of the model to go on from; none where the recipe makes one."),
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; the same one goes on.", show_default=False)],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="A change of the recipe; repeatable.", show_default=False),
+    ] = None,
+    stop_after: Annotated[str, typer.Option(metavar="STAGE", help="The last stage to make.", show_default=False)] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda. Default: the best there is.", show_default=False)] = "",
+    launch: Annotated[
+        str,
+        typer.Option(
+            metavar="PREFIX",
+            help="Run `PREFIX -m distillation …`, for example 'torchrun --nproc-per-node 8' or 'accelerate launch'.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Make a few-step student of a teacher, stage by stage.
+
+    A run goes on by itself where it was stopped or cut off. Its students are folders like any other: build them, tune them.
+    """
+    need_export()
+    from distillation.run.order import Order
+    from distillation.run.start import begin
+
+    code = begin(Order(recipe, teacher, output, tuple(change or ()), stop_after, device), launch)
+    if code:
+        raise typer.Exit(code)

@@ -21,11 +21,28 @@ class Conditioning:
         tokens: ``[batch, CLIP's tokens + T5's, width]``.
         pooled: ``[batch, width of both CLIP projections]``.
         clip_tokens: how many of the tokens are CLIP's.
+        clip_widths: of CLIP-L's part of their width and of ``pooled``; the rest is CLIP-G's.
     """
 
     tokens: Tensor
     pooled: Tensor
     clip_tokens: int
+    clip_widths: tuple[int, int] = (0, 0)
+
+    def without_clip(self, number: int, dropped: Tensor) -> Conditioning:
+        """One CLIP encoder's part as zeros for some samples, as SD3 learns to do without each.
+
+        Args:
+            number: 0 for CLIP-L, 1 for CLIP-G.
+            dropped: which samples, ``[batch]`` of bool.
+        """
+        kept = (~dropped)[:, None]
+        token_width, pooled_width = self.clip_widths
+        tokens, pooled = self.tokens.clone(), self.pooled.clone()
+        own = slice(None, token_width) if number == 0 else slice(token_width, None)
+        tokens[:, : self.clip_tokens, own] *= kept[:, None].to(tokens)
+        pooled[:, slice(None, pooled_width) if number == 0 else slice(pooled_width, None)] *= kept.to(pooled)
+        return replace(self, tokens=tokens, pooled=pooled)
 
     def without_t5(self, dropped: Tensor) -> Conditioning:
         """T5's tokens as zeros for some samples, as many as they were: as the pipeline without ``text_encoder_3`` gives them.
@@ -86,13 +103,14 @@ class TextEncoders(nn.Module):
             out = clip(ids, output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
+        widths = hidden[0].shape[-1], pooled[0].shape[-1]
         clip_tokens = torch.cat(hidden, -1)
         clip_tokens = F.pad(clip_tokens, (0, self.width - clip_tokens.shape[-1]))
         if self.t5 is None:
             t5_tokens = clip_tokens.new_zeros(len(prompts), self.t5_length, self.width)
         else:
             t5_tokens = self.t5(token_ids(self.t5_tokenizer, prompts, self.t5_length).to(device)).last_hidden_state
-        return Conditioning(torch.cat([clip_tokens, t5_tokens], 1), torch.cat(pooled, -1), clip_tokens.shape[1])
+        return Conditioning(torch.cat([clip_tokens, t5_tokens], 1), torch.cat(pooled, -1), clip_tokens.shape[1], widths)
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:

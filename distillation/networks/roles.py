@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distillation.networks.conditioning import Conditioning
@@ -16,22 +17,24 @@ class VelocityTransformer(nn.Module):
 
     Args:
         transformer: the model.
+        half: compute in bfloat16 where that is safe (torch's autocast); weights stay as they are.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, *, half: bool = False) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.half_precision = transformer, half
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The velocity at ``x [batch, channels, height, width]`` and levels ``t [batch]``."""
-        velocity: Tensor = self.transformer(
-            hidden_states=x,
-            encoder_hidden_states=cond.tokens,
-            pooled_projections=cond.pooled,
-            timestep=1000 * t,
-            return_dict=False,
-        )[0]
-        return velocity
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_precision):
+            velocity: Tensor = self.transformer(
+                hidden_states=x,
+                encoder_hidden_states=cond.tokens,
+                pooled_projections=cond.pooled,
+                timestep=1000 * t,
+                return_dict=False,
+            )[0]
+        return velocity.to(x.dtype)
 
     def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
         """The image tokens ``[batch, tokens, width]`` after some blocks; the pass ends with the last of them.

@@ -83,13 +83,13 @@ class Processes:
         if self.count > 1:
             dist.barrier()
 
-    def agreed(self, value: bool) -> bool:
-        """Whether it is true for any of them: a signal reaches one, and all have to stop after the same step."""
+    def agreed(self, value: int) -> int:
+        """The largest of all processes' values: a signal reaches one, and all have to stop after the same step."""
         if self.count == 1:
             return value
-        flag = torch.tensor(int(value), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def shard(self, network: Any, blocks: Any, *, half: bool = False) -> None:
         """Shard a network over the processes in place, a block at a time.

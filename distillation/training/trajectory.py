@@ -9,7 +9,7 @@ from distillation.batches import Batch, Networks
 from distillation.counters import Counter
 from distillation.levels import checked, segments, substeps
 from distillation.objectives import trajectory
-from distillation.stages import MatchStage, TrajectoryStage
+from distillation.stages import MatchStage, StudentStage, TrajectoryStage
 from distillation.training.trainee import Trainee
 from exporters.errors import InputError
 
@@ -23,7 +23,7 @@ class Segments:
         stage: says the levels and the steps that are trained.
     """
 
-    def __init__(self, stage: TrajectoryStage | MatchStage) -> None:
+    def __init__(self, stage: StudentStage) -> None:
         self.levels = checked(stage.levels, f"stage {stage.name}")
         steps = len(self.levels) - 1
         if wrong := [index for index in stage.only if index >= steps]:

@@ -24,6 +24,7 @@ class StudentDefaults:
         height: picture height in pixels.
         width: picture width in pixels.
         max_sequence_length: T5 tokens, kept or (as zeros) dropped.
+        world: of captions that it was trained on, where an exact scorer of that world can tell right pictures from wrong ones.
     """
 
     steps: int | None = None
@@ -32,6 +33,7 @@ class StudentDefaults:
     height: int | None = None
     width: int | None = None
     max_sequence_length: int = 256
+    world: str | None = None
 
 
 def read_defaults(file: Path) -> StudentDefaults:
@@ -53,6 +55,8 @@ def read_defaults(file: Path) -> StudentDefaults:
         for key, most in (("steps", MOST_STEPS), ("height", LARGEST), ("width", LARGEST), ("max_sequence_length", LARGEST))
         if key in content and not (_is_number(content[key], int) and 1 <= content[key] <= most)
     ]
+    if not isinstance(content.get("world", ""), str):
+        complaints.append(Complaint(str(file), "world is wrong", "a name", repr(content["world"])))
     if not _is_number(content.get("guidance_scale", 1.0), int, float):
         complaints.append(Complaint(str(file), "guidance_scale is wrong", "a number", repr(content["guidance_scale"])))
     sigmas = content.get("sigmas")

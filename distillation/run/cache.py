@@ -1,0 +1,81 @@
+"""What is computed once for a stage and kept: arrays by sample number, in files of some samples each.
+
+A file is whole or absent, so that a run that was cut off goes on with the first that is missing. Processes share the files out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillation.run.processes import Processes
+from exporters.errors import InputError
+from quantization.files import write_array
+
+__all__ = ["Kept", "keep"]
+
+PER_FILE = 64
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Arrays of ``count`` samples, read from disk as they are asked for."""
+
+    files: tuple[np.ndarray, ...]
+    count: int
+
+    def __getitem__(self, numbers: Sequence[int]) -> Tensor:
+        """Those of some samples, ``[numbers, ...]``, in fp32."""
+        rows = [self.files[number // PER_FILE][number % PER_FILE] for number in numbers]
+        return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def keep(
+    folder: Path,
+    count: int,
+    compute: Callable[[range], Tensor],
+    processes: Processes,
+    on_file: Callable[[int, int], None] = lambda done, total: None,
+) -> Kept:
+    """Compute what is not there yet, and open all.
+
+    Args:
+        folder: of the files; its name tells what they hold.
+        count: of samples.
+        compute: the samples of these numbers, ``[numbers, ...]``; kept in fp16.
+        processes: all of which call this.
+        on_file: told how many of this process's files there are.
+
+    Raises:
+        InputError: a file is damaged, or what is computed does not fit into fp16.
+        WritingError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ranges = [range(start, min(start + PER_FILE, count)) for start in range(0, count, PER_FILE)]
+    files = [folder / f"{numbers.start:08d}-{len(numbers)}.npy" for numbers in ranges]
+    own = list(zip(ranges, files, strict=True))[processes.rank :: processes.count]
+    for done, (numbers, file) in enumerate(own):
+        if not file.exists():
+            array = compute(numbers).half().cpu().numpy()
+            if not np.isfinite(array).all():
+                raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
+            write_array(file, array)
+        on_file(done + 1, len(own))
+    processes.wait()
+    return Kept(tuple(_open(file, len(numbers)) for numbers, file in zip(ranges, files, strict=True)), count)
+
+
+def _open(file: Path, count: int) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        what = "" if len(array) == count else f"{len(array)} samples in place of {count}"
+    except (OSError, ValueError, EOFError) as error:
+        what = str(error)
+    if what:
+        raise InputError(f"{file} is damaged: {what}", remedy="remove it: it is computed again")
+    return array

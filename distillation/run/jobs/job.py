@@ -1,0 +1,130 @@
+"""A stage's work, and the place where it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillation.batches import Batch, Networks
+from distillation.counters import Counter
+from distillation.data.order import numbers_of
+from distillation.data.settings import ShapesData
+from distillation.data.source import Source
+from distillation.networks.conditioning import Conditioning, TextEncoders
+from distillation.recipe import Recipe
+from distillation.run.cache import Kept, keep
+from distillation.run.lineage import Lineage
+from distillation.run.processes import Processes
+from distillation.run.records import Display
+from distillation.run.signals import Stop
+from distillation.stages import Stage
+from exporters.errors import InputError
+
+__all__ = ["Job", "Site"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage does.
+
+    Attributes:
+        networks: that take part.
+        batches: of each step.
+        write: what the stage leaves, into a folder, once ``networks.student`` has learned.
+    """
+
+    networks: Networks
+    batches: Callable[[int], Batch]
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a stage works.
+
+    Attributes:
+        recipe: that it belongs to.
+        lineage: what it goes on from.
+        origin: a digest of it.
+        teacher: what its teacher is made of.
+        teacher_identity: a digest of the teacher.
+        branches: of a merge, what the two stages left.
+        source: of prompts and pictures.
+        processes: of the run.
+        cache: folder for what is computed once.
+        display: where progress is told.
+        stop: whether the run is asked to stop.
+    """
+
+    recipe: Recipe
+    lineage: Lineage
+    origin: str
+    teacher: Lineage
+    teacher_identity: str
+    source: Source
+    processes: Processes
+    cache: Path
+    display: Display
+    stop: Stop
+    branches: tuple[Lineage, ...] = field(default=())
+
+    @property
+    def like(self) -> Tensor:
+        """A number where the networks compute."""
+        return torch.zeros((), device=self.processes.device)
+
+    def here(self, module: Any) -> Any:
+        """A module where the networks compute."""
+        return module.to(self.processes.device)
+
+    def place(self, stage: Stage, step: int) -> Counter:
+        """The random numbers of this process's samples of a step."""
+        return Counter(self.recipe.seed, stage.name, step, self.processes.samples(stage.batch, f"stage {stage.name}"))
+
+    def numbers(self, stage: Stage, step: int) -> list[int]:
+        """Which of the source's samples this process takes in a step: each once before any comes again."""
+        samples = self.processes.samples(stage.batch, f"stage {stage.name}")
+        if isinstance(self.recipe.data, ShapesData):  # its scenes are independent of one another: in their own order
+            return [(step * stage.batch + sample) % len(self.source) for sample in samples]
+        return numbers_of(step, stage.batch, samples, len(self.source), self.recipe.seed)
+
+    def prompts(self, numbers: Sequence[int]) -> list[str]:
+        """The prompts of some of the source's samples.
+
+        Raises:
+            InputError: the source has none.
+        """
+        said = [self.source.prompt(number % len(self.source)) for number in numbers]
+        if any(prompt is None for prompt in said):
+            raise InputError("The data hold no prompts, and the stage tells its networks some.")
+        return [str(prompt) for prompt in said]
+
+    def conditioning(self, encoders: TextEncoders | None, numbers: Sequence[int]) -> Conditioning:
+        """What the networks are told of some samples: from the encoders, or as the source holds it.
+
+        Raises:
+            InputError: there is neither.
+        """
+        if encoders is not None:
+            cond: Conditioning = encoders(self.prompts(numbers))
+            return cond
+        parts = [self.source.embeddings(number % len(self.source)) for number in numbers]
+        if any(part is None for part in parts):
+            raise InputError("There are neither text encoders nor embeddings to tell the networks their prompts.")
+        held = [part for part in parts if part is not None]
+        tokens, pooled = torch.stack([part[0] for part in held]), torch.stack([part[1] for part in held])
+        return Conditioning(tokens.to(self.like), pooled.to(self.like), held[0][2])
+
+    def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
+        """What is computed once for some samples, or was."""
+
+        def tell(done: int, total: int) -> None:
+            self.display.bar(name.partition("-")[0], done, total)
+            self.stop.check()
+
+        return keep(self.cache / name, count, compute, self.processes, tell)

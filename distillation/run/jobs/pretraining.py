@@ -1,0 +1,163 @@
+"""Stages that make a teacher: text encoders, autoencoder, rectified flow."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillation.batches import Batch, Networks
+from distillation.data.settings import ShapesData
+from distillation.networks.conditioning import Conditioning
+from distillation.networks.roles import VelocityTransformer
+from distillation.run.jobs.job import Job, Site
+from distillation.run.lineage import CLIPS, T5
+from distillation.stages import AnyStage, FlowStage, TextStage, VaeStage
+from distillation.world import networks as world
+from distillation.world.scenes import parse
+from distillation.world.text import targets
+from exporters.errors import InputError
+from exporters.student.student import TOKENIZERS
+
+__all__ = ["autoencoder_job", "pictures", "teacher_job", "text_job"]
+
+SCALED_BY = 512
+"""Pictures whose latents tell mean and standard deviation."""
+
+
+def text_job(stage: TextStage, site: Site) -> Job:
+    """Text encoders of the captioned world."""
+    _of_the_world(stage, site)
+    torch.manual_seed(site.recipe.seed)
+    student = site.here(world.attributes())
+
+    def batches(step: int) -> Batch:
+        numbers = site.numbers(stage, step)
+        captions = site.prompts(numbers)
+        answers = {name: answer.to(site.like.device) for name, answer in targets([parse(text) for text in captions]).items()}
+        return Batch(noise=torch.empty(len(numbers), 0), cond=(captions, answers), samples=site.place(stage, step).samples)
+
+    def write(folder: Path) -> None:
+        encoders = (*student.clips, student.t5)
+        tokenizers = (*student.clip_tokenizers, student.t5_tokenizer)
+        for name, encoder, tokenizer in zip((*CLIPS, T5), encoders, tokenizers, strict=True):
+            encoder.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / TOKENIZERS[name])
+
+    return Job(Networks(student), batches, write)
+
+
+def autoencoder_job(stage: VaeStage, site: Site) -> Job:
+    """An autoencoder of the data's pictures."""
+    torch.manual_seed(site.recipe.seed)
+    vae = site.lineage.component("vae") if site.lineage.has("vae") else _from_nothing(world.autoencoder, stage, site)
+    student = site.here(vae).train().requires_grad_(True)
+
+    def batches(step: int) -> Batch:
+        numbers = site.numbers(stage, step)
+        x0 = pictures(site, numbers).to(site.like)
+        return Batch(noise=torch.empty(len(numbers), 0), x0=x0, samples=site.place(stage, step).samples)
+
+    def write(folder: Path) -> None:
+        with torch.no_grad():
+            latents = torch.cat(
+                [student.encode(pictures(site, range(i, i + 32)).to(site.like)).latent_dist.mean for i in range(0, SCALED_BY, 32)]
+            )
+        # to mean 0 and standard deviation 1, as the transformer wants them
+        student.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+        student.save_pretrained(folder / "vae")
+
+    return Job(Networks(student), batches, write)
+
+
+def teacher_job(stage: FlowStage, site: Site) -> Job:
+    """A rectified flow on the latents of the data's pictures."""
+    torch.manual_seed(site.recipe.seed)
+    if site.lineage.has("transformer"):
+        transformer = site.lineage.component("transformer")
+    else:
+        transformer = _from_nothing(lambda: world.transformer(stage.layers), stage, site)
+    student = VelocityTransformer(site.here(transformer).train().requires_grad_(True), half=site.recipe.half)
+    encoders = (
+        None if site.source.has_embeddings else site.here(site.lineage.text_encoders(transformer.config.joint_attention_dim))
+    )
+    uncond = None if encoders is None else encoders([""])
+    latents = _latents(stage, site)
+
+    def batches(step: int) -> Batch:
+        place = site.place(stage, step)
+        numbers = site.numbers(stage, step) if latents is None else place.integers("pictures", latents.count).tolist()
+        x0 = latents[numbers] if latents is not None else torch.stack([_latent(site, number) for number in numbers])
+        x0 = x0.to(site.like)
+        cond = site.conditioning(encoders, numbers)
+        for encoder, share in enumerate(stage.without):
+            if share:
+                dropped = place.uniform(f"encoder {encoder}", site.like) < share
+                cond = cond.without_t5(dropped) if encoder == 2 else cond.without_clip(encoder, dropped)
+        if uncond is not None:
+            cond = _untold(cond, uncond, place.uniform("prompts", site.like) < stage.without_prompt)
+        return Batch(noise=place.normal("start", x0.shape[1:], site.like), cond=cond, x0=x0, samples=place.samples)
+
+    def write(folder: Path) -> None:
+        student.transformer.save_pretrained(folder / "transformer")
+
+    return Job(Networks(student), batches, write)
+
+
+def pictures(site: Site, numbers: Any) -> Tensor:
+    """Some of the source's pictures, ``[numbers, 3, height, width]`` in [-1, 1].
+
+    Raises:
+        InputError: the source has none.
+    """
+    taken = [site.source.picture(number % len(site.source)) for number in numbers]
+    if any(picture is None for picture in taken):
+        raise InputError(
+            "The data hold no pictures, and the stage learns from some.", remedy="[data] kind = 'folder' or 'shards'"
+        )
+    return torch.stack([picture for picture in taken if picture is not None])
+
+
+def _latents(stage: FlowStage, site: Site) -> Any:
+    """Latents that are encoded once; none where the source holds latents itself."""
+    if site.source.has_latents:
+        return None
+    vae = site.here(site.lineage.component("vae"))
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    @torch.no_grad()
+    def compute(numbers: range) -> Tensor:
+        latents: Tensor = (vae.encode(pictures(site, numbers).to(site.like)).latent_dist.mean - shift) * scale
+        return latents
+
+    count = min(stage.pictures, len(site.source))
+    name = hashlib.sha256(f"{site.origin} {site.source.fingerprint}".encode()).hexdigest()[:16]
+    return site.kept(f"latents-{name}", count, compute)
+
+
+def _latent(site: Site, number: int) -> Tensor:
+    latent = site.source.latent(number % len(site.source))
+    if latent is None:
+        raise InputError(f"Sample {number} of the data has no latent.")
+    return latent.float()
+
+
+def _untold(cond: Conditioning, uncond: Conditioning, untold: Tensor) -> Conditioning:
+    return cond.where(~untold, uncond.repeated(len(untold)))
+
+
+def _of_the_world(stage: AnyStage, site: Site) -> None:
+    if not isinstance(site.recipe.data, ShapesData):
+        raise InputError(
+            f"stage {stage.name} of kind {type(stage).__name__} makes networks of the captioned world from nothing, and the data "
+            f"are of another kind.",
+            remedy="give a teacher to go on from",
+        )
+
+
+def _from_nothing(build: Any, stage: AnyStage, site: Site) -> Any:
+    _of_the_world(stage, site)
+    return build()

@@ -1,0 +1,199 @@
+"""Stages that make a student of a teacher, and what a device needs of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillation.batches import Batch, Networks
+from distillation.levels import checked, substeps
+from distillation.networks.drawing import Sampler, decode
+from distillation.networks.quantized import quantize, weights_behind
+from distillation.networks.roles import VelocityTransformer
+from distillation.objectives import trajectory
+from distillation.objectives.branches import merge
+from distillation.objectives.heads import Heads
+from distillation.run.cache import Kept
+from distillation.run.jobs.job import Job, Site
+from distillation.run.judge import judge
+from distillation.stages import DecoderStage, MatchStage, MergeStage, QuantizeStage, StudentStage, TrajectoryStage
+from exporters.errors import InputError
+from quantization.files import write_text
+from quantization.profile import load_profile
+
+__all__ = ["decoder_job", "latent_shape", "merge_job", "quantize_job", "student_job"]
+
+
+def student_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
+    """A student that follows a teacher, or is matched to it by a fake model."""
+    teacher = _velocity(site, site.teacher)
+    student = _learning(_velocity(site, site.lineage))
+    networks = Networks(student, teacher)
+    if isinstance(stage, MatchStage):
+        fake = _learning(copy.deepcopy(teacher))  # a velocity that knows the data: nearer to any law than the student is
+        networks.fake = fake
+        if stage.adversarial.weight:
+            blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2]
+            torch.manual_seed(site.recipe.seed)
+            networks.heads = site.here(Heads([fake.transformer.inner_dim] * len(blocks)))
+            networks.features = lambda x, t, cond: fake.features(x, t, cond, blocks)
+    batches = _batches(stage, site, teacher)
+    return Job(networks, batches, lambda folder: student.transformer.save_pretrained(folder / "transformer"))
+
+
+def merge_job(stage: MergeStage, site: Site) -> Job:
+    """Two branches become one network, at the ratio that does best on prompts of its own."""
+    low, high = (_velocity(site, branch) for branch in site.branches)
+    student = _velocity(site, site.lineage)
+    encoders = _encoders(site, student)
+    sampler = Sampler(student, stage.levels, encoders, latent_shape(student), seed=site.recipe.seed + 1)
+
+    def write(folder: Path) -> None:
+        scores: dict[float, float] = {}
+        for ratio in stage.ratios:
+            student.load_state_dict(merge(low.state_dict(), high.state_dict(), ratio))
+            scores[ratio] = judge(sampler, site, stage.prompts, first=1 << 24).figure if len(stage.ratios) > 1 else 0.0
+            site.display.line(f"{stage.name}: ratio {ratio:g}: {scores[ratio]:.4f}")
+        best = max(scores, key=scores.__getitem__)
+        student.load_state_dict(merge(low.state_dict(), high.state_dict(), best))
+        student.transformer.save_pretrained(folder / "transformer")
+        write_text(
+            folder / "ratios.json", json.dumps({"taken": best, "figures": {str(r): s for r, s in scores.items()}}, indent=2)
+        )
+
+    return Job(Networks(student), lambda step: Batch(torch.empty(1, 0)), write)
+
+
+def quantize_job(stage: QuantizeStage, site: Site) -> Job:
+    """A student that comes back to itself through the weights that a profile stores."""
+    profile = load_profile(Path(stage.profile))
+    teacher = _velocity(site, site.lineage)
+    student = _learning(copy.deepcopy(teacher))
+    if not quantize(student.transformer, profile, round_inputs=stage.round_inputs):
+        raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
+    batches = _batches(stage, site, teacher)
+
+    def write(folder: Path) -> None:
+        plain = copy.deepcopy(teacher.transformer)
+        plain.load_state_dict(weights_behind(student.transformer))
+        plain.save_pretrained(folder / "transformer")
+        write_text(folder / "profile.toml", Path(stage.profile).read_text("utf-8"))
+
+    return Job(Networks(student, teacher), batches, write)
+
+
+def decoder_job(stage: DecoderStage, site: Site) -> Job:
+    """A small decoder of the latents that the student draws."""
+    from diffusers import AutoencoderTiny
+
+    velocity = _velocity(site, site.lineage)
+    vae = site.here(site.lineage.component("vae"))
+    encoders, levels = _encoders(site, velocity), checked(stage.levels, f"stage {stage.name}")
+    torch.manual_seed(site.recipe.seed)
+    tiny: Any = AutoencoderTiny(
+        latent_channels=velocity.transformer.config.in_channels,
+        encoder_block_out_channels=stage.channels,
+        decoder_block_out_channels=stage.channels,
+        num_encoder_blocks=tuple(reversed(stage.blocks)),
+        num_decoder_blocks=stage.blocks,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+    student = site.here(tiny.train())
+    sampler = Sampler(velocity, levels, encoders, latent_shape(velocity), seed=site.recipe.seed)
+    name = hashlib.sha256(f"{site.origin} {levels}".encode()).hexdigest()[:16]
+    drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.prompts(numbers), numbers.start))
+
+    def batches(step: int) -> Batch:
+        place = site.place(stage, step)
+        x0 = drawn[place.integers("latents", drawn.count).tolist()].to(site.like)
+        return Batch(noise=torch.empty(len(x0), 0), x0=x0, samples=place.samples)
+
+    def picture(latents: Tensor, t: Tensor, cond: Any) -> Tensor:  # as every network is called
+        return decode(vae, latents) * 2 - 1
+
+    return Job(Networks(student, picture), batches, lambda folder: student.save_pretrained(folder / "vae"))
+
+
+def latent_shape(velocity: VelocityTransformer) -> tuple[int, int, int]:
+    """Of a transformer's own latents, ``(channels, height, width)``."""
+    config = velocity.transformer.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def _velocity(site: Site, lineage: Any) -> VelocityTransformer:
+    return VelocityTransformer(site.here(lineage.component("transformer")), half=site.recipe.half)
+
+
+def _learning(velocity: VelocityTransformer) -> VelocityTransformer:
+    return velocity.train().requires_grad_(True)
+
+
+def _encoders(site: Site, velocity: VelocityTransformer) -> Any:
+    if site.source.has_embeddings:
+        return None
+    return site.here(site.lineage.text_encoders(velocity.transformer.config.joint_attention_dim))
+
+
+def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> Callable[[int], Batch]:
+    """Batches of prompts: the student is not always told T5's part, the teacher is."""
+    encoders, shape = _encoders(site, teacher), latent_shape(teacher)
+    uncond = encoders([""]) if encoders is not None and stage.guidance != 1 else None
+    levels = checked(stage.levels, f"stage {stage.name}")
+    nodes = checked(stage.nodes, f"stage {stage.name}: nodes") if stage.nodes else levels
+    own = [nodes.index(level) for level in levels]
+    kept = _trajectories(stage, site, teacher, encoders, uncond, nodes) if stage.trajectories else None
+
+    def batches(step: int) -> Batch:
+        place = site.place(stage, step)
+        states = None
+        if kept is None:
+            numbers, noise = site.numbers(stage, step), place.normal("start", shape, site.like)
+        else:
+            numbers = place.integers("trajectories", kept.count).tolist()
+            noise = _start(site, numbers, shape)
+            states = torch.cat([noise[:, None], kept[numbers].to(site.like)], 1)[:, own]
+        cond = site.conditioning(encoders, numbers)
+        told = cond.without_t5(place.uniform("t5", site.like) < stage.without_t5) if stage.without_t5 else cond
+        return Batch(
+            noise=noise,
+            cond=told,
+            teacher_cond=cond,
+            uncond=None if uncond is None else uncond.repeated(len(numbers)),
+            states=states,
+            samples=place.samples,
+        )
+
+    return batches
+
+
+def _start(site: Site, numbers: Any, shape: tuple[int, ...]) -> Tensor:
+    """The noise that a kept trajectory starts at."""
+    from distillation.counters import Counter
+
+    return Counter(site.recipe.seed, "trajectories", 0, list(numbers)).normal("start", shape, site.like)
+
+
+def _trajectories(
+    stage: StudentStage, site: Site, teacher: VelocityTransformer, encoders: Any, uncond: Any, levels: tuple[float, ...]
+) -> Kept:
+    """The teacher's states at the student's levels, but for the noise that they start at."""
+    parts = substeps(levels, stage.teacher_steps, stage.shift)
+    shape = latent_shape(teacher)
+
+    def compute(numbers: range) -> Tensor:
+        cond = site.conditioning(encoders, list(numbers))
+        empty = None if uncond is None else uncond.repeated(len(numbers))
+        guided = trajectory.teacher_velocity(teacher, empty, stage.guidance)
+        return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]
+
+    told = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return site.kept(f"trajectories-{name}", stage.trajectories, compute)

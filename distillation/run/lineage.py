@@ -1,0 +1,99 @@
+"""What a stage goes on from: the components that the stages before it have left, and the student that the run was given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillation.networks.conditioning import TextEncoders
+from exporters.errors import InputError
+from exporters.reference.diffusers import reference_component
+from exporters.student.student import TOKENIZERS, Student
+from exporters.student.tokenizers import load_tokenizer
+
+__all__ = ["CLIPS", "T5", "Lineage"]
+
+CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where each component of a stage's student comes from.
+
+    Attributes:
+        base: the student that the run was given; none where it begins from nothing.
+        results: folders of the stages before, the nearest first; each holds the components that its stage has learned.
+        t5_length: T5's window, in tokens.
+    """
+
+    base: Student | None
+    results: tuple[Path, ...]
+    t5_length: int
+
+    def result(self, part: str) -> Path | None:
+        """The folder of a component or tokenizer that a stage has left; none where it is the base's."""
+        return next((folder / part for folder in self.results if (folder / part).is_dir()), None)
+
+    def has(self, component: str) -> bool:
+        """Whether there is such a component."""
+        return self.result(component) is not None or (self.base is not None and component in self.base.weights)
+
+    def component(self, name: str) -> Any:
+        """A component as its own class, frozen, in fp32.
+
+        Raises:
+            InputError: no stage has left one, and the run was given none.
+        """
+        if (folder := self.result(name)) is not None:
+            return _class(name, folder).from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+        if self.base is None or name not in self.base.weights:
+            raise InputError(
+                f"There is no {name} to go on from.",
+                remedy="give a teacher's folder, or let a stage of the recipe make one before this stage",
+            )
+        return reference_component(self.base, name)
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        """A component's configuration as it is stored."""
+        if (folder := self.result(name)) is not None:
+            content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+            return content
+        assert self.base is not None
+        return self.base.configs[name]
+
+    def tokenizer(self, component: str) -> Any:
+        """The tokenizer of a text encoder."""
+        folder = self.result(TOKENIZERS[component])
+        if folder is None:
+            assert self.base is not None
+            return load_tokenizer(self.base, component)
+        import transformers
+
+        library: Any = transformers
+        return (library.T5TokenizerFast if component == T5 else library.CLIPTokenizer).from_pretrained(
+            folder, local_files_only=True
+        )
+
+    def text_encoders(self, width: int) -> TextEncoders:
+        """All text encoders, T5 where there is one.
+
+        Args:
+            width: of the tokens, the transformer's ``joint_attention_dim``.
+        """
+        clips = [self.component(name) for name in CLIPS]
+        tokenizers = [self.tokenizer(name) for name in CLIPS]
+        t5, t5_tokenizer = (self.component(T5), self.tokenizer(T5)) if self.has(T5) else (None, None)
+        return TextEncoders(clips, tokenizers, t5, t5_tokenizer, width, self.t5_length).eval()
+
+
+def _class(component: str, folder: Path) -> Any:
+    import diffusers
+    import transformers
+
+    kinds = {**dict.fromkeys(CLIPS, "CLIPTextModelWithProjection"), T5: "T5EncoderModel", "transformer": "SD3Transformer2DModel"}
+    if component == "vae":
+        kinds["vae"] = json.loads((folder / "config.json").read_text("utf-8"))["_class_name"]
+    library: Any = diffusers if component in ("vae", "transformer") else transformers
+    return getattr(library, kinds[component])

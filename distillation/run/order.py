@@ -1,0 +1,72 @@
+"""What a run is asked for, and how it is asked of another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillation.recipe import Recipe, RecipeError, load_recipe
+from exporters.errors import Complaint
+
+__all__ = ["RECIPES", "Order"]
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run.
+
+    Attributes:
+        recipe: a name of this package's, or a file.
+        teacher: folder or single file of the model to go on from.
+        out: folder of the run.
+        changes: of the recipe, ``stage.key=value``.
+        stop_after: the last stage; all where empty.
+        device: ``cpu``, ``cuda``; the best there is where empty.
+    """
+
+    recipe: str
+    teacher: Path | None
+    out: Path
+    changes: tuple[str, ...] = ()
+    stop_after: str = ""
+    device: str = ""
+
+    @property
+    def file(self) -> Path:
+        """The recipe's file.
+
+        Raises:
+            RecipeError: there is no such recipe.
+        """
+        named = RECIPES / f"{self.recipe}.toml"
+        if self.recipe.endswith(".toml") or not named.is_file():
+            file = Path(self.recipe)
+            if not file.is_file():
+                names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+                raise RecipeError(
+                    "There is no such recipe.", [Complaint(self.recipe, "no such file", f"a file, or one of {names}")]
+                )
+            return file
+        return named
+
+    def read(self) -> Recipe:
+        """The recipe with its changes.
+
+        Raises:
+            RecipeError: it cannot be followed, or has no such stage to stop after.
+        """
+        recipe = load_recipe(self.file, self.changes)
+        if self.stop_after:
+            recipe.stage(self.stop_after)
+        return recipe
+
+    def arguments(self) -> list[str]:
+        """What ``python -m distillation`` is given for it."""
+        told = [self.recipe, *([] if self.teacher is None else [str(self.teacher)]), "-o", str(self.out)]
+        for change in self.changes:
+            told += ["--set", change]
+        for option, value in (("--stop-after", self.stop_after), ("--device", self.device)):
+            told += [option, value] if value else []
+        return told

@@ -1,0 +1,193 @@
+"""What a run hands out: a student's folder as diffusers stores it, which every other command takes like any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from distillation.data.settings import ShapesData
+from distillation.recipe import Publication, Recipe, RecipeError
+from distillation.run.lineage import CLIPS, T5, Lineage
+from distillation.stages import AnyStage, StudentStage
+from distillation.write import write_component, write_index
+from exporters.errors import Complaint
+from exporters.student.student import TOKENIZERS
+from quantization.files import write_text
+from quantization.folders import new_folder
+
+__all__ = ["publish"]
+
+SHIFT = 3.0
+"""Of SD3's scheduler."""
+PROVENANCE = "distillation.json"
+_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]
+
+
+def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path, identity: str) -> bool:
+    """Write a student, unless it is there.
+
+    Args:
+        recipe: that made it.
+        student: its name, its stage, how its weights are stored.
+        lineage: its components.
+        folder: where.
+        identity: of its stage.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        RecipeError: its levels cannot be said to its scheduler.
+        WritingError: it cannot be written.
+    """
+    told = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
+    if _told(folder / PROVENANCE) == told:
+        return False
+    stage = recipe.stage(student.stage)
+    components = [name for name in (*CLIPS, T5, "transformer", "vae") if lineage.has(name)]
+    with new_folder(folder, replace=True) as draft:
+        for name in components:
+            config, tensors = _component(lineage, name)
+            shapes = {key: shape for key, (shape, _) in tensors.items()}
+            if "dtype" in config:
+                config["dtype"] = _NAMES[student.dtype]
+            write_component(draft / name, config, shapes, {key: chunks for key, (_, chunks) in tensors.items()}, student.dtype)
+            if name in TOKENIZERS:
+                _copy_tokenizer(lineage, name, draft / TOKENIZERS[name])
+        scheduler = _scheduler(lineage)
+        (draft / "scheduler").mkdir()
+        write_text(draft / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2))
+        write_index(draft, components)
+        write_text(draft / "student.json", json.dumps(_defaults(recipe, stage, lineage, scheduler), indent=2))
+        write_text(draft / PROVENANCE, json.dumps(told, indent=2))
+        if (profile := lineage.results[0] / "profile.toml").is_file():
+            shutil.copyfile(profile, draft / "profile.toml")
+        licences = {} if lineage.base is None else lineage.base.licences()
+        for file, text in licences.items():
+            write_text(draft / file, text)
+        write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences))
+    return True
+
+
+def _told(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _component(lineage: Lineage, name: str) -> tuple[dict[str, Any], Tensors]:
+    """A component's configuration and its tensors, none of which is read before it is written."""
+    folder = lineage.result(name)
+    if folder is None:
+        assert lineage.base is not None
+        weights = lineage.base.weights[name]
+        given: Tensors = {
+            key: (tuple(weight.shape), lambda weight=weight: [np.asarray(weight.load()).reshape(-1)])  # type: ignore[misc]
+            for key, weight in weights.items()
+        }
+        return dict(lineage.base.stored_configs[name]), given
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    tensors: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  # no mapping
+                shape = tuple(stored.get_slice(key).get_shape())
+                tensors[key] = shape, lambda file=file, key=key: [_read(file, key)]  # type: ignore[misc]
+    return config, tensors
+
+
+def _read(file: Path, key: str) -> np.ndarray:
+    with safe_open(file, "pt") as stored:
+        tensor: torch.Tensor = stored.get_tensor(key)
+    return tensor.float().reshape(-1).numpy()
+
+
+def _copy_tokenizer(lineage: Lineage, component: str, target: Path) -> None:
+    source = lineage.result(TOKENIZERS[component])
+    if source is None:
+        assert lineage.base is not None
+        source = lineage.base.tokenizer_folder(component)
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.is_symlink() and file.suffix in (".json", ".txt", ".model"):
+            shutil.copyfile(file, target / file.name)
+
+
+def _scheduler(lineage: Lineage) -> dict[str, Any]:
+    if lineage.base is not None:
+        return dict(lineage.base.configs["scheduler"])
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    return {"_class_name": type(scheduler).__name__, **scheduler.config}
+
+
+def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict[str, Any]) -> dict[str, Any]:
+    """``student.json``: how it wants to be run."""
+    config = lineage.component_config("transformer")
+    side = 8 * config["sample_size"]
+    defaults: dict[str, Any] = {"height": side, "width": side, "max_sequence_length": lineage.t5_length}
+    if isinstance(recipe.data, ShapesData):
+        defaults["world"] = "shapes"
+    if isinstance(stage, StudentStage):
+        if scheduler.get("use_dynamic_shifting"):
+            raise RecipeError(
+                "The student's levels cannot be told to its scheduler.",
+                [Complaint("scheduler", "shifts levels by the picture's size", "use_dynamic_shifting = false")],
+            )
+        shift = scheduler.get("shift", 1.0)
+        sigmas = [level / (shift - (shift - 1) * level) for level in stage.levels[:-1]]
+        defaults |= {"steps": len(sigmas), "sigmas": [round(sigma, 12) for sigma in sigmas], "guidance_scale": 1.0}
+    return defaults
+
+
+def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineage, licences: dict[str, str]) -> str:
+    """A model card: what it is, how to draw with it, what it was made from and under whose licence."""
+    way = recipe.way_to(student.stage)
+    rows = "\n".join(
+        f"| {one.name} | {type(one).__name__.removesuffix('Stage').lower()} | {one.steps} | {one.batch} |" for one in way
+    )
+    base = "nothing" if lineage.base is None else lineage.base.path.name
+    if lineage.base is None:
+        licence = "It was made from nothing with this project's own data, and is licensed as the project is (Apache-2.0)."
+    else:
+        files = ", ".join(licences) or "none was there"
+        licence = (
+            f"It is derived from `{base}`: that model's licence holds for it too (its files beside this card: {files}). "
+            "Stability AI's community licence covers weights derived from its models, and names what must be said of them."
+        )
+    steps = "28 steps with guidance"
+    if isinstance(stage, StudentStage):
+        steps = f"{len(stage.levels) - 1} steps without guidance (few-step distilled)"
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        "---",
+        f"# {student.name}",
+        "",
+        f"Draws in {steps}. Made by the recipe `{recipe.name}` of flash-deploy from {base}.",
+        "",
+        "`student.json` says how it wants to be run: with diffusers, pass its `sigmas`, `guidance_scale`, `height`, `width` and",
+        "`max_sequence_length`; flash-deploy's commands read it themselves.",
+        "",
+        "| stage | kind | steps | batch |",
+        "|---|---|---|---|",
+        rows,
+        "",
+        "## Licence",
+        "",
+        licence,
+        "",
+    ]
+    return "\n".join(lines)
