@@ -45,6 +45,7 @@ def decoded_picture(content: bytes, resolution: int, where: str) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: viewers show such a picture as it lies
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
                 picture = _over_white(_eight_bits(ImageOps.exif_transpose(opened)))

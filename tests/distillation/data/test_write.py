@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from distillation.data import write
@@ -82,6 +83,24 @@ def test_what_is_read_is_what_was_said(tmp_path: Path, source: Source, text: nn.
         if embeddings := stored.embeddings(number):
             assert torch.equal(embeddings[0], torch.full((5, 3), len(prompt), dtype=torch.float16))
             assert embeddings[2] == 2
+
+
+def test_an_autoencoder_of_diffusers(tmp_path: Path, source: Source) -> None:
+    """Its mean, not a sample; without a shift in its configuration there is none."""
+    torch.manual_seed(0)
+    vae: Any = AutoencoderKL(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=64,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=2.0,
+    )  # fmt: skip
+    assert vae.config.shift_factor is None
+    write_latents(source, vae, None, tmp_path / "latents")
+    latent, picture = opened(tmp_path).latent(4), source.picture(4)
+    assert latent is not None
+    assert picture is not None
+    with torch.no_grad():
+        expected = vae.encode(picture[None]).latent_dist.mean[0] * 2
+    assert latent.shape == (4, 32, 32)
+    assert torch.allclose(latent.float(), expected, atol=4e-3)  # half a step of fp16 at 8
 
 
 def test_few_pixels_at_a_time_make_no_difference(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,20 @@ def test_pictures_are_turned_as_they_say(orientation: int, turned: int, form: st
     got = decoded_picture(encoded(halves(16, 16), form, exif=exif, quality=100), 16, "here")
     upright = decoded_picture(encoded(halves(16, 16).rotate(turned)), 16, "here")
     assert (got - upright).abs().mean() < 0.1  # two of JPEG's blocks meet at the border; a wrong turn makes 1 of it
+
+
+def test_damaged_exif_leaves_a_picture_as_it_lies() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a maker of cameras"
+    content = encoded(halves(16, 16), "PNG", exif=exif)
+    at = content.index(b"MM\0*")
+    damaged = content[: at + 8] + b"\xff\xff" + content[at + 10 :]  # as many tags as there is no room for
+    chunk = content.index(b"eXIf")
+    size = int.from_bytes(content[chunk - 4 : chunk])
+    check = zlib.crc32(damaged[chunk : chunk + 4 + size]).to_bytes(4)
+    damaged = damaged[: chunk + 4 + size] + check + damaged[chunk + 8 + size :]
+    for exif_of in (content, damaged):
+        assert decoded_picture(exif_of, 16, "here").shape == (3, 16, 16)
 
 
 GIF = encoded(plain((1, 2, 3)), "GIF")
