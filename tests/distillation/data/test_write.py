@@ -172,6 +172,9 @@ def test_other_latents_are_never_taken_for_these(tmp_path: Path, source: Source)
         with pytest.raises(DataError, match=r"holds other latents.\n.*latents-00000-of-00003\.safetensors: is of other pictures"):
             write_latents(what, coder, text, tmp_path / "latents", per_shard=per_shard)
     assert content(tmp_path / "latents") == before
+    (tmp_path / "latents" / "more.safetensors").write_bytes(b"whatever this is")
+    with pytest.raises(DataError, match=r"holds other latents.\n.*more\.safetensors"):
+        write_latents(source, Coder(), Text(), tmp_path / "latents", per_shard=2)
 
 
 def test_what_is_no_number(tmp_path: Path, source: Source) -> None:
