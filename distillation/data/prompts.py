@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillation.data.lines import Lines
+from distillation.data.files.lines import Lines
 from distillation.data.source import DataError, Source, checked_number, digest
 from exporters.errors import Complaint
 

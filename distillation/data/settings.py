@@ -21,7 +21,7 @@ __all__ = ["AnyData", "FolderData", "LatentsData", "PromptsData", "ShapesData", 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]  # numpy's generators take no negative seed; a scene adds 40 bits
 Side = Annotated[int, msgspec.Meta(ge=8, multiple_of=8)]  # what SD3's autoencoder makes one latent of
-Place = Annotated[str, msgspec.Meta(min_length=1)]
+Place = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]  # no system takes a name with a zero in it
 
 
 class _Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):

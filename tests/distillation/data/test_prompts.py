@@ -39,7 +39,7 @@ def test_no_such_sample(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"\n \n", "is empty"), (b"a\nb\xff\n", r"p.txt: line 2: is not UTF-8 \(got byte 0xff\)")],
+    [(b"", "is empty"), (b"\n \n", "is empty"), (b"a\nb\xff\n", r"p.txt: line 2: is not UTF-8 \(got byte 0xff at 1\)")],
 )
 def test_what_is_no_file_of_prompts(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -34,6 +34,7 @@ def test_each_kind(said: dict[str, Any], meant: AnyData) -> None:
         ({"kind": "folder", "path": "a", "resolution": 510}, "multiple of 8"),
         ({"kind": "folder", "path": "a", "resolution": 0}, ">= 8"),
         ({"kind": "folder", "path": "", "resolution": 64}, "length >= 1"),
+        ({"kind": "latents", "path": "a\0b"}, "matching regex"),
         ({"kind": "shapes", "count": 0}, ">= 1"),
         ({"kind": "shapes", "seed": -1}, ">= 0"),
         ({"kind": "prompts", "file": 3}, "Expected `str`"),

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from distillation.data.files.captions import decoded
 from distillation.data.source import DataError
 from exporters.errors import Complaint
 
 __all__ = ["Lines"]
-
-_MARK = b"\xef\xbb\xbf"  # some editors begin UTF-8 with it
 
 
 class Lines:
@@ -33,7 +32,7 @@ class Lines:
             with file.open("rb") as stream:
                 for index, line in enumerate(stream):
                     whole.update(line)
-                    if _text(file, index, line):
+                    if decoded(line, f"{file}: line {index + 1}"):
                         starts.append(at)
                         numbers.append(index)
                     at += len(line)
@@ -56,15 +55,7 @@ class Lines:
                 line = stream.readline()
         except OSError as error:
             raise _unreadable(self.file, error) from error
-        return _text(self.file, int(self._numbers[number]), line)
-
-
-def _text(file: Path, index: int, line: bytes) -> str:
-    try:
-        return line.removeprefix(_MARK if index == 0 else b"").decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        complaint = Complaint(f"{file}: line {index + 1}", "is not UTF-8", got=f"byte {line[error.start]:#04x}")
-        raise DataError("A line of text cannot be read.", [complaint], "save the file in UTF-8") from error
+        return decoded(line, self.where(number))
 
 
 def _unreadable(file: Path, error: OSError) -> DataError:
