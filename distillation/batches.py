@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,6 +79,13 @@ class Batch:
                 f"A batch is a Batch, a tensor of starting states, or a mapping of {', '.join(sorted(names))}; got {got}."
             )
         return cls(**content)
+
+    def to(self, like: Tensor) -> Batch:
+        """Its tensors on the device of another, which is in fp32 as they are."""
+        moved = {
+            name: part if part is None else part.to(like) for name in ("noise", "x0", "states") for part in (getattr(self, name),)
+        }
+        return replace(self, **moved)
 
     @property
     def numbers(self) -> Sequence[int]:

@@ -13,7 +13,7 @@ from distillation.data.source import DataError, Source
 from distillation.networks.conditioning import Conditioning
 from exporters.errors import Complaint
 
-__all__ = ["conditioning", "latent_batch", "picture_batch"]
+__all__ = ["conditioning", "latent_batch", "latents", "picture_batch"]
 
 Encoder = Callable[[Sequence[str]], Conditioning]
 
@@ -32,35 +32,47 @@ def picture_batch(source: Source, numbers: Sequence[int], samples: Sequence[int]
     return Batch(noise=torch.empty(len(numbers), 0), x0=_stacked(source, "picture", numbers), samples=samples)
 
 
-def latent_batch(
-    source: Source,
-    numbers: Sequence[int],
-    encoder: Encoder | None,
-    uncond: Conditioning,
-    place: Counter,
-    *,
-    dropped: float,
-    without_t5: float,
-) -> Batch:
-    """A batch for a teacher: latents, some without a prompt, some without T5.
-
-    Args:
-        source: has latents, and prompts or embeddings.
-        numbers: as :func:`distillation.data.order.numbers_of` chooses them.
-        encoder: of prompts, where the source has no embeddings.
-        uncond: embeddings of the empty prompt.
-        place: the random numbers'.
-        dropped: share of samples that are told the empty prompt, for guidance.
-        without_t5: share of samples whose T5 tokens are zeros.
+def latents(source: Source, numbers: Sequence[int]) -> Tensor:
+    """The source's latents, ``[numbers, channels, height, width]``, in fp32.
 
     Raises:
-        DataError: the source has no latents, or nothing that can be told.
+        DataError: it has none.
     """
-    x0 = _stacked(source, "latent", numbers).float()
-    like = torch.zeros(())
-    cond = conditioning(source, numbers, encoder)
-    cond = cond.where(place.uniform("prompts", like) >= dropped, uncond.repeated(len(numbers)))
-    cond = cond.without_t5(place.uniform("t5", like) < without_t5)
+    return _stacked(source, "latent", numbers).float()
+
+
+def latent_batch(
+    x0: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning | None,
+    place: Counter,
+    *,
+    without_prompt: float,
+    without: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Batch:
+    """A batch for a teacher: latents, some without a prompt, some without one of the text encoders.
+
+    Args:
+        x0: latents.
+        cond: what is said of them.
+        uncond: embeddings of the empty prompt.
+        place: the random numbers'.
+        without_prompt: share of samples that are told the empty prompt, for guidance.
+        without: share of samples for which each encoder is zeros: CLIP-L, CLIP-G, T5.
+
+    Raises:
+        DataError: samples shall be without a prompt, and there is no empty one.
+    """
+    for encoder, share in enumerate(without):
+        if share:
+            dropped = place.uniform(f"encoder {encoder}", x0) < share
+            cond = cond.without_t5(dropped) if encoder == 2 else cond.without_clip(encoder, dropped)
+    if without_prompt:
+        if uncond is None:
+            expected = "text encoders, or without_prompt = 0"
+            complaint = Complaint("without_prompt", "nothing says what the empty prompt is", expected)
+            raise DataError("A batch cannot be put together.", [complaint])
+        cond = cond.where(place.uniform("prompts", x0) >= without_prompt, uncond.repeated(len(x0)))
     return Batch(noise=place.normal("start", x0.shape[1:], x0), cond=cond, x0=x0, samples=place.samples)
 
 

@@ -34,7 +34,7 @@ class Sampler:
     Attributes:
         network: ``(x, t, cond) -> v``.
         levels: from 1 down to 0, Euler steps between them.
-        encode: prompts to conditioning.
+        encode: what is asked for, prompts most often, to conditioning.
         shape: of a latent, ``(channels, height, width)``.
         guidance: 1 for none.
         without_t5: T5's tokens as zeros.
@@ -43,14 +43,14 @@ class Sampler:
 
     network: Velocity
     levels: Sequence[float]
-    encode: Callable[[Sequence[str]], Conditioning]
+    encode: Callable[[Sequence[Any]], Conditioning]
     shape: tuple[int, int, int]
     guidance: float = 1.0
     without_t5: bool = False
     seed: int = 0
 
     @torch.no_grad()
-    def latents(self, prompts: Sequence[str], first: int = 0) -> Tensor:
+    def latents(self, prompts: Sequence[Any], first: int = 0) -> Tensor:
         """Latents of prompts, ``[prompts, channels, height, width]``, as the transformer sees them.
 
         Args:

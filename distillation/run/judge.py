@@ -75,7 +75,7 @@ def _near(sampler: Sampler, teacher: Sampler, site: Site, count: int, first: int
     signal = error = 0.0
     for start in range(0, count, BATCH):
         site.stop.check()
-        prompts = site.prompts(range(first + start, first + min(start + BATCH, count)))
+        prompts = site.asked(range(first + start, first + min(start + BATCH, count)))
         wanted, got = teacher.latents(prompts, start), sampler.latents(prompts, start)
         signal, error = signal + float(wanted.square().sum()), error + float((wanted - got).square().sum())
     decibels = 10 * float(torch.log10(torch.tensor(signal / max(error, 1e-30))))

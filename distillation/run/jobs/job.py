@@ -12,18 +12,18 @@ from torch import Tensor
 
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
+from distillation.data.batches import conditioning
 from distillation.data.order import numbers_of
 from distillation.data.settings import ShapesData
 from distillation.data.source import Source
 from distillation.networks.conditioning import Conditioning, TextEncoders
 from distillation.recipe import Recipe
 from distillation.run.cache import Kept, keep
-from distillation.run.lineage import Lineage
+from distillation.run.lineage import CLIPS, Lineage
 from distillation.run.processes import Processes
 from distillation.run.records import Display
 from distillation.run.signals import Stop
 from distillation.stages import Stage
-from exporters.errors import InputError
 
 __all__ = ["Job", "Site"]
 
@@ -93,32 +93,35 @@ class Site:
             return [(step * stage.batch + sample) % len(self.source) for sample in samples]
         return numbers_of(step, stage.batch, samples, len(self.source), self.recipe.seed)
 
+    def within(self, numbers: Sequence[int]) -> list[int]:
+        """Numbers of samples, begun anew where the source ends."""
+        return [number % len(self.source) for number in numbers]
+
+    def told(self, encoders: TextEncoders | None, numbers: Sequence[int]) -> Conditioning:
+        """What the networks are told of some samples, where they compute."""
+        return conditioning(self.source, self.within(numbers), encoders).to(self.like)
+
     def prompts(self, numbers: Sequence[int]) -> list[str]:
-        """The prompts of some of the source's samples.
+        """The prompts of some samples."""
+        return [self.source.prompt(number) or "" for number in self.within(numbers)]
 
-        Raises:
-            InputError: the source has none.
+    def asked(self, numbers: Sequence[int]) -> Sequence[Any]:
+        """What a network is asked to draw: prompts, or numbers of samples whose embeddings are held."""
+        return self.within(numbers) if self.source.has_embeddings else self.prompts(numbers)
+
+    def encoders(self, width: int) -> TextEncoders | None:
+        """The text encoders that the networks are told by; none where the data hold embeddings.
+
+        Args:
+            width: of their tokens, the transformer's ``joint_attention_dim``.
         """
-        said = [self.source.prompt(number % len(self.source)) for number in numbers]
-        if any(prompt is None for prompt in said):
-            raise InputError("The data hold no prompts, and the stage tells its networks some.")
-        return [str(prompt) for prompt in said]
+        return None if self.source.has_embeddings else self.here(self.lineage.text_encoders(width))
 
-    def conditioning(self, encoders: TextEncoders | None, numbers: Sequence[int]) -> Conditioning:
-        """What the networks are told of some samples: from the encoders, or as the source holds it.
-
-        Raises:
-            InputError: there is neither.
-        """
-        if encoders is not None:
-            cond: Conditioning = encoders(self.prompts(numbers))
-            return cond
-        parts = [self.source.embeddings(number % len(self.source)) for number in numbers]
-        if any(part is None for part in parts):
-            raise InputError("There are neither text encoders nor embeddings to tell the networks their prompts.")
-        held = [part for part in parts if part is not None]
-        tokens, pooled = torch.stack([part[0] for part in held]), torch.stack([part[1] for part in held])
-        return Conditioning(tokens.to(self.like), pooled.to(self.like), held[0][2])
+    def untold(self, encoders: TextEncoders | None, width: int) -> Conditioning | None:
+        """The empty prompt; none where there are no text encoders at all."""
+        if encoders is None and not self.lineage.has(CLIPS[0]):
+            return None
+        return (encoders or self.here(self.lineage.text_encoders(width)))([""])
 
     def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
         """What is computed once for some samples, or was."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distillation.batches import Batch, Networks
+from distillation.data.batches import latent_batch, latents, picture_batch
 from distillation.data.settings import ShapesData
-from distillation.networks.conditioning import Conditioning
 from distillation.networks.roles import VelocityTransformer
 from distillation.run.jobs.job import Job, Site
 from distillation.run.lineage import CLIPS, T5
@@ -22,7 +22,7 @@ from distillation.world.text import targets
 from exporters.errors import InputError
 from exporters.student.student import TOKENIZERS
 
-__all__ = ["autoencoder_job", "pictures", "teacher_job", "text_job"]
+__all__ = ["autoencoder_job", "teacher_job", "text_job"]
 
 SCALED_BY = 512
 """Pictures whose latents tell mean and standard deviation."""
@@ -58,13 +58,12 @@ def autoencoder_job(stage: VaeStage, site: Site) -> Job:
 
     def batches(step: int) -> Batch:
         numbers = site.numbers(stage, step)
-        x0 = pictures(site, numbers).to(site.like)
-        return Batch(noise=torch.empty(len(numbers), 0), x0=x0, samples=site.place(stage, step).samples)
+        return picture_batch(site.source, numbers, site.place(stage, step).samples).to(site.like)
 
     def write(folder: Path) -> None:
         with torch.no_grad():
             latents = torch.cat(
-                [student.encode(pictures(site, range(i, i + 32)).to(site.like)).latent_dist.mean for i in range(0, SCALED_BY, 32)]
+                [student.encode(_pictures(site, range(i, i + 32))).latent_dist.mean for i in range(0, SCALED_BY, 32)]
             )
         # to mean 0 and standard deviation 1, as the transformer wants them
         student.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
@@ -81,44 +80,22 @@ def teacher_job(stage: FlowStage, site: Site) -> Job:
     else:
         transformer = _from_nothing(lambda: world.transformer(stage.layers), stage, site)
     student = VelocityTransformer(site.here(transformer).train().requires_grad_(True), half=site.recipe.half)
-    encoders = (
-        None if site.source.has_embeddings else site.here(site.lineage.text_encoders(transformer.config.joint_attention_dim))
-    )
-    uncond = None if encoders is None else encoders([""])
-    latents = _latents(stage, site)
+    width = transformer.config.joint_attention_dim
+    encoders = site.encoders(width)
+    uncond = site.untold(encoders, width)
+    kept = _latents(stage, site)
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
-        numbers = site.numbers(stage, step) if latents is None else place.integers("pictures", latents.count).tolist()
-        x0 = latents[numbers] if latents is not None else torch.stack([_latent(site, number) for number in numbers])
-        x0 = x0.to(site.like)
-        cond = site.conditioning(encoders, numbers)
-        for encoder, share in enumerate(stage.without):
-            if share:
-                dropped = place.uniform(f"encoder {encoder}", site.like) < share
-                cond = cond.without_t5(dropped) if encoder == 2 else cond.without_clip(encoder, dropped)
-        if uncond is not None:
-            cond = _untold(cond, uncond, place.uniform("prompts", site.like) < stage.without_prompt)
-        return Batch(noise=place.normal("start", x0.shape[1:], site.like), cond=cond, x0=x0, samples=place.samples)
+        numbers = site.numbers(stage, step) if kept is None else place.integers("pictures", kept.count).tolist()
+        x0 = latents(site.source, numbers) if kept is None else kept[numbers]
+        cond = site.told(encoders, numbers)
+        return latent_batch(x0.to(site.like), cond, uncond, place, without_prompt=stage.without_prompt, without=stage.without)
 
     def write(folder: Path) -> None:
         student.transformer.save_pretrained(folder / "transformer")
 
     return Job(Networks(student), batches, write)
-
-
-def pictures(site: Site, numbers: Any) -> Tensor:
-    """Some of the source's pictures, ``[numbers, 3, height, width]`` in [-1, 1].
-
-    Raises:
-        InputError: the source has none.
-    """
-    taken = [site.source.picture(number % len(site.source)) for number in numbers]
-    if any(picture is None for picture in taken):
-        raise InputError(
-            "The data hold no pictures, and the stage learns from some.", remedy="[data] kind = 'folder' or 'shards'"
-        )
-    return torch.stack([picture for picture in taken if picture is not None])
 
 
 def _latents(stage: FlowStage, site: Site) -> Any:
@@ -130,7 +107,7 @@ def _latents(stage: FlowStage, site: Site) -> Any:
 
     @torch.no_grad()
     def compute(numbers: range) -> Tensor:
-        latents: Tensor = (vae.encode(pictures(site, numbers).to(site.like)).latent_dist.mean - shift) * scale
+        latents: Tensor = (vae.encode(_pictures(site, numbers)).latent_dist.mean - shift) * scale
         return latents
 
     count = min(stage.pictures, len(site.source))
@@ -138,15 +115,10 @@ def _latents(stage: FlowStage, site: Site) -> Any:
     return site.kept(f"latents-{name}", count, compute)
 
 
-def _latent(site: Site, number: int) -> Tensor:
-    latent = site.source.latent(number % len(site.source))
-    if latent is None:
-        raise InputError(f"Sample {number} of the data has no latent.")
-    return latent.float()
-
-
-def _untold(cond: Conditioning, uncond: Conditioning, untold: Tensor) -> Conditioning:
-    return cond.where(~untold, uncond.repeated(len(untold)))
+def _pictures(site: Site, numbers: range) -> Tensor:
+    x0 = picture_batch(site.source, site.within(numbers)).x0
+    assert x0 is not None
+    return x0.to(site.like)
 
 
 def _of_the_world(stage: AnyStage, site: Site) -> None:

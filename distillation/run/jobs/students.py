@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillation.batches import Batch, Networks
 from distillation.levels import checked, substeps
+from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import quantize, weights_behind
 from distillation.networks.roles import VelocityTransformer
@@ -52,8 +53,7 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
     """Two branches become one network, at the ratio that does best on prompts of its own."""
     low, high = (_velocity(site, branch) for branch in site.branches)
     student = _velocity(site, site.lineage)
-    encoders = _encoders(site, student)
-    sampler = Sampler(student, stage.levels, encoders, latent_shape(student), seed=site.recipe.seed + 1)
+    sampler = Sampler(student, stage.levels, _encode(site, student), latent_shape(student), seed=site.recipe.seed + 1)
 
     def write(folder: Path) -> None:
         scores: dict[float, float] = {}
@@ -95,7 +95,7 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
 
     velocity = _velocity(site, site.lineage)
     vae = site.here(site.lineage.component("vae"))
-    encoders, levels = _encoders(site, velocity), checked(stage.levels, f"stage {stage.name}")
+    levels = checked(stage.levels, f"stage {stage.name}")
     torch.manual_seed(site.recipe.seed)
     tiny: Any = AutoencoderTiny(
         latent_channels=velocity.transformer.config.in_channels,
@@ -107,9 +107,9 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
         shift_factor=0.0,
     )
     student = site.here(tiny.train())
-    sampler = Sampler(velocity, levels, encoders, latent_shape(velocity), seed=site.recipe.seed)
+    sampler = Sampler(velocity, levels, _encode(site, velocity), latent_shape(velocity), seed=site.recipe.seed)
     name = hashlib.sha256(f"{site.origin} {levels}".encode()).hexdigest()[:16]
-    drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.prompts(numbers), numbers.start))
+    drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
@@ -136,16 +136,19 @@ def _learning(velocity: VelocityTransformer) -> VelocityTransformer:
     return velocity.train().requires_grad_(True)
 
 
-def _encoders(site: Site, velocity: VelocityTransformer) -> Any:
-    if site.source.has_embeddings:
-        return None
-    return site.here(site.lineage.text_encoders(velocity.transformer.config.joint_attention_dim))
+def _encode(site: Site, velocity: VelocityTransformer) -> Callable[[Sequence[Any]], Conditioning]:
+    """What a network is told of what :meth:`Site.asked` gives: prompts, or numbers of samples whose embeddings are held."""
+    encoders = site.encoders(velocity.transformer.config.joint_attention_dim)
+    return encoders if encoders is not None else lambda numbers: site.told(None, numbers)
 
 
 def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> Callable[[int], Batch]:
     """Batches of prompts: the student is not always told T5's part, the teacher is."""
-    encoders, shape = _encoders(site, teacher), latent_shape(teacher)
-    uncond = encoders([""]) if encoders is not None and stage.guidance != 1 else None
+    shape, width = latent_shape(teacher), teacher.transformer.config.joint_attention_dim
+    encoders = site.encoders(width)
+    uncond = site.untold(encoders, width) if stage.guidance != 1 else None
+    if uncond is None and stage.guidance != 1:
+        raise InputError(f"stage {stage.name}: guidance needs the empty prompt, and there are no text encoders.")
     levels = checked(stage.levels, f"stage {stage.name}")
     nodes = checked(stage.nodes, f"stage {stage.name}: nodes") if stage.nodes else levels
     own = [nodes.index(level) for level in levels]
@@ -160,7 +163,7 @@ def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> C
             numbers = place.integers("trajectories", kept.count).tolist()
             noise = _start(site, numbers, shape)
             states = torch.cat([noise[:, None], kept[numbers].to(site.like)], 1)[:, own]
-        cond = site.conditioning(encoders, numbers)
+        cond = site.told(encoders, numbers)
         told = cond.without_t5(place.uniform("t5", site.like) < stage.without_t5) if stage.without_t5 else cond
         return Batch(
             noise=noise,
@@ -189,7 +192,7 @@ def _trajectories(
     shape = latent_shape(teacher)
 
     def compute(numbers: range) -> Tensor:
-        cond = site.conditioning(encoders, list(numbers))
+        cond = site.told(encoders, numbers)
         empty = None if uncond is None else uncond.repeated(len(numbers))
         guided = trajectory.teacher_velocity(teacher, empty, stage.guidance)
         return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distillation.counters import Counter
-from distillation.data.batches import conditioning, latent_batch, picture_batch
+from distillation.data.batches import conditioning, latent_batch, latents, picture_batch
 from distillation.data.open import open_source
 from distillation.data.order import numbers_of
 from distillation.data.settings import ShapesData
@@ -54,13 +54,16 @@ UNCOND = Conditioning(torch.full((1, 3, 1), -1.0), torch.full((1, 1), -1.0), 2)
 def test_a_batch_for_a_teacher(embedded: bool) -> None:
     place = Counter(0, "teacher", 0, range(400))
     numbers = numbers_of(0, 400, range(400), 10, 0)
-    batch = latent_batch(Numbers(embedded), numbers, None if embedded else encoder, UNCOND, place, dropped=0.1, without_t5=0.4)
+    source = Numbers(embedded)
+    cond = conditioning(source, numbers, None if embedded else encoder)
+    batch = latent_batch(latents(source, numbers), cond, UNCOND, place, without_prompt=0.1, without=(0, 0, 0.4))
     assert batch.x0 is not None
     assert batch.x0.flatten().tolist() == numbers
     told = batch.cond.pooled[:, 0] >= 0
     assert torch.equal(batch.cond.pooled[told, 0], batch.x0[told].flatten() + 1)
     assert abs((~told).float().mean().item() - 0.1) < 4 * (0.09 / 400) ** 0.5
-    assert abs((batch.cond.tokens[:, 2] == 0).float().mean().item() - 0.4) < 4 * (0.24 / 400) ** 0.5
+    dropped = (batch.cond.tokens[told, 2] == 0).float().mean().item()  # the empty prompt keeps its own
+    assert abs(dropped - 0.4) < 4 * (0.24 / 360) ** 0.5
     assert (batch.cond.tokens[:, :2] != 0).all()
     assert batch.noise.shape == (400, 1, 1, 1)
 
@@ -81,7 +84,9 @@ def test_what_a_source_has_not(tmp_path: Path) -> None:
     shapes, numbers = open_source(ShapesData(count=5), tmp_path), Numbers(has_embeddings=False)
     place = Counter(0, "teacher", 0, range(2))
     with pytest.raises(DataError, match="has no latents"):
-        latent_batch(shapes, [0, 1], encoder, UNCOND, place, dropped=0, without_t5=0)
+        latents(shapes, [0, 1])
+    with pytest.raises(DataError, match="nothing says what the empty prompt is"):
+        latent_batch(torch.zeros(2, 1, 1, 1), encoder(["caption 0", "caption 1"]), None, place, without_prompt=0.1)
     with pytest.raises(DataError, match="has no pictures"):
         picture_batch(numbers, [0, 1])
     with pytest.raises(DataError, match="has nothing that can be told"):
