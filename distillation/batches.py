@@ -82,10 +82,8 @@ class Batch:
 
     def to(self, like: Tensor) -> Batch:
         """Its tensors on the device of another, which is in fp32 as they are."""
-        moved = {
-            name: part if part is None else part.to(like) for name in ("noise", "x0", "states") for part in (getattr(self, name),)
-        }
-        return replace(self, **moved)
+        x0, states = (None if part is None else part.to(like) for part in (self.x0, self.states))
+        return replace(self, noise=self.noise.to(like), x0=x0, states=states)
 
     @property
     def numbers(self) -> Sequence[int]:

@@ -55,6 +55,23 @@ class T5Shape:
 
 
 @dataclass(frozen=True)
+class TinyVaeShape:
+    """An ``AutoencoderTiny``.
+
+    Attributes:
+        encoder_width: channels of its encoder, at every level.
+        decoder_width: of its decoder.
+        encoder_blocks: blocks of the encoder's levels, the largest picture first.
+        decoder_blocks: of the decoder's, the latents first.
+    """
+
+    encoder_width: int
+    decoder_width: int
+    encoder_blocks: tuple[int, int, int, int]
+    decoder_blocks: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class StudentShape:
     """Everything that sizes a student.
 
@@ -73,6 +90,7 @@ class StudentShape:
         vae_channels: channels of the VAE's levels.
         vae_layers: residual blocks of a level.
         vae_groups: groups of its norms.
+        tiny_vae: an ``AutoencoderTiny`` in that VAE's place.
         dtype: how weights are stored.
     """
 
@@ -90,6 +108,7 @@ class StudentShape:
     vae_channels: tuple[int, int, int, int]
     vae_layers: int
     vae_groups: int
+    tiny_vae: TinyVaeShape | None = None
     dtype: Dtype = "fp16"
 
     def __post_init__(self) -> None:
@@ -147,14 +166,18 @@ PRESETS = {
     "mid": replace(_FULL, layers=6, dual_layers=4, t5=None),
     "full": _FULL,
 }
+_TAESD3 = TinyVaeShape(64, 64, (1, 3, 3, 3), (3, 3, 3, 1))  # huggingface.co/madebyollin/taesd3, config.json
+TINY_VAES = {"tiny": TinyVaeShape(8, 12, (1, 1, 2, 0), (2, 1, 1, 1)), "mid": _TAESD3, "full": _TAESD3}
+"""The ``AutoencoderTiny`` of each preset."""
 
 
-def preset_shape(name: str, t5: bool | None = None, **changes: Any) -> StudentShape:
+def preset_shape(name: str, t5: bool | None = None, tiny_decoder: bool = False, **changes: Any) -> StudentShape:
     """A preset with some of its sizes changed.
 
     Args:
         name: a key of :data:`PRESETS`.
         t5: with or without the third text encoder; by default as the preset has it.
+        tiny_decoder: an ``AutoencoderTiny`` (:data:`TINY_VAES`) in the VAE's place.
         changes: other fields of :class:`StudentShape`. Where only the layers change, no more of them have dual attention than
             there are.
 
@@ -164,6 +187,8 @@ def preset_shape(name: str, t5: bool | None = None, **changes: Any) -> StudentSh
     shape = PRESETS[name]
     if t5 is not None:
         changes["t5"] = (shape.t5 or PRESETS["full"].t5) if t5 else None
+    if tiny_decoder:
+        changes["tiny_vae"] = TINY_VAES[name]
     changes.setdefault("dual_layers", min(shape.dual_layers, changes.get("layers", shape.layers)))
     return replace(shape, **changes)
 
@@ -247,7 +272,7 @@ def _configs(shape: StudentShape) -> dict[str, dict[str, Any]]:
         "text_encoder": _clip_config(shape.clip, pad=shape.clip.vocab - 1),
         "text_encoder_2": _clip_config(shape.clip_2, pad=0),
         "transformer": _transformer_config(shape),
-        "vae": _vae_config(shape),
+        "vae": _vae_config(shape) if shape.tiny_vae is None else _tiny_vae_config(shape.tiny_vae),
     }
     return configs | ({"text_encoder_3": _t5_config(shape.t5, shape.joint)} if shape.t5 else {})
 
@@ -330,6 +355,28 @@ def _vae_config(shape: StudentShape) -> dict[str, Any]:
         "scaling_factor": 1.5305,
         "shift_factor": 0.0609,
         "force_upcast": True,
+    }
+
+
+def _tiny_vae_config(vae: TinyVaeShape) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderTiny",
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 16,
+        "encoder_block_out_channels": [vae.encoder_width] * 4,
+        "decoder_block_out_channels": [vae.decoder_width] * 4,
+        "block_out_channels": [vae.decoder_width] * 4,
+        "num_encoder_blocks": list(vae.encoder_blocks),
+        "num_decoder_blocks": list(vae.decoder_blocks),
+        "act_fn": "relu",
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+        "latent_magnitude": 3,
+        "latent_shift": 0.5,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "force_upcast": False,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from exporters.student.weights.templates import component_class
+from exporters.student.classes import component_class
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 _DTYPES: dict[Dtype, tuple[str, np.dtype[Any]]] = {
@@ -69,19 +69,19 @@ def _header(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_index(folder: Path, components: Iterable[str]) -> None:
+def write_index(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Write ``model_index.json``, which lists the components and the tokenizers that lie in the folder.
 
     Args:
         folder: the student's.
-        components: names of those that it has.
+        configs: of the components that it has.
     """
     index: dict[str, Any] = {
         "_class_name": "StableDiffusion3Pipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     }
-    for component in components:
-        index[component] = ["diffusers" if component in _DIFFUSERS else "transformers", component_class(component)]
+    for component, config in configs.items():
+        index[component] = ["diffusers" if component in _DIFFUSERS else "transformers", component_class(component, config)]
     for name, kind in _TOKENIZERS.items():
         index[name] = ["transformers", kind] if (folder / name).exists() else [None, None]
     index.setdefault("text_encoder_3", [None, None])

@@ -27,17 +27,18 @@ from deploy.bundle.seal import record_file
 from deploy.page.chromium import BrowserError, find_chromium
 from deploy.page.page import write_page
 from deploy.page.vendor import check_web_runtime
-from distillation.random_students import PRESETS, StudentShape, make_student
+from distillation.random_students import PRESETS, TINY_VAES, StudentShape, make_student
 from exporters.student.open import open_student
 from exporters.student.student import Student
 
 ROOT = Path(__file__).parents[1]
 TINY = PRESETS["tiny"]
-# Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type.
+# Shapes that are not the built-in student's: depth, QK-norm, dual attention, T5, head width, stored type, the VAE's class.
 SHAPES: dict[str, StudentShape] = {
     "tiny": TINY,
     "no qk_norm, no dual": replace(TINY, layers=2, dual_layers=0, qk_norm=False, t5=None),
     "all dual, bf16": replace(TINY, layers=2, heads=2, head_dim=32, dual_layers=2, dtype="bf16"),
+    "tiny decoder": replace(TINY, tiny_vae=TINY_VAES["tiny"]),  # all but its VAE is traced as the first one's
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.layouts.spec import GraphOptions
+from exporters.student.classes import component_class
 from exporters.student.defaults import read_json
 from exporters.student.student import Student
 from exporters.student.tokenizers import Tokenizers
@@ -67,7 +68,7 @@ def _optimum_files(student: Student, options: GraphOptions, tokenizers: Tokenize
         "tokenizer_2": ["transformers", "CLIPTokenizerFast"],
         "tokenizer_3": ["transformers", "T5TokenizerFast"] if options.keep_t5 else [None, None],
         "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", component_class("vae", student.configs["vae"])],
     }
     files["model_index.json"] = _json(index)
     for name, folder, tokenizer in tokenizers:

@@ -50,6 +50,8 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
 
 def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
     """A student's components with parameters, bytes and types, and how it wants to be run."""
+    from exporters.student.classes import component_class
+
     student, notes = _open_for_inspection(path, variant)
     if student.adapters and not ignore_lora:
         notes.append("Whatever takes a student refuses this one for its LoRA, unless --ignore-lora is given")
@@ -64,7 +66,7 @@ def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = 
                 "types": sorted({str(w.dtype) for w in weights.values()}),
             }
         )
-    transformer, defaults = student.configs["transformer"], student.defaults
+    transformer, vae, defaults = student.configs["transformer"], student.configs["vae"], student.defaults
     keys = (
         "num_layers",
         "num_attention_heads",
@@ -80,6 +82,7 @@ def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = 
         "parameters": sum(c["parameters"] for c in components),
         "bytes": sum(c["bytes"] for c in components),
         "transformer": {key: transformer[key] for key in keys},
+        "vae": {"class": component_class("vae", vae)} | {key: vae[key] for key in ("scaling_factor", "shift_factor")},
         "defaults": {name: getattr(defaults, name) for name in defaults.__dataclass_fields__},
         "scheduler": {
             key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")
@@ -129,7 +132,7 @@ def _render_student(content: dict[str, Any]) -> list[str]:
     lines = [f"student {content['path']}", "", *table(rows), ""]
     lines += [
         f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
-        for title in ("transformer", "scheduler", "defaults")
+        for title in ("transformer", "vae", "scheduler", "defaults")
     ]
     return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
 

@@ -250,6 +250,9 @@ def make_student(
     t5: Annotated[
         bool | None, typer.Option("--t5/--no-t5", help="With or without the third text encoder.", show_default=False)
     ] = None,
+    tiny_decoder: Annotated[
+        bool, typer.Option("--tiny-decoder", help="A small VAE (AutoencoderTiny; mid and full: of TAESD3's shape).")
+    ] = False,
     dtype: Annotated[
         Literal["fp16", "bf16", "fp32"] | None,
         typer.Option(help="How weights are stored. Default: the preset's.", show_default=False),
@@ -267,7 +270,10 @@ def make_student(
 
     changes = {"layers": layers, "heads": heads, "head_dim": head_dim, "dual_layers": dual_layers, "qk_norm": qk_norm}
     shape = preset_shape(
-        preset, t5=t5, **{name: value for name, value in (changes | {"dtype": dtype}).items() if value is not None}
+        preset,
+        t5=t5,
+        tiny_decoder=tiny_decoder,
+        **{name: value for name, value in (changes | {"dtype": dtype}).items() if value is not None},
     )
     with Bars(messages) as bars:
         make(shape, output, seed, bars.total("weights"))

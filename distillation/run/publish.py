@@ -55,18 +55,20 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
     stage = recipe.stage(student.stage)
     components = [name for name in (*CLIPS, T5, "transformer", "vae") if lineage.has(name)]
     with new_folder(folder, replace=True) as draft:
+        configs = {}
         for name in components:
             config, tensors = _component(lineage, name)
             shapes = {key: shape for key, (shape, _) in tensors.items()}
             if "dtype" in config:
                 config["dtype"] = _NAMES[student.dtype]
+            configs[name] = config
             write_component(draft / name, config, shapes, {key: chunks for key, (_, chunks) in tensors.items()}, student.dtype)
             if name in TOKENIZERS:
                 _copy_tokenizer(lineage, name, draft / TOKENIZERS[name])
         scheduler = _scheduler(lineage)
         (draft / "scheduler").mkdir()
         write_text(draft / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2))
-        write_index(draft, components)
+        write_index(draft, configs)
         write_text(draft / "student.json", json.dumps(_defaults(recipe, stage, lineage, scheduler), indent=2))
         write_text(draft / PROVENANCE, json.dumps(told, indent=2))
         if (profile := lineage.results[0] / "profile.toml").is_file():

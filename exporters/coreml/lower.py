@@ -430,6 +430,8 @@ LOWERED: dict[str, Lower] = {
     "Equal": _elementwise(mb.equal, np.equal),
     "Greater": _elementwise(mb.greater, np.greater),
     "Sigmoid": _unary(mb.sigmoid),
+    "Tanh": _unary(mb.tanh),
+    "Relu": _unary(mb.relu),
     "Sin": _unary(mb.sin),
     "Cos": _unary(mb.cos),
     "Gelu": _gelu,

@@ -7,10 +7,13 @@ output is ``out_sample``: named ``out_hidden_states``, optimum-onnx's IO binding
 from __future__ import annotations
 
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec, Port, weights_of
+from exporters.student.classes import component_class
 from exporters.student.student import Student
 
 _PICTURE = ("batch", 3, "height", "width")
 _IDS = Port("input_ids", "int64", ("batch", "sequence"))
+_ENCODED = {"AutoencoderKL": ("latent_parameters", 2), "AutoencoderTiny": ("latent_sample", 1)}
+"""What a VAE's encoder returns, and of how many times the latents' channels: a law (mean, log-variance) or the latents."""
 
 
 def optimum_graphs(student: Student, options: GraphOptions) -> list[GraphSpec]:
@@ -105,13 +108,14 @@ def _vae_encoder(student: Student, options: GraphOptions) -> GraphSpec:
     from exporters.restructure.vae import VaeEncoder
 
     config = student.configs["vae"]
+    channels = config.get("encoder_block_out_channels", config["block_out_channels"])
     return GraphSpec(
         name="vae_encoder",
         path="vae_encoder/model.onnx",
         components=("vae",),
         inputs=(Port("sample", "float32", _PICTURE),),
-        outputs=(_latents(student, "latent_parameters", 2),),
+        outputs=(_latents(student, *_ENCODED[component_class("vae", config)]),),
         module=lambda: VaeEncoder(config),
         weights=weights_of(student, "vae"),
-        largest_activation=options.height * options.width * config["block_out_channels"][0],
+        largest_activation=options.height * options.width * channels[0],
     )

@@ -80,7 +80,10 @@ def smooth_picture(options: GraphOptions) -> np.ndarray:
 
 def encoded_picture(models: Mapping[str, Any], options: GraphOptions) -> np.ndarray:
     """What the VAE's encoder makes of a picture, as a decoder takes it: ``[1, channels, height / 8, width / 8]``."""
-    latents: np.ndarray = models["vae"].encode(torch.from_numpy(smooth_picture(options))).latent_dist.mode().numpy()
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img import retrieve_latents
+
+    encoded = models["vae"].encode(torch.from_numpy(smooth_picture(options)))
+    latents: np.ndarray = retrieve_latents(encoded, sample_mode="argmax").numpy()
     return latents
 
 

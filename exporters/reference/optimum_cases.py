@@ -63,8 +63,9 @@ def _vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOpti
     size = (1, 3, options.height, options.width)
     cases = []
     for picture in [smooth_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]:
-        moments = models["vae"].encode(torch.from_numpy(picture)).latent_dist.parameters
-        cases.append(Case({"sample": picture}, [moments.numpy()]))
+        encoded = models["vae"].encode(torch.from_numpy(picture))
+        values = encoded.latents if "latents" in encoded else encoded.latent_dist.parameters
+        cases.append(Case({"sample": picture}, [values.numpy()]))
     return cases
 
 

@@ -1,7 +1,8 @@
 """The VAE's decoder and encoder, as diffusers computes them, with the latent's scaling and shift folded in.
 
-The networks are diffusers' own ``AutoencoderKL`` halves; their one attention is made an opaque operation so that every
-exporter can choose its kernel. The picture comes out in [0, 1], as ``VaeImageProcessor.postprocess`` makes it.
+The networks are the halves of diffusers' own ``AutoencoderKL`` or ``AutoencoderTiny``; the one attention of the former is made an
+opaque operation so that every exporter can choose its kernel. The latter's decoder clamps its latents (``3 tanh(x / 3)``) and
+moves its picture from [0, 1] to [-1, 1] itself. The picture comes out in [0, 1], as ``VaeImageProcessor.postprocess`` makes it.
 
 Scaling and shift stay two operations on the small latent. Folding them into the first convolution would be wrong at the
 picture's border, where the convolution's padding is zero after the shift, not before it.
@@ -9,11 +10,14 @@ picture's border, where the convolution's padding is zero after the shift, not b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from exporters.restructure.attention import attend
@@ -80,8 +84,11 @@ def _staged_mean(rows: Tensor) -> Tensor:
     return rows.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
-_STREAM_BEGINS = ("conv_in", "conv_shortcut", "conv")
-"""Convolutions whose results are the residual stream: the first, those beside a block, and those that resample."""
+_STREAM_BEGINS = re.compile(r"\.(conv_in|conv_shortcut|conv|layers\.\d+)$")
+"""Convolutions whose results are the residual stream: the first, those beside a block, and those that resample.
+
+In an ``AutoencoderTiny`` they are the layers that are convolutions; those of its blocks are ``layers.N.conv.N``.
+"""
 
 
 def _own_form(name: str, layer: nn.Module) -> nn.Module:
@@ -93,7 +100,7 @@ def _own_form(name: str, layer: nn.Module) -> nn.Module:
     if type(layer) is nn.Conv2d:
         where: Any = {"stride": layer.stride, "padding": layer.padding}
         conv = Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, bias=layer.bias is not None, **where)  # type: ignore[arg-type]
-        conv.begins_stream = name in _STREAM_BEGINS
+        conv.begins_stream = _STREAM_BEGINS.search(name) is not None
         return conv
     return layer
 
@@ -102,15 +109,16 @@ class _VaeHalf(RestructuredModule):
     def __init__(self, config: Mapping[str, Any], half: str, quant: str) -> None:
         super().__init__()
         vae = reference_module("vae", dict(config))
-        vae.set_attn_processor(_AttentionProcessor())
         self.add_module(half, getattr(vae, half))
-        if getattr(vae, quant) is not None:
+        if getattr(vae, quant, None) is not None:
             self.add_module(quant, getattr(vae, quant))
-        for module in list(self.modules()):
-            if isinstance(module, ResnetBlock2D):
+        for prefix, module in list(self.named_modules()):
+            if isinstance(module, Attention):
+                module.set_processor(_AttentionProcessor())  # type: ignore[arg-type]
+            if isinstance(module, ResnetBlock2D | AutoencoderTinyBlock):
                 module.recomputed = True  # type: ignore[assignment]
             for name, child in list(module.named_children()):
-                setattr(module, name, _own_form(name, child))
+                setattr(module, name, _own_form(f"{prefix}.{name}", child))
 
 
 class VaeDecoder(_VaeHalf):
@@ -135,14 +143,17 @@ class VaeDecoder(_VaeHalf):
 
 
 class VaeEncoder(_VaeHalf):
-    """Picture in [-1, 1] to the latents' mean and log-variance, for the ``optimum`` layout."""
+    """Picture in [-1, 1] to what the VAE says of its latents, for the ``optimum`` layout.
+
+    That is their mean and log-variance, or of an ``AutoencoderTiny`` the latents themselves.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config, "encoder", "quant_conv")
 
     def forward(self, sample: Tensor) -> Tensor:
-        """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 latent_channels, height, width]``."""
-        moments = self.encoder(sample)
+        """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 or 1 times latent_channels, height, width]``."""
+        encoded = self.encoder(sample)
         if "quant_conv" in dict(self.named_children()):
-            moments = self.quant_conv(moments)
-        return moments.to(torch.float32)
+            encoded = self.quant_conv(encoded)
+        return encoded.to(torch.float32)

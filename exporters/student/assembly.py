@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from exporters.errors import Complaint, StudentError
-from exporters.student.configs import check_config, check_values
+from exporters.student.configs import check_class, check_config, check_values
 from exporters.student.defaults import StudentDefaults, read_defaults, read_json
 from exporters.student.guidance import card_of, guidance_note, names_of
 from exporters.student.structure import check_fit, check_scheduler, check_tokenizer
@@ -39,8 +40,8 @@ class Given:
 class _Parts:
     """What has been read so far, and what is wrong with it."""
 
-    def __init__(self, source: StudentSource, folder: Path, given: Given | None) -> None:
-        self.source, self.folder, self.given = source, folder, given or Given({})
+    def __init__(self, source: StudentSource, folder: Path, given: Given | None, listed: Mapping[str, str]) -> None:
+        self.source, self.folder, self.given, self.listed = source, folder, given or Given({}), listed
         self.configs: dict[str, dict[str, Any]] = {}
         self.stored: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, Weight]] = {}
@@ -63,7 +64,7 @@ class _Parts:
                 self.files += opened.files
                 self.notes += opened.notes
             self.stored[component] = self.configs[component]
-            self.complain(_check_component(component, self.configs, self.weights))
+            self.complain(_check_component(component, self.configs, self.weights, self.listed.get(component, "")))
             if component in TOKENIZERS:
                 check_tokenizer(self.folder / TOKENIZERS[component])
         except StudentError as error:
@@ -93,7 +94,12 @@ class _Parts:
 
 
 def assemble(
-    source: StudentSource, folder: Path, components: Iterable[str], notes: Sequence[str] = (), given: Given | None = None
+    source: StudentSource,
+    folder: Path,
+    components: Iterable[str],
+    notes: Sequence[str] = (),
+    given: Given | None = None,
+    listed: Mapping[str, str] = MappingProxyType({}),
 ) -> Student:
     """Read the components from ``folder`` but those that are ``given``, check all, and make the student.
 
@@ -103,11 +109,12 @@ def assemble(
         components: to read.
         notes: what to say already.
         given: what a single file brings.
+        listed: the classes of the components that ``model_index.json`` lists.
 
     Raises:
         StudentError: every complaint at once.
     """
-    parts = _Parts(source, folder, given)
+    parts = _Parts(source, folder, given, listed)
     for component in components:
         parts.read(component)
     variant = source.variant
@@ -161,10 +168,10 @@ def _guidance(path: Path, folder: Path, parts: _Parts, defaults: StudentDefaults
 
 
 def _check_component(
-    component: str, configs: dict[str, dict[str, Any]], weights: dict[str, dict[str, Weight]]
+    component: str, configs: dict[str, dict[str, Any]], weights: dict[str, dict[str, Weight]], listed: str
 ) -> list[Complaint]:
     """Check a configuration, fill in its defaults, and check the weights against it."""
-    if wrong := check_values(component, configs[component]):
+    if wrong := check_class(component, configs[component], listed) or check_values(component, configs[component]):
         return wrong
     configs[component] = resolve_config(component, configs[component])
     return check_config(component, configs[component]) or check_weights(component, configs[component], weights[component])

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from exporters.errors import Complaint
+from exporters.student.classes import CLASS_KEY, CLASSES, component_class
 
 LARGEST = 1 << 20
 DEEPEST = 1 << 10
@@ -24,6 +25,8 @@ Index = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Scale = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 Shift = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Levels = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
+Blocks = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=DEEPEST)], ...], msgspec.Meta(min_length=1, max_length=16)]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
 
@@ -74,11 +77,29 @@ class _Vae(msgspec.Struct):
     in_channels: Count
     out_channels: Count
     latent_channels: Count
-    block_out_channels: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
+    block_out_channels: Levels
     layers_per_block: Layers
     norm_num_groups: Count
     scaling_factor: Scale
     shift_factor: Shift | None
+
+
+class _TinyVae(msgspec.Struct):
+    """The pipeline counts on pictures twice as large from level to level; Core ML has no other resizing."""
+
+    in_channels: Literal[3]
+    out_channels: Literal[3]
+    latent_channels: Count
+    encoder_block_out_channels: Levels
+    decoder_block_out_channels: Levels
+    block_out_channels: Levels
+    num_encoder_blocks: Blocks
+    num_decoder_blocks: Blocks
+    act_fn: Literal["relu", "silu", "swish", "gelu"]
+    upsample_fn: Literal["nearest"]
+    upsampling_scaling_factor: Literal[2]
+    scaling_factor: Scale
+    shift_factor: Shift
 
 
 class _Scheduler(msgspec.Struct):
@@ -99,12 +120,12 @@ class _Scheduler(msgspec.Struct):
 
 
 _SCHEMAS: dict[str, type[msgspec.Struct]] = {
-    "text_encoder": _Clip,
-    "text_encoder_2": _Clip,
-    "text_encoder_3": _T5,
-    "transformer": _Transformer,
-    "vae": _Vae,
-    "scheduler": _Scheduler,
+    "CLIPTextModelWithProjection": _Clip,
+    "T5EncoderModel": _T5,
+    "SD3Transformer2DModel": _Transformer,
+    "AutoencoderKL": _Vae,
+    "AutoencoderTiny": _TinyVae,
+    "FlowMatchEulerDiscreteScheduler": _Scheduler,
 }
 
 
@@ -115,10 +136,25 @@ def check_config(component: str, config: Mapping[str, Any]) -> list[Complaint]:
         component: whose configuration it is, or ``scheduler``.
         config: with the defaults of its class filled in.
     """
-    required = {field.name for field in msgspec.structs.fields(_SCHEMAS[component]) if field.required}
+    name = component_class(component, config)
+    required = {field.name for field in msgspec.structs.fields(_SCHEMAS[name]) if field.required}
     complaints = [Complaint(f"{component}: {key}", "missing") for key in sorted(required - config.keys())]
     complaints += check_values(component, config)
-    return complaints or _FURTHER.get(component, lambda config: [])(config)
+    return complaints or _FURTHER.get(name, lambda config: [])(config)
+
+
+def check_class(component: str, config: Mapping[str, Any], listed: str = "") -> list[Complaint]:
+    """Complain of a component of no class that it may be of, or of another than ``model_index.json`` lists.
+
+    Args:
+        component: whose configuration it is.
+        config: as it is stored.
+        listed: the class that ``model_index.json`` lists; empty where it was not asked.
+    """
+    allowed = (listed,) if listed else CLASSES[component]
+    if (name := component_class(component, config)) in allowed:
+        return []
+    return [Complaint(f"{component}: {CLASS_KEY}", "is another class", " or ".join(allowed), name)]
 
 
 def check_values(component: str, config: Mapping[str, Any]) -> list[Complaint]:
@@ -127,7 +163,8 @@ def check_values(component: str, config: Mapping[str, Any]) -> list[Complaint]:
     Checked before a module is made of the configuration: a depth of a million would otherwise be made first.
     """
     complaints = []
-    for key, kind in get_type_hints(_SCHEMAS[component], include_extras=True).items():
+    schema = _SCHEMAS[component_class(component, config)]
+    for key, kind in get_type_hints(schema, include_extras=True).items():
         if key in config and not _fits(config[key], kind):
             complaints.append(Complaint(f"{component}: {key}", "wrong", _words(kind), repr(config[key])))
     return complaints
@@ -199,6 +236,28 @@ def _t5(config: Mapping[str, Any]) -> list[Complaint]:
     return complaints
 
 
+def _tiny_vae(config: Mapping[str, Any]) -> list[Complaint]:
+    """Its class takes widths that differ from level to level, and its forward pass then fails.
+
+    The pipeline takes the size of the latents from ``block_out_channels``, which the class has from its decoder.
+    """
+    complaints = []
+    for half in ("encoder", "decoder"):
+        key, channels = f"{half}_block_out_channels", config[f"{half}_block_out_channels"]
+        if len(set(channels)) > 1:
+            complaints.append(Complaint(f"vae: {key}", "differ from level to level", "one width", str(list(channels))))
+    decoder = config["decoder_block_out_channels"]
+    if len(config["encoder_block_out_channels"]) != len(decoder):
+        got = str(len(config["encoder_block_out_channels"]))
+        complaints.append(
+            Complaint("vae: encoder_block_out_channels", "not as many levels as the decoder", str(len(decoder)), got)
+        )
+    if list(config["block_out_channels"]) != list(decoder):
+        got = str(list(config["block_out_channels"]))
+        complaints.append(Complaint("vae: block_out_channels", "differ from decoder_block_out_channels", str(list(decoder)), got))
+    return complaints
+
+
 def _scheduler(config: Mapping[str, Any]) -> list[Complaint]:
     complaints = [
         Complaint(f"scheduler: {key}", "unknown key", "a parameter of FlowMatchEulerDiscreteScheduler")
@@ -220,9 +279,9 @@ def _foreign(keys: set[str]) -> set[str]:
 
 
 _FURTHER: dict[str, Callable[[Mapping[str, Any]], list[Complaint]]] = {
-    "transformer": _transformer,
-    "text_encoder": _clip,
-    "text_encoder_2": _clip,
-    "text_encoder_3": _t5,
-    "scheduler": _scheduler,
+    "SD3Transformer2DModel": _transformer,
+    "CLIPTextModelWithProjection": _clip,
+    "T5EncoderModel": _t5,
+    "AutoencoderTiny": _tiny_vae,
+    "FlowMatchEulerDiscreteScheduler": _scheduler,
 }

@@ -51,7 +51,8 @@ def open_source(source: StudentSource) -> Student:
     check_index(path, index)
     listed = [c for c in COMPONENTS if is_listed(index, c) and c not in source.without]
     absent = [c for c in listed if c in OPTIONAL_COMPONENTS and not has_weight_files(path / c)]
-    return assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent])
+    classes = {component: index[component][1] for component in listed}
+    return assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent], listed=classes)
 
 
 def _check_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.assembly import ABSENT, Given, assemble
+from exporters.student.configs import check_class
 from exporters.student.defaults import read_json
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student, StudentSource
@@ -180,8 +181,11 @@ def _vae(source: Mapping[str, Weight], folder: Path) -> tuple[dict[str, Any], di
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     config = infer_vae_config(source)
+    inferred = config["_class_name"]
     if (folder / "vae" / "config.json").is_file():
         config |= read_json(folder / "vae" / "config.json")
+    if wrong := check_class("vae", config, inferred):
+        raise StudentError("", wrong, "give the folder, whose VAE it is, or put the file into a folder without that one")
     return config, _convert(source, lambda rows: convert_ldm_vae_checkpoint(rows, config), "vae")
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import Complaint, StudentError
+from exporters.student.classes import CLASSES
 from exporters.student.configs import check_config
 from exporters.student.weights.recognise import file_kind
-from exporters.student.weights.templates import OPTIONAL_COMPONENTS, component_class
+from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
@@ -34,8 +35,9 @@ def check_index(folder: Path, index: dict[str, Any]) -> None:
         elif not is_listed(index, component):
             if component not in OPTIONAL_COMPONENTS:
                 complaints.append(Complaint(where, f"{component} is not listed"))
-        elif index[component][1] != component_class(component):
-            complaints.append(Complaint(where, f"{component} has another class", component_class(component), index[component][1]))
+        elif index[component][1] not in CLASSES[component]:
+            expected = " or ".join(CLASSES[component])
+            complaints.append(Complaint(where, f"{component} has another class", expected, index[component][1]))
     if complaints:
         raise StudentError(
             f"{folder} is not a Stable Diffusion 3 student.",

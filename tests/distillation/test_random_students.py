@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillation.random_students import PRESETS, make_student
+from distillation.random_students import PRESETS, make_student, preset_shape
 from exporters.errors import ExportError
 from exporters.student.open import open_student
 from exporters.student.weights.templates import expected_shapes
@@ -48,6 +48,22 @@ def test_full_size_is_sd35_medium() -> None:
     assert count["text_encoder_2"] == pytest.approx(694.66e6, rel=0.001)
     assert count["text_encoder_3"] == pytest.approx(4.762e9, rel=0.001)
     assert count["vae"] == pytest.approx(83.8e6, rel=0.002)
+
+
+def test_full_tiny_vae_is_taesd3() -> None:
+    from distillation.random_students import _configs
+
+    config = _configs(preset_shape("full", tiny_decoder=True))["vae"]
+    tensors = expected_shapes("vae", config)
+    decoder = sum(int(np.prod(shape)) for name, shape in tensors.items() if name.startswith("decoder."))
+    # TAESD's decoder (github.com/madebyollin/taesd) has 1,222,531 parameters of 4 latent channels; each channel more has 64 x 9.
+    assert decoder == 1_222_531 + 12 * 64 * 9
+
+
+def test_presets_have_a_tiny_vae_of_their_own() -> None:
+    widths = {name: preset_shape(name, tiny_decoder=True).tiny_vae for name in PRESETS}
+    assert widths["tiny"] != widths["mid"] == widths["full"]
+    assert all(preset_shape(name).tiny_vae is None for name in PRESETS)
 
 
 @pytest.mark.parametrize("changes", [{"t5": None}, {"layers": 1, "dual_layers": 0}, {"qk_norm": False, "dtype": "bf16"}], ids=str)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 
 from exporters.errors import ExportError
 from exporters.half import HalfGraph, Ranges, parts_ruled_fp32
@@ -154,20 +155,21 @@ def test_residual_stream_of_a_vae_graph_is_fp32(students: dict[str, Student]) ->
     assert {node.outputs[0].dtype for node in streams} == {ir.DataType.FLOAT}
 
 
+@pytest.mark.parametrize("shape", ["tiny", "tiny decoder"])
 @pytest.mark.parametrize("name", ["vae_decoder", "vae_encoder"])
-def test_residual_streams_of_the_vae_are_fp32(name: str, students: dict[str, Student]) -> None:
+def test_residual_streams_of_the_vae_are_fp32(name: str, shape: str, students: dict[str, Student]) -> None:
     """Of both halves, where they are run: what each block takes and makes."""
     options = replace(OPTIONS, layout="optimum", dynamic=True)
-    spec = graph(students["tiny"], name, options)
+    spec = graph(students[shape], name, options)
     module = stream(spec, Streaming(compute=torch.float16))
     seen: list[torch.dtype] = []
     for part in module.modules():
-        if isinstance(part, ResnetBlock2D | Attention):
+        if isinstance(part, ResnetBlock2D | Attention | AutoencoderTinyBlock):
             part.register_forward_hook(lambda _, taken, output: seen.extend((taken[0].dtype, output.dtype)))
-    case = reference_cases(spec, students["tiny"], options)[0]
+    case = reference_cases(spec, students[shape], options)[0]
     with torch.no_grad():
         module(*(torch.from_numpy(case.inputs[port.name]) for port in spec.inputs))
-    assert len(seen) > 10
+    assert len(seen) >= 2 * (4 if shape == "tiny decoder" else 6)
     assert set(seen) == {torch.float32}
 
 
@@ -194,6 +196,7 @@ def test_rules_of_fp32_are_stored_and_computed_so(students: dict[str, Student], 
         ("text_encoder", "tiny"),
         ("conditioner", "no qk_norm, no dual"),
         ("vae_decoder", "all dual, bf16"),
+        ("vae_decoder", "tiny decoder"),
     ],
 )
 def test_files_compute_in_fp32_what_the_module_says(name: str, shape: str, students: dict[str, Student], tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class Site:
         """The empty prompt; none where there are no text encoders at all."""
         if encoders is None and not self.lineage.has(CLIPS[0]):
             return None
-        return (encoders or self.here(self.lineage.text_encoders(width)))([""])
+        untold: Conditioning = (encoders or self.here(self.lineage.text_encoders(width)))([""])
+        return untold
 
     def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
         """What is computed once for some samples, or was."""

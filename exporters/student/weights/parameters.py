@@ -1,4 +1,4 @@
-"""The parameters of a student's four classes, as data: the values that the formulas cover, and the classes' defaults.
+"""The parameters of a student's classes, as data: the values that the formulas cover, and the classes' defaults.
 
 A configuration is covered where each of its keys is here, with a value that its class is sure to take. For any other the class
 itself is made (:func:`exporters.student.weights.templates.reference_module`), at the cost of seconds of imports, and refuses what
@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from exporters.student.configs import Activation, Count, Index, Layers
+from exporters.student.classes import component_class
+from exporters.student.configs import Activation, Blocks, Count, Index, Layers, Levels
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 StoredType = Literal["float16", "bfloat16", "float32"]
-Levels = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
 
 
 class _Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,14 +156,47 @@ class VaeParameters(_Parameters, frozen=True, kw_only=True):
             raise ValueError("the class refuses channels that do not divide among the groups")
 
 
-Parameters = ClipParameters | T5Parameters | TransformerParameters | VaeParameters
+class TinyVaeParameters(_Parameters, frozen=True, kw_only=True):
+    """``AutoencoderTiny``, of one width in each half: of another it could not run."""
+
+    in_channels: Count = 3
+    out_channels: Count = 3
+    encoder_block_out_channels: Levels = (64, 64, 64, 64)
+    decoder_block_out_channels: Levels = (64, 64, 64, 64)
+    block_out_channels: Levels | UnsetType = UNSET
+    act_fn: Literal["relu", "silu", "swish", "gelu"] = "relu"
+    upsample_fn: str = "nearest"
+    latent_channels: Count = 4
+    upsampling_scaling_factor: Count = 2
+    num_encoder_blocks: Blocks = (1, 3, 3, 3)
+    num_decoder_blocks: Blocks = (3, 3, 3, 1)
+    latent_magnitude: Any = 3
+    latent_shift: Any = 0.5
+    scaling_factor: Any = 1.0
+    shift_factor: Any = 0.0
+    force_upcast: Literal[False] = False
+
+    def __post_init__(self) -> None:
+        halves = (
+            (self.encoder_block_out_channels, self.num_encoder_blocks),
+            (self.decoder_block_out_channels, self.num_decoder_blocks),
+        )
+        if any(len(channels) != len(blocks) for channels, blocks in halves):
+            raise ValueError("the class refuses levels without a number of blocks")
+        if any(len(set(channels)) > 1 for channels, _ in halves):
+            raise ValueError("the class makes blocks that do not fit each other")
+        if self.block_out_channels is UNSET:
+            msgspec.structs.force_setattr(self, "block_out_channels", self.decoder_block_out_channels)
+
+
+Parameters = ClipParameters | T5Parameters | TransformerParameters | VaeParameters | TinyVaeParameters
 
 _KINDS: dict[str, type[Parameters]] = {
-    "text_encoder": ClipParameters,
-    "text_encoder_2": ClipParameters,
-    "text_encoder_3": T5Parameters,
-    "transformer": TransformerParameters,
-    "vae": VaeParameters,
+    "CLIPTextModelWithProjection": ClipParameters,
+    "T5EncoderModel": T5Parameters,
+    "SD3Transformer2DModel": TransformerParameters,
+    "AutoencoderKL": VaeParameters,
+    "AutoencoderTiny": TinyVaeParameters,
 }
 
 
@@ -174,7 +207,9 @@ def covered(component: str, config: Mapping[str, Any]) -> Parameters | None:
     """
     given = public(config)
     try:
-        parameters = msgspec.convert(given, _KINDS[component])  # strict: a boolean is no number, a string neither
+        parameters = msgspec.convert(
+            given, _KINDS[component_class(component, config)]
+        )  # strict: a boolean is no number, a string neither
     except msgspec.ValidationError:
         return None
     numbers = {key: value for key, value in given.items() if isinstance(value, int | float)}

@@ -11,6 +11,7 @@ from exporters.student.weights.parameters import (
     ClipParameters,
     Parameters,
     T5Parameters,
+    TinyVaeParameters,
     TransformerParameters,
     VaeParameters,
 )
@@ -31,6 +32,8 @@ def tensor_shapes(parameters: Parameters) -> Shapes:
             return dict(_transformer(parameters))
         case VaeParameters():
             return dict(_vae(parameters))
+        case TinyVaeParameters():
+            return dict(_tiny_vae(parameters))
 
 
 def _linear(name: str, outputs: int, inputs: int) -> _Tensors:
@@ -175,3 +178,32 @@ def _middle(name: str, channels: int, attention: bool) -> _Tensors:
             yield from _linear(f"{name}.attentions.0.{part}", channels, channels)
     for i in range(2):
         yield from _residual(f"{name}.resnets.{i}", channels, channels)
+
+
+def _tiny_vae(config: TinyVaeParameters) -> _Tensors:
+    """Both halves are lists of layers, numbered; activations and resizing have a number too."""
+    number, width = 0, config.encoder_block_out_channels[0]
+    for level, blocks in enumerate(config.num_encoder_blocks):
+        if level == 0:
+            yield from _conv(f"encoder.layers.{number}", width, config.in_channels)
+        else:
+            yield f"encoder.layers.{number}.weight", (width, width, 3, 3)
+        yield from _tiny_blocks("encoder.layers", number + 1, blocks, width)
+        number += 1 + blocks
+    yield from _conv(f"encoder.layers.{number}", config.latent_channels, width)
+    number, width = 2, config.decoder_block_out_channels[0]  # the first convolution, its activation
+    yield from _conv("decoder.layers.0", width, config.latent_channels)
+    *resized, last = config.num_decoder_blocks
+    for blocks in resized:
+        yield from _tiny_blocks("decoder.layers", number, blocks, width)
+        number += blocks + 1  # resizing
+        yield f"decoder.layers.{number}.weight", (width, width, 3, 3)
+        number += 1
+    yield from _tiny_blocks("decoder.layers", number, last, width)
+    yield from _conv(f"decoder.layers.{number + last}", config.out_channels, width)
+
+
+def _tiny_blocks(name: str, first: int, blocks: int, width: int) -> _Tensors:
+    for number in range(first, first + blocks):
+        for layer in (0, 2, 4):  # activations between
+            yield from _conv(f"{name}.{number}.conv.{layer}", width, width)

@@ -12,27 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 from exporters.errors import Complaint, StudentError
+from exporters.student.classes import CLASS_KEY, component_class
 from exporters.student.weights.parameters import covered, public, resolved
 from exporters.student.weights.shapes import Shapes, tensor_shapes
 from exporters.student.weights.weight import Weight
 
 OPTIONAL_COMPONENTS = ("text_encoder_3",)
-_CLASSES = {
-    "text_encoder": "CLIPTextModelWithProjection",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-    "text_encoder_3": "T5EncoderModel",
-    "transformer": "SD3Transformer2DModel",
-    "vae": "AutoencoderKL",
-}
 # Tensors that older checkpoints carry and no forward pass reads, and names that are another tensor's alias.
 DEAD_TENSORS = {"text_model.embeddings.position_ids"}
 _ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 _LARGEST_TENSOR = 1 << 40  # elements; torch has limits of its own, and says so
-
-
-def component_class(component: str) -> str:
-    """The class that ``model_index.json`` must list for a component."""
-    return _CLASSES[component]
 
 
 def reference_module(component: str, config: dict[str, Any]) -> Any:
@@ -45,7 +34,7 @@ def reference_module(component: str, config: dict[str, Any]) -> Any:
     import torch
     import transformers
 
-    name = _CLASSES[component]
+    name = component_class(component, config)
     arguments = public(config)
     try:
         with torch.device("meta"):
@@ -77,9 +66,11 @@ def resolve_config(component: str, config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         StudentError: the configuration is not one of that class.
     """
-    if (formula := _by_formula(component, config)) is not None:
-        return formula[1]
-    return class_config(component, config)
+    formula = _by_formula(component, config)
+    filled = class_config(component, config) if formula is None else formula[1]
+    return filled | {
+        key: value for key, value in config.items() if key == CLASS_KEY
+    }  # the one note that says what the rest means
 
 
 def class_config(component: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,21 @@ def test_programs_compute_what_diffusers_computes(
             assert all(p.shortDescription for p in description.description.input if not p.name.startswith("stage_"))
 
 
+@pytest.mark.parametrize(
+    ("layout", "precision", "least"), [("native", "fp32", 90), ("native", "fp16", 45), ("swift", "fp16", 45)]
+)
+def test_a_tiny_decoder_becomes_a_program(
+    layout: str, precision: str, least: float, students: dict[str, Student], tmp_path: Path
+) -> None:
+    """And a wrong weight of it is noticed."""
+    student, options = students["tiny decoder"], replace(OPTIONS, layout=layout, max_sequence_length=77)
+    spec = next(spec for spec in plan_graphs(student, options) if spec.name == "vae_decoder")
+    written = write_graph(spec, draft(spec), ProgramOptions(uniform(precision), precision), None, tmp_path)
+    assert db(spec, written, student, options, tmp_path) >= least
+    damaged = scaled(student, "vae", r"decoder\.layers\.2\.conv\.2\.weight", 1.2)
+    assert db(spec, written, damaged, options, tmp_path) < 35
+
+
 @pytest.fixture(scope="module")
 def denoiser(students: dict[str, Student]) -> tuple[GraphSpec, Any]:
     """The tiny student's denoiser (3 blocks of 3 heads, one with dual attention), drafted once."""

@@ -30,7 +30,7 @@ from tests.helpers.options import options_of
 
 PROMPTS = ("a red circle left of a blue square on a white background", "two green triangles on a black background")
 KEY = ("transformer", "transformer_blocks.0.ff.net.2.weight")
-SIZES = {"tiny": (96, 160), "no qk_norm, no dual": (64, 64), "all dual, bf16": (64, 96)}
+SIZES = {"tiny": (96, 160), "no qk_norm, no dual": (64, 64), "all dual, bf16": (64, 96), "tiny decoder": (32, 96)}
 
 
 def draw(student: Student, options: GraphOptions, sampling: Sampling, prompts: Sequence[str], streaming: Streaming) -> Drawn:
@@ -55,10 +55,13 @@ def test_pictures_are_those_of_diffusers(shape: str, keep_t5: bool, students: di
         assert psnr_db(reference, drawn.pictures[i : i + 1].permute(0, 2, 3, 1).numpy()) > 90
 
 
-@pytest.mark.parametrize("graph", ["text_encoder", "denoiser", "vae_decoder"])
-def test_gradients_are_those_of_torch(graph: str, students: dict[str, Student]) -> None:
+@pytest.mark.parametrize(
+    ("graph", "shape"),
+    [("text_encoder", "tiny"), ("denoiser", "tiny"), ("vae_decoder", "tiny"), ("vae_decoder", "tiny decoder")],
+)
+def test_gradients_are_those_of_torch(graph: str, shape: str, students: dict[str, Student]) -> None:
     """Every weight's gradient by streaming and recomputation, against a backward pass through the module as it is."""
-    student = students["tiny"]
+    student = students[shape]
     options, _ = options_of(student)
     spec = TorchPipeline(student, options, _).spec(graph)
     plain = torch_module(spec)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from distillation.random_students import PRESETS, _configs
 from exporters.errors import StudentError
+from exporters.student.classes import CLASS_KEY
 from exporters.student.configs import Activation
 from exporters.student.student import BUILTIN_STUDENT
 from exporters.student.weights import shapes, templates
@@ -46,6 +47,7 @@ CONFIGS: dict[str, tuple[str, Config]] = {
     },
     **HUB_CONFIGS,
     **{f"defaults of {component}": (component, {}) for component in COMPONENTS},
+    "defaults of tiny vae": ("vae", {CLASS_KEY: "AutoencoderTiny"}),
 }
 CLIP = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 T5 = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 3, "vocab_size": 50}
@@ -56,7 +58,21 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
 }
-SMALL = {"text_encoder": CLIP, "text_encoder_2": CLIP, "text_encoder_3": T5, "transformer": MMDIT, "vae": VAE}
+TINY_VAE = {
+    CLASS_KEY: "AutoencoderTiny",
+    "encoder_block_out_channels": [5, 5, 5],
+    "decoder_block_out_channels": [7, 7, 7],
+    "num_encoder_blocks": [1, 0, 2],
+    "num_decoder_blocks": [2, 0, 1],
+}
+SMALL = {
+    "text_encoder": CLIP,
+    "text_encoder_2": CLIP,
+    "text_encoder_3": T5,
+    "transformer": MMDIT,
+    "vae": VAE,
+    "tiny vae": TINY_VAE,
+}
 # Of each class, each key that is covered with values beside those of SMALL and beside the default.
 VARIATIONS: dict[str, dict[str, list[Any]]] = {
     "text_encoder": {
@@ -150,6 +166,24 @@ VARIATIONS: dict[str, dict[str, list[Any]]] = {
         "use_post_quant_conv": [True, False],
         "mid_block_add_attention": [True, False],
     },
+    "tiny vae": {
+        "in_channels": [1],
+        "out_channels": [4],
+        "encoder_block_out_channels": [[1, 1, 1], [64, 64, 64]],
+        "decoder_block_out_channels": [[1, 1, 1]],
+        "block_out_channels": [[7, 7, 7], [9]],
+        "num_encoder_blocks": [[0, 0, 0], [3, 3, 1]],
+        "num_decoder_blocks": [[0, 0, 0], [1, 3, 3]],
+        "act_fn": ["relu", "silu", "swish", "gelu"],
+        "upsample_fn": ["bilinear"],
+        "latent_channels": [1, 16],
+        "upsampling_scaling_factor": [1, 3],
+        "latent_magnitude": [2],
+        "latent_shift": [0.25],
+        "scaling_factor": [1.5305],
+        "shift_factor": [0.0609],
+        "force_upcast": [False],
+    },
 }
 VARIED = [(component, {key: value}) for component, keys in VARIATIONS.items() for key, values in keys.items() for value in values]
 
@@ -163,9 +197,9 @@ def check(component: str, config: Config) -> None:
     assert covered(component, config) is not None
     assert list(expected_shapes(component, config).items()) == by_class(component, config)
     resolved, written = resolve_config(component, config), class_config(component, config)
-    assert {key: written[key] for key in resolved.keys() - CLASS_SETS} == {
-        key: value for key, value in resolved.items() if key not in CLASS_SETS
-    }
+    compared = resolved.keys() - CLASS_SETS - {CLASS_KEY}
+    assert as_json({key: written[key] for key in compared}) == as_json({key: resolved[key] for key in compared})
+    assert resolved.get(CLASS_KEY) == config.get(CLASS_KEY)
     assert covered(component, resolved) is not None
     assert as_json(class_config(component, resolved)) == as_json(written)
 
@@ -182,12 +216,12 @@ def test_formulas_are_the_classes(component: str, config: Config) -> None:
 
 @pytest.mark.parametrize(("component", "changes"), VARIED, ids=str)
 def test_each_key_is_as_the_class_has_it(component: str, changes: Config) -> None:
-    check(component, SMALL[component] | changes)
+    check(component.removeprefix("tiny "), SMALL[component] | changes)
 
 
 @pytest.mark.parametrize("component", VARIATIONS)
 def test_every_covered_key_is_varied(component: str) -> None:
-    parameters = covered(component, SMALL[component])
+    parameters = covered(component.removeprefix("tiny "), SMALL[component])
     assert parameters is not None
     assert set(VARIATIONS[component]) == set(parameters.__struct_fields__)
 
@@ -226,6 +260,17 @@ def test_any_vae(data: st.DataObject) -> None:
     check("vae", config)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_tiny_vae(data: st.DataObject) -> None:
+    levels = data.draw(st.integers(1, 4))
+    config: Config = {CLASS_KEY: "AutoencoderTiny", "latent_channels": data.draw(st.integers(1, 3))}
+    for half in ("encoder", "decoder"):
+        config[f"{half}_block_out_channels"] = [data.draw(st.integers(1, 9))] * levels
+        config[f"num_{half}_blocks"] = data.draw(st.lists(st.integers(0, 3), min_size=levels, max_size=levels))
+    check("vae", config)
+
+
 NOT_COVERED: dict[str, tuple[str, Config]] = {
     "a key of no class": ("vae", {"surprise": 1}),
     "another activation": ("vae", {"act_fn": "mish"}),
@@ -235,6 +280,9 @@ NOT_COVERED: dict[str, tuple[str, Config]] = {
     ),
     "more channels than blocks": ("vae", {"block_out_channels": [8, 16, 16, 16]}),
     "a size for each axis": ("vae", {"sample_size": [64, 64]}),
+    "widths that differ": ("tiny vae", {"decoder_block_out_channels": [7, 7, 9]}),
+    "an activation that few have": ("tiny vae", {"act_fn": "mish"}),
+    "a key of the other class": ("tiny vae", {"norm_num_groups": 4}),
     "another norm": ("transformer", {"qk_norm": "layer_norm"}),
     "a decoder": ("text_encoder_3", {"is_decoder": True}),
     "an alias": ("text_encoder_3", {"hidden_size": 30}),
@@ -246,10 +294,11 @@ NOT_COVERED: dict[str, tuple[str, Config]] = {
 
 @pytest.mark.parametrize(("component", "changes"), NOT_COVERED.values(), ids=NOT_COVERED)
 def test_of_what_is_not_covered_the_class_is_asked(component: str, changes: Config) -> None:
-    config = SMALL[component] | changes
+    config, component = SMALL[component] | changes, component.removeprefix("tiny ")
     assert covered(component, config) is None
     assert list(expected_shapes(component, config).items()) == by_class(component, config)
-    assert resolve_config(component, config) == class_config(component, config)
+    kind = {CLASS_KEY: config[CLASS_KEY]} if CLASS_KEY in config else {}
+    assert resolve_config(component, config) == class_config(component, config) | kind
 
 
 REFUSED: dict[str, tuple[str, Config, str]] = {
@@ -266,12 +315,13 @@ REFUSED: dict[str, tuple[str, Config, str]] = {
     "beyond torch": ("transformer", {"patch_size": 1 << 20, "sample_size": 1 << 20, "in_channels": 1 << 20}, "RuntimeError"),
     "groups": ("vae", {"norm_num_groups": 3}, "num_channels"),
     "more blocks than channels": ("vae", {"block_out_channels": [8, 16]}, "IndexError"),
+    "levels without blocks": ("tiny vae", {"num_decoder_blocks": [1, 1]}, "same length as `num_decoder_blocks`"),
 }
 
 
 @pytest.mark.parametrize(("component", "changes", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_the_class_refuses_is_refused_in_its_words(component: str, changes: Config, said: str) -> None:
-    config = SMALL[component] | changes
+    config, component = SMALL[component] | changes, component.removeprefix("tiny ")
     for ask in (expected_shapes, resolve_config):
         with pytest.raises(StudentError, match=rf"{component}: config.json: [\s\S]*{said}"):
             ask(component, config)

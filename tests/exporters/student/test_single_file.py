@@ -50,6 +50,18 @@ def test_transformer_and_vae_come_from_the_file(student: Student, tmp_path: Path
     assert [opened.configs["transformer"][key] for key in relevant] == [student.configs["transformer"][key] for key in relevant]
 
 
+def test_of_two_vaes_of_different_classes_none_is_taken(student: Student, students: dict[str, Student], tmp_path: Path) -> None:
+    """The folder's is an AutoencoderTiny: taken where the file has none, and else nobody could say which was meant."""
+    folder = Path(shutil.copytree(student.path, tmp_path / "s"))
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(students["tiny decoder"].path / "vae", folder / "vae")
+    opened = open_student(original.write(folder / "sd3.safetensors", original.transformer(student)))
+    assert opened.weights["vae"].keys() == students["tiny decoder"].weights["vae"].keys()
+    file = original.write(folder / "sd3.safetensors", original.transformer(student), original.vae(student))
+    with pytest.raises(StudentError, match=r"vae: _class_name: is another class \(expected AutoencoderKL, got AutoencoderTiny\)"):
+        open_student(file)
+
+
 def test_weights_stay_on_disk(student: Student, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(student.path, tmp_path / "s"))
     file = original.write(folder / "sd3.safetensors", original.transformer(student))

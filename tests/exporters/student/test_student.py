@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,6 +218,60 @@ BAD_VALUES = [
     ("scheduler", "invert_sigmas", True),
     ("scheduler", "shfit", 3.0),
 ]
+
+
+@pytest.fixture
+def tiny_decoder_folder(students: dict[str, Student], tmp_path: Path) -> Path:
+    """A copy of the student with an AutoencoderTiny, to be damaged."""
+    return Path(shutil.copytree(students["tiny decoder"].path, tmp_path / "student"))
+
+
+BAD_TINY_VAES: dict[str, tuple[dict[str, object], str]] = {
+    "smooth resizing": ({"upsample_fn": "bilinear"}, r"vae: upsample_fn: wrong \(expected 'nearest', got 'bilinear'\)"),
+    "larger steps": ({"upsampling_scaling_factor": 4}, r"vae: upsampling_scaling_factor: wrong \(expected 2, got 4\)"),
+    "activation": ({"act_fn": "mish"}, r"vae: act_fn: wrong \(expected 'relu' or 'silu' or 'swish' or 'gelu', got 'mish'\)"),
+    "transparent pictures": ({"out_channels": 4}, r"vae: out_channels: wrong \(expected 3, got 4\)"),
+    "no shift": ({"shift_factor": None}, r"vae: shift_factor: wrong \(expected a number from -1e6 to 1e6, got None\)"),
+    "no scale": ({"scaling_factor": 0}, r"vae: scaling_factor: wrong"),
+    "other latents": ({"latent_channels": 4}, r"vae: decoder.layers.0.weight: wrong shape"),
+    "endless blocks": ({"num_decoder_blocks": [1, 1, 1, 10**6]}, r"vae: num_decoder_blocks: wrong"),  # would be made first
+    "fewer blocks": ({"num_encoder_blocks": [1, 1, 1]}, r"config.json: ValueError: `encoder_block_out_channels` should have"),
+    "widths": (
+        {"decoder_block_out_channels": [12, 12, 12, 16]},
+        r"vae: decoder_block_out_channels: differ from level to level \(expected one width, got \[12, 12, 12, 16\]\)",
+    ),
+    "what the size of latents is taken from": (
+        {"block_out_channels": [12, 12, 12]},
+        r"vae: block_out_channels: differ from decoder_block_out_channels \(expected \[12, 12, 12, 12\], got \[12, 12, 12\]\)",
+    ),
+    "levels": (
+        {"encoder_block_out_channels": [8, 8, 8], "num_encoder_blocks": [1, 1, 2]},
+        r"vae: encoder_block_out_channels: not as many levels as the decoder \(expected 4, got 3\)",
+    ),
+    "another class than is listed": (
+        {"_class_name": "AutoencoderKL"},
+        r"vae: _class_name: is another class \(expected AutoencoderTiny, got AutoencoderKL\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_TINY_VAES.values(), ids=BAD_TINY_VAES)
+def test_what_no_graph_of_a_tiny_vae_would_honour_is_refused(
+    changes: dict[str, object], message: str, tiny_decoder_folder: Path
+) -> None:
+    edit_json(tiny_decoder_folder / "vae" / "config.json", **changes)
+    with pytest.raises(StudentError, match=message):
+        open_student(tiny_decoder_folder)
+
+
+def test_the_class_of_a_vae_is_one_that_is_known_and_listed(tiny_folder: Path) -> None:
+    edit_json(tiny_folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    with pytest.raises(StudentError, match=r"vae: _class_name: is another class \(expected AutoencoderTiny, got AutoencoderKL\)"):
+        open_student(tiny_folder)
+    edit_json(tiny_folder / "model_index.json", vae=["diffusers", "AutoencoderDC"])
+    message = r"vae has another class \(expected AutoencoderKL or AutoencoderTiny, got AutoencoderDC\)"
+    with pytest.raises(StudentError, match=message):
+        open_student(tiny_folder)
 
 
 @pytest.mark.parametrize(("component", "key", "value"), BAD_VALUES, ids=str)
