@@ -3,11 +3,12 @@
 Three networks of SD3.5-Medium with two Adam optimizers need eight large cards. A transformer that is held once, frozen, with an
 adapter for the student and one for the fake model (``W x + alpha / rank B (A x)``, Hu et al., 2106.09685; on one base for both in
 CDM, 2605.06376) needs one. The layers are PEFT's. A role's module owns its adapter's matrices alone, so that they alone are
-learned, averaged and kept; their names are those of a file that diffusers loads.
+learned, averaged and kept; their names are those in a file that diffusers loads.
 
 What computes in what: the transformer may be in bfloat16 or fp32. The adapters are held in fp32 at least, for steps of a learning
-rate are smaller than bfloat16's spacing. On a transformer in bfloat16 a role computes under ``torch.autocast``: products in
-bfloat16, those of the adapters too, norms in fp32 where autocast has them so; velocities come out in the dtype of the states.
+rate are smaller than bfloat16's spacing. On a transformer in bfloat16, or where asked to, all roles compute under
+``torch.autocast``: products in bfloat16, those of the adapters too, norms in fp32 where autocast has them so; velocities come out
+in the dtype of the states.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class _Base:
     Args:
         transformer: with PEFT's layers in it.
         lora: their settings.
+        half: compute in bfloat16.
     """
 
-    def __init__(self, transformer: Any, lora: Lora) -> None:
+    def __init__(self, transformer: Any, lora: Lora, *, half: bool) -> None:
         from peft.tuners.lora import LoraLayer
 
         self.transformer, self.lora = transformer, lora
-        self.velocity = VelocityTransformer(transformer)
-        self.dtype: torch.dtype = transformer.dtype
+        self.velocity = VelocityTransformer(transformer, half=half)
         self.layers = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, LoraLayer)}
         self.active: list[str] = []
         for layer in self.layers.values():
@@ -72,16 +73,12 @@ class _Base:
             self.active[:] = before
 
     @contextlib.contextmanager
-    def computing(self, name: str, x: Tensor) -> Iterator[None]:
-        """One role's pass."""
+    def computing(self, name: str) -> Iterator[None]:
+        """One role's pass; the teacher has no name."""
         model = self.transformer
         if model.gradient_checkpointing and model._gradient_checkpointing_func != self.recomputed:  # noqa: SLF001
             model.enable_gradient_checkpointing(self.recomputed)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.speaking([name] if name else []))
-            if self.dtype == torch.bfloat16:
-                # without its cache: weights cast in a pass without gradient would come back in one with it
-                stack.enter_context(torch.autocast(x.device.type, self.dtype, cache_enabled=False))
+        with self.speaking([name] if name else []):
             yield
 
     def recomputed(self, block: nn.Module, *inputs: Any) -> Any:
@@ -116,14 +113,14 @@ class AdaptedVelocity(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The velocity at ``x [batch, channels, height, width]`` and levels ``t [batch]``."""
-        with self._base.computing(self.name, x):
+        with self._base.computing(self.name):
             velocity: Tensor = self._base.velocity(x, t, cond)
-        return velocity.to(x)
+        return velocity
 
     def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
-        """The image tokens ``[batch, tokens, width]`` after some blocks, in the dtype of the states."""
-        with self._base.computing(self.name, x):
-            return [tokens.to(x) for tokens in self._base.velocity.features(x, t, cond, blocks)]
+        """The image tokens ``[batch, tokens, width]`` after some blocks."""
+        with self._base.computing(self.name):
+            return self._base.velocity.features(x, t, cond, blocks)
 
     def begin_as(self, other: AdaptedVelocity) -> None:
         """Take over another role's matrices, both of each layer: this role then says what the other says."""
@@ -148,16 +145,16 @@ class Roles:
     def teacher(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The velocity of the base without an adapter, and without gradient."""
         base = self.student._base  # noqa: SLF001  # both roles' own
-        with base.computing("", x):
+        with base.computing(""):
             velocity: Tensor = base.velocity(x, t, cond)
-        return velocity.to(x)
+        return velocity
 
     def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
         """The fake model's features, for heads."""
         return self.fake.features(x, t, cond, blocks)
 
 
-def adapted(transformer: Any, lora: Lora, seed: int = 0) -> Roles:
+def adapted(transformer: Any, lora: Lora, seed: int = 0, *, half: bool = False) -> Roles:
     """Put two adapters into a transformer, in place; both begin as nothing, so that all roles say what the transformer said.
 
     Gradient checkpointing is diffusers' own, ``transformer.enable_gradient_checkpointing()``, before this or after: blocks are
@@ -167,6 +164,7 @@ def adapted(transformer: Any, lora: Lora, seed: int = 0) -> Roles:
         transformer: diffusers' ``SD3Transformer2DModel`` on its device, in fp32 or bfloat16; it is frozen.
         lora: size and places of the adapters.
         seed: of their first matrices (uniform, as ``nn.Linear`` begins); the second ones are zeros.
+        half: compute in bfloat16 on a transformer in fp32 too.
 
     Returns:
         The roles; the transformer is in memory once.
@@ -192,7 +190,7 @@ def adapted(transformer: Any, lora: Lora, seed: int = 0) -> Roles:
         torch.manual_seed(seed)
         for role in (STUDENT, FAKE):
             transformer.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), role)  # type: ignore[arg-type]  # a fraction will do
-    base = _Base(transformer, lora)
+    base = _Base(transformer, lora, half=half or transformer.dtype == torch.bfloat16)
     roles = Roles(transformer, AdaptedVelocity(base, STUDENT), AdaptedVelocity(base, FAKE))
     for role_module in (roles.student, roles.fake):
         role_module.to(torch.promote_types(transformer.dtype, torch.float32)).requires_grad_()  # PEFT froze the first one

@@ -17,22 +17,24 @@ class VelocityTransformer(nn.Module):
 
     Args:
         transformer: the model.
+        half: compute in bfloat16 where that is safe (torch's autocast); weights stay as they are.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, *, half: bool = False) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.half_precision = transformer, half
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The velocity at ``x [batch, channels, height, width]`` and levels ``t [batch]``."""
-        velocity: Tensor = self.transformer(
-            hidden_states=x,
-            encoder_hidden_states=cond.tokens,
-            pooled_projections=cond.pooled,
-            timestep=1000 * t,
-            return_dict=False,
-        )[0]
-        return velocity
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_precision):
+            velocity: Tensor = self.transformer(
+                hidden_states=x,
+                encoder_hidden_states=cond.tokens,
+                pooled_projections=cond.pooled,
+                timestep=1000 * t,
+                return_dict=False,
+            )[0]
+        return velocity.to(x.dtype)
 
     def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
         """The image tokens ``[batch, tokens, width]`` after some blocks; the pass ends with the last of them.
@@ -42,15 +44,16 @@ class VelocityTransformer(nn.Module):
         """
         model = self.transformer
         recomputed = torch.is_grad_enabled() and model.gradient_checkpointing
-        hidden = model.pos_embed(x)
-        embedded = model.time_text_embed(1000 * t, cond.pooled)
-        text = model.context_embedder(cond.tokens)
         features = []
-        for index, block in enumerate(model.transformer_blocks[: max(blocks) + 1]):
-            if recomputed:
-                text, hidden = model._gradient_checkpointing_func(block, hidden, text, embedded)  # noqa: SLF001  # as its own pass does
-            else:
-                text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=embedded)
-            if index in blocks:
-                features.append(hidden)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_precision):
+            hidden = model.pos_embed(x)
+            embedded = model.time_text_embed(1000 * t, cond.pooled)
+            text = model.context_embedder(cond.tokens)
+            for index, block in enumerate(model.transformer_blocks[: max(blocks) + 1]):
+                if recomputed:  # as the model's own pass does
+                    text, hidden = model._gradient_checkpointing_func(block, hidden, text, embedded)  # noqa: SLF001
+                else:
+                    text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=embedded)
+                if index in blocks:
+                    features.append(hidden.to(x.dtype))
         return features

@@ -105,12 +105,12 @@ def test_the_seed_decides_the_beginning() -> None:
     assert not torch.equal(one[name], third[name])
 
 
-def gradients(*, checkpointing: bool, after: bool = False, interrupted: bool = True) -> list[torch.Tensor]:
+def gradients(*, checkpointing: bool, after: bool = False, interrupted: bool = True, half: bool = False) -> list[torch.Tensor]:
     """Both roles' gradients, the student's of a pass after which fake model and teacher speak before it goes back."""
     plain = transformer()
     if checkpointing and not after:
         plain.enable_gradient_checkpointing()
-    roles = trained(adapted(plain, LORA))
+    roles = trained(adapted(plain, LORA, half=half))
     if checkpointing and after:
         plain.enable_gradient_checkpointing()
     drawn = roles.student(*asked())
@@ -128,11 +128,11 @@ def gradients(*, checkpointing: bool, after: bool = False, interrupted: bool = T
     return [parameter.grad for role in (roles.student, roles.fake) for parameter in role.parameters()]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_blocks_are_computed_again_as_who_called_them(after: bool) -> None:
+@pytest.mark.parametrize(("after", "half"), [(False, False), (True, False), (False, True)], ids=["before", "after", "half"])
+def test_blocks_are_computed_again_as_who_called_them(after: bool, half: bool) -> None:
     """Bit for bit: the same operations in the same order, whoever spoke in between."""
-    wanted = gradients(checkpointing=False, interrupted=False)
-    for got in (gradients(checkpointing=False), gradients(checkpointing=True, after=after)):
+    wanted = gradients(checkpointing=False, interrupted=False, half=half)
+    for got in (gradients(checkpointing=False, half=half), gradients(checkpointing=True, after=after, half=half)):
         assert all(torch.equal(one, other) for one, other in zip(wanted, got, strict=True))
 
 
