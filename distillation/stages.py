@@ -15,6 +15,7 @@ __all__ = [
     "AnyStage",
     "DecoderStage",
     "FlowStage",
+    "Lora",
     "MatchStage",
     "MergeStage",
     "Optimizer",
@@ -60,6 +61,25 @@ class Optimizer(_Strict, frozen=True, kw_only=True):
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: Weight = 0.0
     clip: Weight = 1.0
+
+
+class Lora(_Strict, frozen=True, kw_only=True):
+    """Student and fake model as adapters on the teacher, not networks of their own (:mod:`distillation.networks.adapters`).
+
+    Attributes:
+        rank: columns of an adapter's first matrix, which are rows of its second.
+        alpha: an adapter counts ``alpha / rank`` times.
+        targets: how the names of the layers end that have adapters; by default the products of attention and feed-forward layers,
+            of both streams. ``attn.to_q`` leaves the second attention (``attn2``) out.
+    """
+
+    rank: Positive = 64
+    alpha: Rate = 64.0
+    targets: tuple[str, ...] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),  # pictures, in both attentions
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # text
+        *("net.0.proj", "net.2"),  # feed-forward of both
+    )
 
 
 class Stage(_Strict, frozen=True, kw_only=True, tag_field="kind"):

@@ -39,15 +39,21 @@ class VelocityTransformer(nn.Module):
     def features(self, x: Tensor, t: Tensor, cond: Conditioning, blocks: tuple[int, ...]) -> list[Tensor]:
         """The image tokens ``[batch, tokens, width]`` after some blocks; the pass ends with the last of them.
 
-        A pass of its own and no hooks, which would fire again when a block is recomputed.
+        A pass of its own and no hooks, which would fire again when a block is recomputed. Blocks are checkpointed where the
+        transformer's are (``enable_gradient_checkpointing``).
         """
         model = self.transformer
-        hidden = model.pos_embed(x)
-        embedded = model.time_text_embed(1000 * t, cond.pooled)
-        text = model.context_embedder(cond.tokens)
+        recomputed = torch.is_grad_enabled() and model.gradient_checkpointing
         features = []
-        for index, block in enumerate(model.transformer_blocks[: max(blocks) + 1]):
-            text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=embedded)
-            if index in blocks:
-                features.append(hidden)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_precision):
+            hidden = model.pos_embed(x)
+            embedded = model.time_text_embed(1000 * t, cond.pooled)
+            text = model.context_embedder(cond.tokens)
+            for index, block in enumerate(model.transformer_blocks[: max(blocks) + 1]):
+                if recomputed:  # as the model's own pass does
+                    text, hidden = model._gradient_checkpointing_func(block, hidden, text, embedded)  # noqa: SLF001
+                else:
+                    text, hidden = block(hidden_states=hidden, encoder_hidden_states=text, temb=embedded)
+                if index in blocks:
+                    features.append(hidden.to(x.dtype))
         return features

@@ -15,7 +15,7 @@ from distillation.stages import Optimizer, Stage
 from distillation.training.muon import Muon
 from exporters.errors import InputError
 
-__all__ = ["DivergedError", "Trainee", "rate"]
+__all__ = ["DivergedError", "Trainee", "is_inner_matrix", "rate"]
 
 
 class DivergedError(InputError):
@@ -114,7 +114,7 @@ def _optimizers(module: nn.Module, settings: Optimizer) -> list[torch.optim.Opti
     learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not learned:
         return []
-    matrices = {name: p for name, p in learned.items() if settings.kind == "muon" and _is_inner_matrix(name, p)}
+    matrices = {name: p for name, p in learned.items() if settings.kind == "muon" and is_inner_matrix(name, p)}
     rest = [p for name, p in learned.items() if name not in matrices]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
@@ -124,7 +124,7 @@ def _optimizers(module: nn.Module, settings: Optimizer) -> list[torch.optim.Opti
     return optimizers
 
 
-def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
+def is_inner_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon may have it: a matrix or a kernel between hidden states, no embedding, no modulation, no way in or out."""
     return parameter.ndim in (2, 4) and "block" in name and "norm" not in name
 
