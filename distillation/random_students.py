@@ -214,7 +214,7 @@ def make_student(shape: StudentShape, folder: Path, seed: int = 0, progress: Cal
 
 
 def _write(shape: StudentShape, draft: Path, seed: int, progress: Callable[[int, int], None] | None) -> None:
-    configs = _configs(shape)
+    configs = configs_of(shape)
     shapes = {component: expected_shapes(component, config) for component, config in configs.items()}
     total = sum(math.prod(s) * itemsize(shape.dtype) for tensors in shapes.values() for s in tensors.values())
     written = 0
@@ -267,7 +267,8 @@ def _positions(shape: StudentShape) -> Iterator[np.ndarray]:
         yield np.concatenate([table, np.broadcast_to(row, table.shape)], axis=1).reshape(-1)
 
 
-def _configs(shape: StudentShape) -> dict[str, dict[str, Any]]:
+def configs_of(shape: StudentShape) -> dict[str, dict[str, Any]]:
+    """``config.json`` of each component of a student of that shape."""
     configs = {
         "text_encoder": _clip_config(shape.clip, pad=shape.clip.vocab - 1),
         "text_encoder_2": _clip_config(shape.clip_2, pad=0),

@@ -30,13 +30,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from distillation.data.settings import AnyData, ShapesData
 from distillation.levels import checked
-from distillation.stages import AnyStage, MergeStage, StudentStage
+from distillation.stages import AnyStage, Count, Lora, MergeStage, Positive, StudentStage
 from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
@@ -44,6 +44,8 @@ from quantization.files import read_toml
 __all__ = ["Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"]
 
 
+#: Of a recipe, beside its stages.
+TABLES = ("data", "lora")
 #: Of a run's folder.
 OWN_FOLDERS = ("cache", "stages", "tensorboard")
 
@@ -75,8 +77,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         students: that the run hands out.
         data: where samples come from.
         seed: of all random numbers.
+        model: that it is written for: what a dry run without a teacher is of.
+        resolution: of the pictures, in pixels; the teacher's own where 0.
         processes: that share a batch on one machine's CPU, unless a launcher says how many.
+        devices: that it is written for, which a dry run is of: a launcher starts as many processes.
+        lora: student and fake model are adapters on the teacher; three networks where it is absent.
         half: compute transformers in bfloat16; weights are moved in fp32.
+        checkpointing: compute blocks again on the way back, for memory.
+        compile: compile each block, on GPUs.
+        shard: share networks out over the processes, a block at a time.
         checkpoint_seconds: between checkpoints.
         judged: prompts that say at the end of a student's stage how good it is; 0 for none.
     """
@@ -86,10 +95,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     students: tuple[Publication, ...] = msgspec.field(name="student", default=())
     data: AnyData = ShapesData()
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
-    processes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    model: Literal["shapes", "sd35-medium"] = "shapes"
+    resolution: Annotated[int, msgspec.Meta(ge=0, multiple_of=16)] = 0
+    processes: Positive = 1
+    devices: Positive = 1
+    lora: Lora | None = None
     half: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    shard: bool = False
     checkpoint_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
-    judged: Annotated[int, msgspec.Meta(ge=0)] = 500
+    judged: Count = 500
 
     def stage(self, name: str) -> AnyStage:
         """The stage of that name.
@@ -122,7 +138,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if isinstance(stage, MergeStage)
             for branch in stage.branches
         ]
-        told = json.dumps([self.seed, given, way, branches], sort_keys=True)
+        lora = msgspec.to_builtins(self.lora)
+        told = json.dumps([self.seed, given, way, branches, lora, self.half, self.resolution], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -131,7 +148,8 @@ def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
 
     Args:
         file: TOML.
-        changes: ``seed=1`` or ``stage.key=value``, the value in TOML; ``teacher.optimizer.learning_rate=1e-3``.
+        changes: ``seed=1``, ``data.kind=prompts`` or ``stage.key=value``, the value in TOML;
+            ``teacher.optimizer.learning_rate=1e-3``.
 
     Raises:
         RecipeError: it cannot be read, or a change names nothing in it, or :func:`parse_recipe` refuses it.
@@ -211,7 +229,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
         stages = content.get("stage")
         tables = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
         named = [stage for stage in tables if stage.get("name") == way[0]]
-        table = named[0] if named else None
+        table = named[0] if named else content.setdefault(way[0], {}) if way[0] in TABLES else None
         for name in way[1:]:
             table = table.setdefault(name, {}) if isinstance(table, dict) else None
     if not equals or not key or not isinstance(table, dict):

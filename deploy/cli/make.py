@@ -302,6 +302,9 @@ def distill(
             show_default=False,
         ),
     ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parameters, memory, operations and hours; load and write nothing.")
+    ] = False,
 ) -> None:
     """Make a few-step student of a teacher, stage by stage.
 
@@ -311,6 +314,15 @@ def distill(
     from distillation.run.order import Order
     from distillation.run.start import begin
 
-    code = begin(Order(recipe, teacher, output, tuple(change or ()), stop_after, device), launch)
+    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device)
+    if dry_run:
+        from deploy.text import table
+        from distillation.run.dry_run import remarks, rows
+        from distillation.run.plan import plan
+
+        estimate = plan(order)
+        typer.echo("\n".join([*table(rows(estimate)), "", *remarks(estimate)]))
+        return
+    code = begin(order, launch)
     if code:
         raise typer.Exit(code)

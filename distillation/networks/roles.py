@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillation.networks.conditioning import Conditioning
+from distillation.write import write_component
 
-__all__ = ["VelocityTransformer"]
+__all__ = ["LATENT_PIXELS", "VelocityTransformer", "latent_shape", "of_transformer", "save_transformer"]
+
+
+#: Pixels of a side for one of a latent, by SD3's autoencoder.
+LATENT_PIXELS = 8
+
+
+def latent_shape(config: Any, resolution: int = 0) -> tuple[int, int, int]:
+    """Of the latents that a transformer draws, ``(channels, height, width)``.
+
+    Args:
+        config: the transformer's.
+        resolution: of the pictures, in pixels; the transformer's own where 0.
+    """
+    side = resolution // LATENT_PIXELS or config.sample_size
+    return config.in_channels, side, side
+
+
+def of_transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a :class:`VelocityTransformer`'s transformer, by its own names."""
+    return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+
+
+def save_transformer(transformer: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a transformer as diffusers does, into ``folder / "transformer"``, in fp32.
+
+    Args:
+        transformer: the model.
+        folder: of its student.
+        state: its tensors; its own where absent.
+    """
+    state = transformer.state_dict() if state is None else state
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    chunks = {name: lambda tensor=tensor: [tensor.float().cpu().numpy().reshape(-1)] for name, tensor in state.items()}  # type: ignore[misc]
+    write_component(folder / "transformer", json.loads(transformer.to_json_string()), shapes, chunks, "fp32")
 
 
 class VelocityTransformer(nn.Module):

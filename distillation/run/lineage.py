@@ -13,9 +13,11 @@ from exporters.reference.diffusers import reference_component
 from exporters.student.student import TOKENIZERS, Student
 from exporters.student.tokenizers import load_tokenizer
 
-__all__ = ["CLIPS", "T5", "Lineage"]
+__all__ = ["ADAPTER", "CLIPS", "LORA", "T5", "Lineage"]
 
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
+ADAPTER, LORA = "adapter.safetensors", "lora"
+"""What a stage with adapters leaves beside its transformer: the student's, for the next stage and for diffusers."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Lineage:
     def result(self, part: str) -> Path | None:
         """The folder of a component or tokenizer that a stage has left; none where it is the base's."""
         return next((folder / part for folder in self.results if (folder / part).is_dir()), None)
+
+    def file(self, name: str) -> Path | None:
+        """A file that the nearest stage with adapters has left."""
+        return next((folder / name for folder in self.results if (folder / name).is_file()), None)
 
     def has(self, component: str) -> bool:
         """Whether there is such a component."""

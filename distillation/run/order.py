@@ -51,6 +51,11 @@ class Order:
             return file
         return named
 
+    @property
+    def place(self) -> Path:
+        """Where paths of the recipe begin: at its file, or here where it is one of this package's."""
+        return Path.cwd() if self.file.parent == RECIPES else self.file.parent
+
     def read(self) -> Recipe:
         """The recipe with its changes.
 

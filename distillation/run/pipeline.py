@@ -31,7 +31,6 @@ from distillation.networks.drawing import Sampler, decode, teacher_levels
 from distillation.networks.roles import VelocityTransformer
 from distillation.recipe import Recipe
 from distillation.run.jobs import Job, Site, job_of
-from distillation.run.jobs.students import latent_shape
 from distillation.run.judge import judge
 from distillation.run.keeper import Keeper
 from distillation.run.lineage import Lineage
@@ -139,9 +138,10 @@ class Distillation:
         job = job_of(stage, site)
         if not isinstance(stage, MergeStage):
             self._learn(stage, job, folder)
+        state = self.processes.whole(job.networks.student)
         if self.processes.first:
             with new_folder(folder / "result", replace=True) as draft:
-                job.write(draft)
+                job.write(draft, state)
                 facts = {"name": stage.name, "identity": self._identity(stage.name), "seconds": time.perf_counter() - began}
                 write_text(draft / "stage.json", json.dumps(facts, indent=2))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -189,7 +189,7 @@ class Distillation:
         network = VelocityTransformer(site.here(lineage.component("transformer")), half=self.recipe.half)
         encoders = site.here(lineage.text_encoders(network.transformer.config.joint_attention_dim))
         levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels(28)
-        return Sampler(network, levels, encoders, latent_shape(network), guidance)
+        return Sampler(network, levels, encoders, site.latent_shape(network.transformer.config), guidance)
 
     def _hand_out(self, stage: AnyStage) -> None:
         for student in self.recipe.students:

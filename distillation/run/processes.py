@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from exporters.errors import InputError
 
@@ -105,6 +107,13 @@ class Processes:
         for block in blocks:
             fully_shard(block, mp_policy=policy)
         fully_shard(network, mp_policy=policy)
+
+    def whole(self, network: nn.Module) -> dict[str, Tensor]:
+        """A network's tensors, gathered where they are shared out: all processes call this, and each has all of them then."""
+        return {
+            name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in network.state_dict().items()
+        }
 
     def end(self, code: int = 0) -> None:
         """The run is over: all leave together; of several processes each exits here, with a code.

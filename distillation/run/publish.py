@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 
 from distillation.data.settings import ShapesData
+from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Publication, Recipe, RecipeError
-from distillation.run.lineage import CLIPS, T5, Lineage
+from distillation.run.lineage import CLIPS, LORA, T5, Lineage
 from distillation.stages import AnyStage, StudentStage
 from distillation.write import write_component, write_index
 from exporters.errors import Complaint
@@ -33,7 +34,7 @@ Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]
 
 
 def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path, identity: str) -> bool:
-    """Write a student, unless it is there.
+    """Write a student, unless it is there; beside it its LoRA as diffusers loads it, where its stage has learned one.
 
     Args:
         recipe: that made it.
@@ -77,6 +78,9 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
         for file, text in licences.items():
             write_text(draft / file, text)
         write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences))
+    if (lora := lineage.results[0] / LORA).is_dir():
+        with new_folder(folder.with_name(f"{folder.name}-lora"), replace=True) as draft:
+            shutil.copytree(lora, draft, dirs_exist_ok=True)
     return True
 
 
@@ -137,7 +141,7 @@ def _scheduler(lineage: Lineage) -> dict[str, Any]:
 def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict[str, Any]) -> dict[str, Any]:
     """``student.json``: how it wants to be run."""
     config = lineage.component_config("transformer")
-    side = 8 * config["sample_size"]
+    side = recipe.resolution or LATENT_PIXELS * config["sample_size"]
     defaults: dict[str, Any] = {"height": side, "width": side, "max_sequence_length": lineage.t5_length}
     if isinstance(recipe.data, ShapesData):
         defaults["world"] = "shapes"

@@ -74,7 +74,7 @@ def follow(order: Order) -> int:
     with stoppable() as stop, Display(processes.first) as display, _alone(order.out, processes):
         base = None if order.teacher is None else open_student(order.teacher)
         try:
-            run = Distillation(recipe, order.file.parent, base, order.out, processes, display, stop)
+            run = Distillation(recipe, order.place, base, order.out, processes, display, stop)
             run.run(order.stop_after)
         except Interrupted:
             display.line("interrupted: what is done is kept, and the same command goes on from there")

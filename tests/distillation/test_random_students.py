@@ -36,11 +36,11 @@ def test_positions_are_diffusers(tmp_path: Path) -> None:
 
 
 def test_full_size_is_sd35_medium() -> None:
-    from distillation.random_students import _configs
+    from distillation.random_students import configs_of
 
     count = {
         component: sum(int(np.prod(shape)) for shape in expected_shapes(component, config).values())
-        for component, config in _configs(PRESETS["full"]).items()
+        for component, config in configs_of(PRESETS["full"]).items()
     }
     # Published files, two bytes a parameter: transformer 4.94 GB, CLIP-L 247 MB, CLIP-G 1.39 GB, VAE 168 MB, T5 9.52 GB.
     assert count["transformer"] == pytest.approx(2.47e9, rel=0.002)
@@ -51,9 +51,9 @@ def test_full_size_is_sd35_medium() -> None:
 
 
 def test_full_tiny_vae_is_taesd3() -> None:
-    from distillation.random_students import _configs
+    from distillation.random_students import configs_of
 
-    config = _configs(preset_shape("full", tiny_decoder=True))["vae"]
+    config = configs_of(preset_shape("full", tiny_decoder=True))["vae"]
     tensors = expected_shapes("vae", config)
     decoder = sum(int(np.prod(shape)) for name, shape in tensors.items() if name.startswith("decoder."))
     # TAESD's decoder (github.com/madebyollin/taesd) has 1,222,531 parameters of 4 latent channels; each channel more has 64 x 9.

@@ -13,7 +13,7 @@ from exporters.student.weights.templates import expected_shapes
 
 def make_sparse_student(shape: StudentShape, folder: Path) -> Path:
     """As :func:`distillation.random_students.make_student`, but that every weight is zero."""
-    configs = students._configs(shape)
+    configs = students.configs_of(shape)
     for component, config in configs.items():
         shapes = expected_shapes(component, config)
         write_component(folder / component, config, shapes, dict.fromkeys(shapes, tuple), shape.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from distillation.data.order import numbers_of
 from distillation.data.settings import ShapesData
 from distillation.data.source import Source
 from distillation.networks.conditioning import Conditioning, TextEncoders
+from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Recipe
 from distillation.run.cache import Kept, keep
 from distillation.run.lineage import CLIPS, Lineage
@@ -35,12 +36,13 @@ class Job:
     Attributes:
         networks: that take part.
         batches: of each step.
-        write: what the stage leaves, into a folder, once ``networks.student`` has learned.
+        write: what the stage leaves, into a folder, once ``networks.student`` has learned; it is given that one's tensors, whole
+            where those of the network are shared out.
     """
 
     networks: Networks
     batches: Callable[[int], Batch]
-    write: Callable[[Path], None]
+    write: Callable[[Path, Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,35 @@ class Site:
     def here(self, module: Any) -> Any:
         """A module where the networks compute."""
         return module.to(self.processes.device)
+
+    def velocity(self, lineage: Lineage, *, learns: bool = False, whole: bool = False) -> VelocityTransformer:
+        """A lineage's transformer, where and as the recipe has it computed.
+
+        Args:
+            lineage: what it is made of.
+            learns: whether its weights are moved.
+            whole: on every process, also where the recipe shards networks.
+        """
+        transformer = self.here(lineage.component("transformer"))
+        recipe, blocks = self.recipe, transformer.transformer_blocks
+        if learns:
+            transformer.train().requires_grad_(True)
+            if recipe.checkpointing:
+                transformer.enable_gradient_checkpointing()
+        if recipe.compile and self.like.is_cuda:
+            for block in blocks:
+                block.compile()
+        if recipe.shard and not whole and self.processes.count > 1:
+            self.processes.shard(transformer, blocks, half=recipe.half)
+        return VelocityTransformer(transformer, half=recipe.half)
+
+    def latent_shape(self, config: Any) -> tuple[int, int, int]:
+        """Of the latents that a transformer draws here, ``(channels, height, width)``.
+
+        Args:
+            config: the transformer's.
+        """
+        return latent_shape(config, self.recipe.resolution)
 
     def place(self, stage: Stage, step: int) -> Counter:
         """The random numbers of this process's samples of a step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from distillation.batches import Batch, Networks
 from distillation.data.batches import latent_batch, latents, picture_batch
 from distillation.data.settings import ShapesData
-from distillation.networks.roles import VelocityTransformer
+from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
 from distillation.run.jobs.job import Job, Site
 from distillation.run.lineage import CLIPS, T5
 from distillation.stages import AnyStage, FlowStage, TextStage, VaeStage
@@ -40,7 +41,7 @@ def text_job(stage: TextStage, site: Site) -> Job:
         answers = {name: answer.to(site.like.device) for name, answer in targets([parse(text) for text in captions]).items()}
         return Batch(noise=torch.empty(len(numbers), 0), cond=(captions, answers), samples=site.place(stage, step).samples)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # transformers writes its own
         encoders = (*student.clips, student.t5)
         tokenizers = (*student.clip_tokenizers, student.t5_tokenizer)
         for name, encoder, tokenizer in zip((*CLIPS, T5), encoders, tokenizers, strict=True):
@@ -60,7 +61,7 @@ def autoencoder_job(stage: VaeStage, site: Site) -> Job:
         numbers = site.numbers(stage, step)
         return picture_batch(site.source, numbers, site.place(stage, step).samples).to(site.like)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # diffusers writes its own
         with torch.no_grad():
             latents = torch.cat(
                 [student.encode(_pictures(site, range(i, i + 32))).latent_dist.mean for i in range(0, SCALED_BY, 32)]
@@ -76,11 +77,11 @@ def teacher_job(stage: FlowStage, site: Site) -> Job:
     """A rectified flow on the latents of the data's pictures."""
     torch.manual_seed(site.recipe.seed)
     if site.lineage.has("transformer"):
-        transformer = site.lineage.component("transformer")
+        student = site.velocity(site.lineage, learns=True)
     else:
-        transformer = _from_nothing(lambda: world.transformer(stage.layers), stage, site)
-    student = VelocityTransformer(site.here(transformer).train().requires_grad_(True), half=site.recipe.half)
-    width = transformer.config.joint_attention_dim
+        transformer = site.here(_from_nothing(lambda: world.transformer(stage.layers), stage, site))
+        student = VelocityTransformer(transformer, half=site.recipe.half)
+    width = student.transformer.config.joint_attention_dim
     encoders = site.encoders(width)
     uncond = site.untold(encoders, width)
     kept = _latents(stage, site)
@@ -92,8 +93,8 @@ def teacher_job(stage: FlowStage, site: Site) -> Job:
         cond = site.told(encoders, numbers)
         return latent_batch(x0.to(site.like), cond, uncond, place, without_prompt=stage.without_prompt, without=stage.without)
 
-    def write(folder: Path) -> None:
-        student.transformer.save_pretrained(folder / "transformer")
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:
+        save_transformer(student.transformer, folder, of_transformer(state))
 
     return Job(Networks(student), batches, write)
 

@@ -5,57 +5,100 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from distillation.batches import Batch, Networks
+from distillation.counters import Counter
+from distillation.flow import Velocity
 from distillation.levels import checked, substeps
+from distillation.networks.adapters import adapted, merged, write_lora
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import quantize, weights_behind
-from distillation.networks.roles import VelocityTransformer
+from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
 from distillation.objectives import trajectory
 from distillation.objectives.branches import merge
 from distillation.objectives.heads import Heads
 from distillation.run.cache import Kept
 from distillation.run.jobs.job import Job, Site
 from distillation.run.judge import judge
+from distillation.run.lineage import ADAPTER, LORA
 from distillation.stages import DecoderStage, MatchStage, MergeStage, QuantizeStage, StudentStage, TrajectoryStage
 from exporters.errors import InputError
-from quantization.files import write_text
+from quantization.files import write_bytes, write_text
 from quantization.profile import load_profile
 
-__all__ = ["decoder_job", "latent_shape", "merge_job", "quantize_job", "student_job"]
+__all__ = ["decoder_job", "merge_job", "quantize_job", "student_job"]
 
 
 def student_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
     """A student that follows a teacher, or is matched to it by a fake model."""
-    teacher = _velocity(site, site.teacher)
-    student = _learning(_velocity(site, site.lineage))
+    if site.recipe.lora is not None:
+        return _adapted_job(stage, site)
+    teacher = site.velocity(site.teacher)
+    student = site.velocity(site.lineage, learns=True)
     networks = Networks(student, teacher)
     if isinstance(stage, MatchStage):
-        fake = _learning(copy.deepcopy(teacher))  # a velocity that knows the data: nearer to any law than the student is
+        fake = site.velocity(site.teacher, learns=True)  # a velocity that knows the data: nearer to any law than the student is
         networks.fake = fake
-        if stage.adversarial.weight:
-            blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2]
-            torch.manual_seed(site.recipe.seed)
-            networks.heads = site.here(Heads([fake.transformer.inner_dim] * len(blocks)))
-            networks.features = lambda x, t, cond: fake.features(x, t, cond, blocks)
-    batches = _batches(stage, site, teacher)
-    return Job(networks, batches, lambda folder: student.transformer.save_pretrained(folder / "transformer"))
+        _add_heads(stage, site, networks, fake, lambda blocks: lambda x, t, cond: fake.features(x, t, cond, blocks))
+    config = teacher.transformer.config
+
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:
+        save_transformer(student.transformer, folder, of_transformer(state))
+
+    return Job(networks, _batches(stage, site, teacher, config), write)
+
+
+def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
+    """The same on one transformer with two adapters; what is left is the adapter, and the transformer with it."""
+    assert site.recipe.lora is not None
+    base = site.here(site.teacher.component("transformer"))
+    if site.recipe.checkpointing:
+        base.enable_gradient_checkpointing()
+    roles = adapted(base, site.recipe.lora, site.recipe.seed, half=site.recipe.half)
+    if (file := site.lineage.file(ADAPTER)) is not None:
+        roles.student.load_state_dict(load_file(file))
+    networks = Networks(roles.student, roles.teacher, roles.fake)
+    if isinstance(stage, MatchStage):
+        fake = VelocityTransformer(base)
+        _add_heads(stage, site, networks, fake, lambda blocks: partial(roles.features, blocks=blocks))
+
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:
+        save_transformer(base, folder, merged(roles.student))
+        write_bytes(folder / ADAPTER, save(dict(state)))
+        write_lora(folder / LORA, roles.student)
+
+    return Job(networks, _batches(stage, site, roles.teacher, base.config), write)
+
+
+def _add_heads(
+    stage: MatchStage, site: Site, networks: Networks, fake: VelocityTransformer, features: Callable[[tuple[int, ...]], Any]
+) -> None:
+    """Adversarial heads on every second block of the fake model, where the stage has them."""
+    if stage.adversarial.weight:
+        blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2]
+        torch.manual_seed(site.recipe.seed)
+        networks.heads = site.here(Heads([fake.transformer.inner_dim] * len(blocks)))
+        networks.features = features(blocks)
 
 
 def merge_job(stage: MergeStage, site: Site) -> Job:
     """Two branches become one network, at the ratio that does best on prompts of its own."""
-    low, high = (_velocity(site, branch) for branch in site.branches)
-    student = _velocity(site, site.lineage)
-    sampler = Sampler(student, stage.levels, _encode(site, student), latent_shape(student), seed=site.recipe.seed + 1)
+    low, high = (site.velocity(branch, whole=True) for branch in site.branches)
+    student = site.velocity(site.lineage, whole=True)
+    sampler = Sampler(
+        student, stage.levels, _encode(site, student), site.latent_shape(student.transformer.config), seed=site.recipe.seed + 1
+    )
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
         scores: dict[float, float] = {}
         for ratio in stage.ratios:
             student.load_state_dict(merge(low.state_dict(), high.state_dict(), ratio))
@@ -63,7 +106,7 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
             site.display.line(f"{stage.name}: ratio {ratio:g}: {scores[ratio]:.4f}")
         best = max(scores, key=scores.__getitem__)
         student.load_state_dict(merge(low.state_dict(), high.state_dict(), best))
-        student.transformer.save_pretrained(folder / "transformer")
+        save_transformer(student.transformer, folder)
         write_text(
             folder / "ratios.json", json.dumps({"taken": best, "figures": {str(r): s for r, s in scores.items()}}, indent=2)
         )
@@ -74,16 +117,15 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
 def quantize_job(stage: QuantizeStage, site: Site) -> Job:
     """A student that comes back to itself through the weights that a profile stores."""
     profile = load_profile(Path(stage.profile))
-    teacher = _velocity(site, site.lineage)
-    student = _learning(copy.deepcopy(teacher))
+    teacher, student = site.velocity(site.lineage, whole=True), site.velocity(site.lineage, learns=True, whole=True)
     if not quantize(student.transformer, profile, round_inputs=stage.round_inputs):
         raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
-    batches = _batches(stage, site, teacher)
+    batches = _batches(stage, site, teacher, teacher.transformer.config)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
         plain = copy.deepcopy(teacher.transformer)
         plain.load_state_dict(weights_behind(student.transformer))
-        plain.save_pretrained(folder / "transformer")
+        save_transformer(plain, folder)
         write_text(folder / "profile.toml", Path(stage.profile).read_text("utf-8"))
 
     return Job(Networks(student, teacher), batches, write)
@@ -93,7 +135,7 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
     """A small decoder of the latents that the student draws."""
     from diffusers import AutoencoderTiny
 
-    velocity = _velocity(site, site.lineage)
+    velocity = site.velocity(site.lineage, whole=True)
     vae = site.here(site.lineage.component("vae"))
     levels = checked(stage.levels, f"stage {stage.name}")
     torch.manual_seed(site.recipe.seed)
@@ -107,7 +149,9 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
         shift_factor=0.0,
     )
     student = site.here(tiny.train())
-    sampler = Sampler(velocity, levels, _encode(site, velocity), latent_shape(velocity), seed=site.recipe.seed)
+    sampler = Sampler(
+        velocity, levels, _encode(site, velocity), site.latent_shape(velocity.transformer.config), seed=site.recipe.seed
+    )
     name = hashlib.sha256(f"{site.origin} {levels}".encode()).hexdigest()[:16]
     drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
 
@@ -119,21 +163,7 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
     def picture(latents: Tensor, t: Tensor, cond: Any) -> Tensor:  # as every network is called
         return decode(vae, latents) * 2 - 1
 
-    return Job(Networks(student, picture), batches, lambda folder: student.save_pretrained(folder / "vae"))
-
-
-def latent_shape(velocity: VelocityTransformer) -> tuple[int, int, int]:
-    """Of a transformer's own latents, ``(channels, height, width)``."""
-    config = velocity.transformer.config
-    return config.in_channels, config.sample_size, config.sample_size
-
-
-def _velocity(site: Site, lineage: Any) -> VelocityTransformer:
-    return VelocityTransformer(site.here(lineage.component("transformer")), half=site.recipe.half)
-
-
-def _learning(velocity: VelocityTransformer) -> VelocityTransformer:
-    return velocity.train().requires_grad_(True)
+    return Job(Networks(student, picture), batches, lambda folder, _: student.save_pretrained(folder / "vae"))
 
 
 def _encode(site: Site, velocity: VelocityTransformer) -> Callable[[Sequence[Any]], Conditioning]:
@@ -142,9 +172,9 @@ def _encode(site: Site, velocity: VelocityTransformer) -> Callable[[Sequence[Any
     return encoders if encoders is not None else lambda numbers: site.told(None, numbers)
 
 
-def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> Callable[[int], Batch]:
+def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) -> Callable[[int], Batch]:
     """Batches of prompts: the student is not always told T5's part, the teacher is."""
-    shape, width = latent_shape(teacher), teacher.transformer.config.joint_attention_dim
+    shape, width = site.latent_shape(config), config.joint_attention_dim
     encoders = site.encoders(width)
     uncond = site.untold(encoders, width) if stage.guidance != 1 else None
     if uncond is None and stage.guidance != 1:
@@ -152,7 +182,7 @@ def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> C
     levels = checked(stage.levels, f"stage {stage.name}")
     nodes = checked(stage.nodes, f"stage {stage.name}: nodes") if stage.nodes else levels
     own = [nodes.index(level) for level in levels]
-    kept = _trajectories(stage, site, teacher, encoders, uncond, nodes) if stage.trajectories else None
+    kept = _trajectories(stage, site, teacher, encoders, uncond, nodes, shape) if stage.trajectories else None
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
@@ -179,17 +209,20 @@ def _batches(stage: StudentStage, site: Site, teacher: VelocityTransformer) -> C
 
 def _start(site: Site, numbers: Any, shape: tuple[int, ...]) -> Tensor:
     """The noise that a kept trajectory starts at."""
-    from distillation.counters import Counter
-
     return Counter(site.recipe.seed, "trajectories", 0, list(numbers)).normal("start", shape, site.like)
 
 
 def _trajectories(
-    stage: StudentStage, site: Site, teacher: VelocityTransformer, encoders: Any, uncond: Any, levels: tuple[float, ...]
+    stage: StudentStage,
+    site: Site,
+    teacher: Velocity,
+    encoders: Any,
+    uncond: Any,
+    levels: tuple[float, ...],
+    shape: tuple[int, int, int],
 ) -> Kept:
     """The teacher's states at the student's levels, but for the noise that they start at."""
     parts = substeps(levels, stage.teacher_steps, stage.shift)
-    shape = latent_shape(teacher)
 
     def compute(numbers: range) -> Tensor:
         cond = site.told(encoders, numbers)

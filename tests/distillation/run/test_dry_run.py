@@ -13,7 +13,7 @@ from torch import nn
 from distillation.batches import Batch, Networks
 from distillation.loop import run_stage
 from distillation.networks.cost import TransformerCost
-from distillation.random_students import PRESETS, _configs
+from distillation.random_students import PRESETS, configs_of
 from distillation.run.dry_run import Estimate, Passes, Setting, Speed, estimate, passes, remarks, rows
 from distillation.stages import Adversarial, FlowStage, Lora, MatchStage, Optimizer, TrajectoryStage, VaeStage
 from exporters.errors import InputError
@@ -82,7 +82,7 @@ def test_steps_make_the_passes_that_are_counted(stage: Any) -> None:
     assert student.learning + fake.learning == samples * wanted.learning
 
 
-CONFIGS = _configs(PRESETS["tiny"])
+CONFIGS = configs_of(PRESETS["tiny"])
 SETTING = Setting(height=64, width=64, text_tokens=7)
 ONE = Speed("a device", tflops=1.0, utilisation=0.5)
 
@@ -196,7 +196,7 @@ def test_rows_and_remarks() -> None:
 
 def test_sd35_medium_on_one_card() -> None:
     """By hand: 2.47 G numbers in bfloat16, two adapters of 94 M with 16 bytes each, an average: 8.3 GB before activations."""
-    configs = {"transformer": _configs(PRESETS["full"])["transformer"]}
+    configs = {"transformer": configs_of(PRESETS["full"])["transformer"]}
     stage = MatchStage(name="match", steps=800, batch=4, guidance=4.5, fake_steps=5, average=0.999)
     run = estimate(configs, [stage], Setting(height=512, width=512, lora=Lora()))
     memory = run.stages[0].memory

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillation.random_students import PRESETS, _configs
+from distillation.random_students import PRESETS, configs_of
 from exporters.errors import StudentError
 from exporters.student.classes import CLASS_KEY
 from exporters.student.configs import Activation
@@ -43,7 +43,7 @@ CONFIGS: dict[str, tuple[str, Config]] = {
     **{
         f"{name} {component}": (component, config)
         for name, shape in (SHAPES | PRESETS).items()
-        for component, config in _configs(shape).items()
+        for component, config in configs_of(shape).items()
     },
     **HUB_CONFIGS,
     **{f"defaults of {component}": (component, {}) for component in COMPONENTS},
