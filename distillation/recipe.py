@@ -36,7 +36,7 @@ import msgspec
 
 from distillation.data.settings import AnyData, ShapesData
 from distillation.levels import checked
-from distillation.stages import AnyStage, Count, Lora, MergeStage, Positive, StudentStage
+from distillation.stages import AnyStage, Count, Lora, MergeStage, Positive, QuantizeStage, StudentStage
 from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
@@ -131,7 +131,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             name: of the stage.
             given: a digest of what the whole run begins from: teacher and data.
         """
-        way = [msgspec.to_builtins(stage) for stage in self.way_to(name)]
+        way = [_content(stage) for stage in self.way_to(name)]
         branches = [
             self.identity(branch, given)
             for stage in self.way_to(name)
@@ -144,7 +144,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe. ``extends = "other.toml"`` begins it with another's stages and settings.
 
     Args:
         file: TOML.
@@ -154,10 +154,38 @@ def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or a change names nothing in it, or :func:`parse_recipe` refuses it.
     """
-    content = read_toml(file, "recipe", RecipeError)
+    content = _read(file)
     for change in changes:
         _apply(content, change)
+    for stage in content.get("stage", []) if isinstance(content.get("stage"), list) else []:
+        if isinstance(stage, dict) and isinstance(stage.get("profile"), str):
+            stage["profile"] = str(file.parent / stage["profile"])
     return parse_recipe(content, str(file))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A recipe's tables, after those of the recipe that it extends.
+
+    Raises:
+        RecipeError: a file cannot be read, or is no recipe.
+    """
+    content = read_toml(file, "recipe", RecipeError)
+    above = content.pop("extends", None)
+    if above is None:
+        return content
+    if not isinstance(above, str) or (file.parent / above).resolve() == file.resolve():
+        raise RecipeError(
+            "The recipe cannot be followed.", [Complaint(str(file), "extends", "another recipe's file", repr(above))]
+        )
+    base = read_toml(file.parent / above, "recipe", RecipeError)
+    if "extends" in base:
+        raise RecipeError(
+            "The recipe cannot be followed.", [Complaint(str(file), "extends a recipe that extends another", above)]
+        )
+    own = content.get("stage", [])
+    if not isinstance(own, list) or not isinstance(base.get("stage", []), list):
+        return content  # parsing says what is wrong
+    return {**base, "student": [], **content, "stage": [*base.get("stage", []), *own]}
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
@@ -214,6 +242,14 @@ def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
         if names.count(student.name) > 1 or not re.fullmatch(r"[\w-]+", student.name) or student.name in OWN_FOLDERS:
             expected = f"a name of its own, of letters, digits, - and _; not {', '.join(OWN_FOLDERS)}"
             yield Complaint(where, f"student {student.name!r}", expected)
+
+
+def _content(stage: AnyStage) -> Any:
+    """What a stage says, the content of its profile in place of where that lies."""
+    told = msgspec.to_builtins(stage)
+    if isinstance(stage, QuantizeStage) and (file := Path(stage.profile)).is_file():
+        told["profile"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return told
 
 
 def _apply(content: dict[str, Any], change: str) -> None:
