@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.extra import need
+from quantization.errors import InputError
 
 UNSTABLE = 0.1  # spread over median from which on a figure is not to be quoted
 MIN_SAMPLES = 5
@@ -77,6 +78,43 @@ class Difference:
     high: float
     p_value: float
     verdict: str
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean of few samples, in their unit.
+
+    Attributes:
+        mean: of the samples.
+        low: of its 95 % interval.
+        high: of its 95 % interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def t_interval(samples: Sequence[float]) -> MeanInterval:
+    """The mean of samples with Student's interval; of one sample nothing is known, and its interval has no end.
+
+    >>> t_interval([1.0, 2.0, 3.0])
+    MeanInterval(mean=2.0, low=-0.484138, high=4.484138)
+
+    Raises:
+        InputError: scipy is not installed, or there is no sample.
+    """
+    need("scipy")
+    from scipy.stats import t
+
+    array = np.asarray(samples, np.float64)
+    if not array.size:
+        raise InputError("There are no samples to take a mean of.")
+    mean, freedom = float(array.mean()), len(array) - 1
+    if not freedom:
+        return MeanInterval(mean, -np.inf, np.inf)
+    reach = float(t.ppf(0.975, freedom) * array.std(ddof=1) / np.sqrt(len(array)))
+    return MeanInterval(mean, round(mean - reach, 6), round(mean + reach, 6))
 
 
 def by_rounds(samples: Sequence[float], rounds: int) -> list[np.ndarray]:
