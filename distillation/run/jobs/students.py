@@ -200,6 +200,9 @@ def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) ->
             cond=told,
             teacher_cond=cond,
             uncond=None if uncond is None else uncond.repeated(len(numbers)),
+            x0=None
+            if states is None
+            else states[:, -1],  # what heads take for real: the teacher's own pictures (LADD, 2403.12015)
             states=states,
             samples=place.samples,
         )
