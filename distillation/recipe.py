@@ -87,6 +87,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         compile: compile each block, on GPUs.
         shard: share networks out over the processes, a block at a time.
         checkpoint_seconds: between checkpoints.
+        keep_embeddings: encode the prompts of samples that are kept once, too; SD3.5's are 2.7 MB each.
         judged: prompts that say at the end of a student's stage how good it is; 0 for none.
     """
 
@@ -105,6 +106,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     compile: bool = False
     shard: bool = False
     checkpoint_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    keep_embeddings: bool = False
     judged: Count = 500
 
     def stage(self, name: str) -> AnyStage:

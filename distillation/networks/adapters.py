@@ -17,7 +17,7 @@ import contextlib
 import difflib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,11 +222,15 @@ def targeted(layers: Iterable[str], targets: Sequence[str]) -> list[str]:
     return [layer for layer in layers if any(_ends(layer, target) for target in targets)]
 
 
-def merged(role: AdaptedVelocity) -> dict[str, Tensor]:
+def merged(role: AdaptedVelocity, original: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state of a plain transformer that says what a role says: each adapted weight is ``W + alpha / rank B A``, in fp32.
 
     The base stays as it is. Tensors are on the CPU; those that have no adapter are the base's own, in its dtype, and are not
     copied where the base is there.
+
+    Args:
+        role: whose adapter.
+        original: the base's tensors as they were, where it computes in fewer bits than they had.
     """
     base, scale = role._base, role._base.lora.alpha / role._base.lora.rank  # noqa: SLF001  # this file's own
     state = {}
@@ -234,10 +238,12 @@ def merged(role: AdaptedVelocity) -> dict[str, Tensor]:
         if any(f".{part}." in name for part in _PARTS):
             continue
         path, _, kind = name.rpartition(".base_layer.")
+        plain = name.replace(".base_layer.", ".")
+        tensor = tensor if original is None else original[plain]  # noqa: PLW2901
         if kind == "weight":
             a, b = (getattr(base.layers[path], part)[role.name].weight.detach() for part in _PARTS)
             tensor = torch.addmm(tensor.to(a), b, a, alpha=scale)  # noqa: PLW2901  # [out, in]
-        state[name.replace(".base_layer.", ".")] = tensor.cpu()
+        state[plain] = tensor.cpu()
     return state
 
 

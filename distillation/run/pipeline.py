@@ -31,6 +31,7 @@ from distillation.networks.drawing import Sampler, decode, teacher_levels
 from distillation.networks.roles import VelocityTransformer
 from distillation.recipe import Recipe
 from distillation.run.jobs import Job, Site, job_of
+from distillation.run.jobs.ahead import ahead
 from distillation.run.judge import judge
 from distillation.run.keeper import Keeper
 from distillation.run.lineage import Lineage
@@ -157,11 +158,11 @@ class Distillation:
         if self.processes.first:
             folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
+        on_gpu = not self.processes.device.startswith("cpu")
+        batches = ahead(job.batches, stage.steps) if on_gpu else job.batches  # on a CPU both would wait for the same cores
         place = self.recipe.checkpoint_seconds, self._identity(stage.name), self.folder / "tensorboard" / folder.name
         with Keeper(stage, folder, *place, self.processes, self.display, self.stop) as keeper:
-            outcome = run_stage(
-                stage, job.networks, job.batches, self.recipe.seed, restore=keeper.restore, on_step=keeper.on_step
-            )
+            outcome = run_stage(stage, job.networks, batches, self.recipe.seed, restore=keeper.restore, on_step=keeper.on_step)
         if not outcome.finished:
             self.display.line(f"{stage.name}: stopped after step {outcome.steps} of {stage.steps}, which is kept")
             raise Interrupted

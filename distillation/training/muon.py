@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["Muon", "orthogonalised"]
@@ -26,6 +27,21 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if matrices.shape[1] > matrices.shape[2] else x
+
+
+def _shared_out(matrices: Tensor) -> Tensor:
+    """Matrices made orthogonal, each by one of the processes that hold them all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return orthogonalised(matrices)
+    rank, count = dist.get_rank(), dist.get_world_size()
+    share = -(-len(matrices) // count)
+    own = matrices.new_zeros(share, *matrices.shape[1:])
+    given = matrices[rank * share : (rank + 1) * share]
+    if len(given):
+        own[: len(given)] = orthogonalised(given)
+    gathered = matrices.new_empty(count * share, *matrices.shape[1:])
+    dist.all_gather_single(gathered, own)
+    return gathered[: len(matrices)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,7 +71,7 @@ class Muon(torch.optim.Optimizer):
                     average = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
                     average.lerp_(parameter.grad, 1 - group["momentum"])
                 moved = [p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]).flatten(1) for p in parameters]
-                updates = orthogonalised(torch.stack(moved)) * max(1, shape[0] / shape[1]) ** 0.5
+                updates = _shared_out(torch.stack(moved)) * max(1, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.sub_(update.reshape(parameter.shape), alpha=group["lr"])

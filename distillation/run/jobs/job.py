@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,34 @@ class Site:
     def told(self, encoders: TextEncoders | None, numbers: Sequence[int]) -> Conditioning:
         """What the networks are told of some samples, where they compute."""
         return conditioning(self.source, self.within(numbers), encoders).to(self.like)
+
+    def teller(self, encoders: TextEncoders | None, count: int) -> Callable[[Sequence[int]], Conditioning]:
+        """What the networks are told of samples, by their numbers: encoded once where the recipe says so.
+
+        Args:
+            encoders: none where the data hold embeddings.
+            count: of samples that are ever asked for; 0 where that is not known.
+        """
+        if encoders is None or not self.recipe.keep_embeddings or not count:
+            return lambda numbers: self.told(encoders, numbers)
+        example = self.told(encoders, [0])
+        length = example.tokens[0].numel()
+
+        def compute(numbers: range) -> Tensor:
+            cond = self.told(encoders, numbers)
+            return torch.cat([cond.tokens.flatten(1), cond.pooled], 1)
+
+        folder = self.lineage.result(CLIPS[0])
+        whose = self.teacher_identity if folder is None else folder.parent.parent.name
+        name = hashlib.sha256(f"{whose} {self.source.fingerprint} {length}".encode()).hexdigest()[:16]
+        kept = self.kept(f"embeddings-{name}-{count}", count, compute)
+
+        def told(numbers: Sequence[int]) -> Conditioning:
+            rows = kept[numbers].to(self.like)
+            tokens = rows[:, :length].reshape(len(rows), *example.tokens.shape[1:])
+            return replace(example, tokens=tokens, pooled=rows[:, length:])
+
+        return told
 
     def prompts(self, numbers: Sequence[int]) -> list[str]:
         """The prompts of some samples."""

@@ -85,12 +85,13 @@ def teacher_job(stage: FlowStage, site: Site) -> Job:
     encoders = site.encoders(width)
     uncond = site.untold(encoders, width)
     kept = _latents(stage, site)
+    told = site.teller(encoders, 0 if kept is None else kept.count)
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
         numbers = site.numbers(stage, step) if kept is None else place.integers("pictures", kept.count).tolist()
         x0 = latents(site.source, numbers) if kept is None else kept[numbers]
-        cond = site.told(encoders, numbers)
+        cond = told(numbers)
         return latent_batch(x0.to(site.like), cond, uncond, place, without_prompt=stage.without_prompt, without=stage.without)
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -61,6 +61,8 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
     """The same on one transformer with two adapters; what is left is the adapter, and the transformer with it."""
     assert site.recipe.lora is not None
     base = site.here(site.teacher.component("transformer"))
+    if site.recipe.half:
+        base = base.to(torch.bfloat16)  # it never moves, and the adapters are in fp32
     if site.recipe.checkpointing:
         base.enable_gradient_checkpointing()
     roles = adapted(base, site.recipe.lora, site.recipe.seed, half=site.recipe.half)
@@ -72,7 +74,8 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
         _add_heads(stage, site, networks, fake, lambda blocks: partial(roles.features, blocks=blocks))
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:
-        save_transformer(base, folder, merged(roles.student))
+        original = site.teacher.component("transformer").state_dict() if site.recipe.half else None
+        save_transformer(base, folder, merged(roles.student, original))
         write_bytes(folder / ADAPTER, save(dict(state)))
         write_lora(folder / LORA, roles.student)
 
@@ -182,7 +185,8 @@ def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) ->
     levels = checked(stage.levels, f"stage {stage.name}")
     nodes = checked(stage.nodes, f"stage {stage.name}: nodes") if stage.nodes else levels
     own = [nodes.index(level) for level in levels]
-    kept = _trajectories(stage, site, teacher, encoders, uncond, nodes, shape) if stage.trajectories else None
+    told = site.teller(encoders, stage.trajectories)
+    kept = _trajectories(stage, site, teacher, told, uncond, nodes, shape) if stage.trajectories else None
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
@@ -193,11 +197,11 @@ def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) ->
             numbers = place.integers("trajectories", kept.count).tolist()
             noise = _start(site, numbers, shape)
             states = torch.cat([noise[:, None], kept[numbers].to(site.like)], 1)[:, own]
-        cond = site.told(encoders, numbers)
-        told = cond.without_t5(place.uniform("t5", site.like) < stage.without_t5) if stage.without_t5 else cond
+        cond = told(numbers)
+        dropped = place.uniform("t5", site.like) < stage.without_t5
         return Batch(
             noise=noise,
-            cond=told,
+            cond=cond.without_t5(dropped) if stage.without_t5 else cond,
             teacher_cond=cond,
             uncond=None if uncond is None else uncond.repeated(len(numbers)),
             x0=None
@@ -219,8 +223,8 @@ def _trajectories(
     stage: StudentStage,
     site: Site,
     teacher: Velocity,
-    encoders: Any,
-    uncond: Any,
+    told: Callable[[Sequence[int]], Conditioning],
+    uncond: Conditioning | None,
     levels: tuple[float, ...],
     shape: tuple[int, int, int],
 ) -> Kept:
@@ -228,11 +232,11 @@ def _trajectories(
     parts = substeps(levels, stage.teacher_steps, stage.shift)
 
     def compute(numbers: range) -> Tensor:
-        cond = site.told(encoders, numbers)
+        cond = told(numbers)
         empty = None if uncond is None else uncond.repeated(len(numbers))
         guided = trajectory.teacher_velocity(teacher, empty, stage.guidance)
         return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]
 
-    told = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
-    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    facts = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return site.kept(f"trajectories-{name}", stage.trajectories, compute)
