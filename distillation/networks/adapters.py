@@ -17,7 +17,7 @@ import contextlib
 import difflib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from distillation.stages import Lora
 from exporters.errors import Complaint, InputError
 from quantization.files import write_bytes
 
-__all__ = ["AdaptedVelocity", "Roles", "adapted", "merged", "targeted", "write_lora"]
+__all__ = ["AdaptedVelocity", "Roles", "adapted", "merged", "merged_weight", "targeted", "write_lora"]
 
 STUDENT, FAKE = "student", "fake"
 _PARTS = ("lora_A", "lora_B")
@@ -222,29 +222,35 @@ def targeted(layers: Iterable[str], targets: Sequence[str]) -> list[str]:
     return [layer for layer in layers if any(_ends(layer, target) for target in targets)]
 
 
-def merged(role: AdaptedVelocity, original: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def merged(role: AdaptedVelocity) -> dict[str, Tensor]:
     """The state of a plain transformer that says what a role says: each adapted weight is ``W + alpha / rank B A``, in fp32.
 
     The base stays as it is. Tensors are on the CPU; those that have no adapter are the base's own, in its dtype, and are not
     copied where the base is there.
+    """
+    base = role._base  # noqa: SLF001  # this file's own
+    state = {}
+    for name, tensor in base.transformer.state_dict().items():
+        if not any(f".{part}." in name for part in _PARTS):
+            plain = name.replace(".base_layer.", ".")
+            state[plain] = merged_weight(role, plain, tensor)
+    return state
+
+
+def merged_weight(role: AdaptedVelocity, name: str, weight: Tensor) -> Tensor:
+    """One tensor of :func:`merged`, on the CPU.
 
     Args:
         role: whose adapter.
-        original: the base's tensors as they were, where it computes in fewer bits than they had.
+        name: of the tensor in a plain transformer.
+        weight: the base's; or as it was, where the base computes in fewer bits than it had.
     """
     base, scale = role._base, role._base.lora.alpha / role._base.lora.rank  # noqa: SLF001  # this file's own
-    state = {}
-    for name, tensor in base.transformer.state_dict().items():
-        if any(f".{part}." in name for part in _PARTS):
-            continue
-        path, _, kind = name.rpartition(".base_layer.")
-        plain = name.replace(".base_layer.", ".")
-        tensor = tensor if original is None else original[plain]  # noqa: PLW2901
-        if kind == "weight":
-            a, b = (getattr(base.layers[path], part)[role.name].weight.detach() for part in _PARTS)
-            tensor = torch.addmm(tensor.to(a), b, a, alpha=scale)  # noqa: PLW2901  # [out, in]
-        state[plain] = tensor.cpu()
-    return state
+    layer = base.layers.get(name.removesuffix(".weight"))
+    if layer is None or not name.endswith(".weight"):
+        return weight.cpu()
+    a, b = (getattr(layer, part)[role.name].weight.detach() for part in _PARTS)
+    return torch.addmm(weight.to(a), b, a, alpha=scale).cpu()  # [out, in]
 
 
 def write_lora(folder: Path, role: AdaptedVelocity) -> Path:

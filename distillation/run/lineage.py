@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from torch import Tensor
 
 from distillation.networks.conditioning import TextEncoders
 from exporters.errors import InputError
@@ -18,6 +23,9 @@ __all__ = ["ADAPTER", "CLIPS", "LORA", "T5", "Lineage"]
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 ADAPTER, LORA = "adapter.safetensors", "lora"
 """What a stage with adapters leaves beside its transformer: the student's, for the next stage and for diffusers."""
+
+#: By name: shape, and what reads the numbers, in flat pieces.
+Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,24 @@ class Lineage:
         assert self.base is not None
         return self.base.configs[name]
 
+    def stored(self, name: str) -> tuple[dict[str, Any], Tensors]:
+        """A component's configuration and its tensors as they are stored, none of which is read before it is asked for."""
+        folder = self.result(name)
+        if folder is None:
+            assert self.base is not None
+            given: Tensors = {
+                key: (tuple(weight.shape), lambda weight=weight: [np.asarray(weight.load()).reshape(-1)])  # type: ignore[misc]
+                for key, weight in self.base.weights[name].items()
+            }
+            return dict(self.base.stored_configs[name]), given
+        tensors: Tensors = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as content:
+                for key in content.keys():  # noqa: SIM118  # no mapping
+                    shape = tuple(content.get_slice(key).get_shape())
+                    tensors[key] = shape, lambda file=file, key=key: [_read(file, key)]  # type: ignore[misc]
+        return self.component_config(name), tensors
+
     def tokenizer(self, component: str) -> Any:
         """The tokenizer of a text encoder."""
         folder = self.result(TOKENIZERS[component])
@@ -92,6 +118,12 @@ class Lineage:
         tokenizers = [self.tokenizer(name) for name in CLIPS]
         t5, t5_tokenizer = (self.component(T5), self.tokenizer(T5)) if self.has(T5) else (None, None)
         return TextEncoders(clips, tokenizers, t5, t5_tokenizer, width, self.t5_length).eval()
+
+
+def _read(file: Path, key: str) -> np.ndarray:
+    with safe_open(file, "pt") as content:
+        tensor: Tensor = content.get_tensor(key)
+    return tensor.float().reshape(-1).numpy()
 
 
 def _class(component: str, folder: Path) -> Any:

@@ -16,6 +16,7 @@ A stage whose result is there is not made again; a recipe that was changed makes
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -133,6 +134,7 @@ class Distillation:
 
     def _make(self, stage: AnyStage) -> None:
         """Make a stage, from its last checkpoint where there is one."""
+        gc.collect()  # networks of the stage before hold one another
         site, folder = self._site(stage), self._stage_folder(stage.name)
         self.display.line(f"{stage.name}: {kind_of(stage)}, {stage.steps} steps of {stage.batch}")
         began = time.perf_counter()

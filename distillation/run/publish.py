@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from safetensors import safe_open
 
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
@@ -29,8 +24,6 @@ SHIFT = 3.0
 """Of SD3's scheduler."""
 PROVENANCE = "distillation.json"
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]
 
 
 def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path, identity: str) -> bool:
@@ -58,7 +51,7 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
     with new_folder(folder, replace=True) as draft:
         configs = {}
         for name in components:
-            config, tensors = _component(lineage, name)
+            config, tensors = lineage.stored(name)
             shapes = {key: shape for key, (shape, _) in tensors.items()}
             if "dtype" in config:
                 config["dtype"] = _NAMES[student.dtype]
@@ -89,33 +82,6 @@ def _told(file: Path) -> Any:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _component(lineage: Lineage, name: str) -> tuple[dict[str, Any], Tensors]:
-    """A component's configuration and its tensors, none of which is read before it is written."""
-    folder = lineage.result(name)
-    if folder is None:
-        assert lineage.base is not None
-        weights = lineage.base.weights[name]
-        given: Tensors = {
-            key: (tuple(weight.shape), lambda weight=weight: [np.asarray(weight.load()).reshape(-1)])  # type: ignore[misc]
-            for key, weight in weights.items()
-        }
-        return dict(lineage.base.stored_configs[name]), given
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    tensors: Tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as stored:
-            for key in stored.keys():  # noqa: SIM118  # no mapping
-                shape = tuple(stored.get_slice(key).get_shape())
-                tensors[key] = shape, lambda file=file, key=key: [_read(file, key)]  # type: ignore[misc]
-    return config, tensors
-
-
-def _read(file: Path, key: str) -> np.ndarray:
-    with safe_open(file, "pt") as stored:
-        tensor: torch.Tensor = stored.get_tensor(key)
-    return tensor.float().reshape(-1).numpy()
 
 
 def _copy_tokenizer(lineage: Lineage, component: str, target: Path) -> None:

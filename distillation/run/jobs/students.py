@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -18,7 +19,7 @@ from distillation.batches import Batch, Networks
 from distillation.counters import Counter
 from distillation.flow import Velocity
 from distillation.levels import checked, substeps
-from distillation.networks.adapters import adapted, merged, write_lora
+from distillation.networks.adapters import adapted, merged_weight, write_lora
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import quantize, weights_behind
@@ -31,6 +32,7 @@ from distillation.run.jobs.job import Job, Site
 from distillation.run.judge import judge
 from distillation.run.lineage import ADAPTER, LORA
 from distillation.stages import DecoderStage, MatchStage, MergeStage, QuantizeStage, StudentStage, TrajectoryStage
+from distillation.write import write_component
 from exporters.errors import InputError
 from quantization.files import write_bytes, write_text
 from quantization.profile import load_profile
@@ -74,8 +76,16 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
         _add_heads(stage, site, networks, fake, lambda blocks: partial(roles.features, blocks=blocks))
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:
-        original = site.teacher.component("transformer").state_dict() if site.recipe.half else None
-        save_transformer(base, folder, merged(roles.student, original))
+        config, tensors = site.teacher.stored("transformer")  # as they were: the base may compute in fewer bits
+        shapes = {name: shape for name, (shape, _) in tensors.items()}
+
+        def chunks(name: str) -> Iterator[np.ndarray]:
+            shape, read = tensors[name]
+            weight = torch.from_numpy(np.concatenate([np.float32(part) for part in read()]).reshape(shape))
+            yield merged_weight(roles.student, name, weight).numpy().reshape(-1)
+
+        of_each = {name: partial(chunks, name) for name in tensors}
+        write_component(folder / "transformer", config, shapes, of_each, "fp32")
         write_bytes(folder / ADAPTER, save(dict(state)))
         write_lora(folder / LORA, roles.student)
 
