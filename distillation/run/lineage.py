@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from distillation.networks.conditioning import TextEncoders
-from exporters.errors import InputError
+from exporters.errors import Complaint, InputError
 from exporters.reference.diffusers import reference_component
 from exporters.student.student import TOKENIZERS, Student
 from exporters.student.tokenizers import load_tokenizer
 
-__all__ = ["ADAPTER", "CLIPS", "LORA", "T5", "Lineage"]
+__all__ = ["ADAPTER", "CLIPS", "LORA", "PROFILE", "T5", "Lineage", "undamaged"]
 
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 ADAPTER, LORA = "adapter.safetensors", "lora"
 """What a stage with adapters leaves beside its transformer: the student's, for the next stage and for diffusers."""
+PROFILE = "profile.toml"
+"""What a stage that quantizes leaves beside its transformer: how the weights are to be stored."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,12 @@ class Lineage:
         """The folder of a component or tokenizer that a stage has left; none where it is the base's."""
         return next((folder / part for folder in self.results if (folder / part).is_dir()), None)
 
-    def file(self, name: str) -> Path | None:
-        """A file that the nearest stage with adapters has left."""
-        return next((folder / name for folder in self.results if (folder / name).is_file()), None)
+    def beside_transformer(self, name: str) -> Path | None:
+        """What the stage that has left the transformer has left with it; a stage that moves weights makes it void."""
+        transformer = self.result("transformer")
+        if transformer is None or not (place := transformer.with_name(name)).exists():
+            return None
+        return place
 
     def has(self, component: str) -> bool:
         """Whether there is such a component."""
@@ -50,10 +59,11 @@ class Lineage:
         """A component as its own class, frozen, in fp32.
 
         Raises:
-            InputError: no stage has left one, and the run was given none.
+            InputError: no stage has left one, and the run was given none; or what was left is damaged.
         """
         if (folder := self.result(name)) is not None:
-            return _class(name, folder).from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            with undamaged(folder):
+                return _loaded(name, folder).eval().requires_grad_(False)
         if self.base is None or name not in self.base.weights:
             raise InputError(
                 f"There is no {name} to go on from.",
@@ -64,8 +74,9 @@ class Lineage:
     def component_config(self, name: str) -> dict[str, Any]:
         """A component's configuration as it is stored."""
         if (folder := self.result(name)) is not None:
-            content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-            return content
+            with undamaged(folder):
+                content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+                return content
         assert self.base is not None
         return self.base.configs[name]
 
@@ -78,9 +89,9 @@ class Lineage:
         import transformers
 
         library: Any = transformers
-        return (library.T5TokenizerFast if component == T5 else library.CLIPTokenizer).from_pretrained(
-            folder, local_files_only=True
-        )
+        kind = library.T5TokenizerFast if component == T5 else library.CLIPTokenizer
+        with undamaged(folder):
+            return kind.from_pretrained(folder, local_files_only=True)
 
     def text_encoders(self, width: int) -> TextEncoders:
         """All text encoders, T5 where there is one.
@@ -92,6 +103,33 @@ class Lineage:
         tokenizers = [self.tokenizer(name) for name in CLIPS]
         t5, t5_tokenizer = (self.component(T5), self.tokenizer(T5)) if self.has(T5) else (None, None)
         return TextEncoders(clips, tokenizers, t5, t5_tokenizer, width, self.t5_length).eval()
+
+
+@contextlib.contextmanager
+def undamaged(place: Path) -> Iterator[None]:
+    """What libraries say of files that a stage has left and that have been damaged since.
+
+    Args:
+        place: in the stage's ``result``.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        result = next((folder for folder in (place, *place.parents) if folder.name == "result"), place)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        remedy = f"remove {result}: the same command makes it anew"
+        raise InputError("What a stage has left is damaged.", [Complaint(str(place), said)], remedy) from error
+
+
+def _loaded(component: str, folder: Path) -> Any:
+    """A component that a stage has left; never one of whose tensors some are missing, and would be drawn at random."""
+    model, told = _class(component, folder).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"without {missing[0]}")
+    return model
 
 
 def _class(component: str, folder: Path) -> Any:
