@@ -230,6 +230,9 @@ def _way_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
     """What a stage or a student cannot be because of the stages that it goes on from."""
     for stage in recipe.stages:
         mover = _mover(recipe, stage.after) if stage.after else None
+        if isinstance(stage, MatchStage) and stage.adversarial.weight and recipe.shard and recipe.lora is None:
+            expected = "0 where shard = true: heads look into the fake model's blocks, past torch's gathering of its weights"
+            yield Complaint(where, f"stage {stage.name}: adversarial.weight", expected, f"{stage.adversarial.weight:g}")
         learns = recipe.lora is not None and isinstance(stage, TrajectoryStage | MatchStage)
         if learns and isinstance(mover, MergeStage | QuantizeStage):
             expected = "a stage of kind trajectory or match, or a teacher: the recipe has [lora]"

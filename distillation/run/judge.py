@@ -96,6 +96,7 @@ def _near(sampler: Sampler, teacher: Sampler | Once, site: Site, count: int, fir
         prompts = site.asked(range(first + start, first + min(start + BATCH, count)))
         wanted, got = _finite(teacher.latents(prompts, start)), _finite(sampler.latents(prompts, start))
         signal, error = signal + float(wanted.square().sum()), error + float((wanted - got).square().sum())
+        site.display.bar("judging", min(start + BATCH, count), count)
     decibels = 10 * float(torch.log10(torch.tensor(signal / max(error, 1e-30))))
     return Judgement(decibels, {"latent_db": decibels})
 

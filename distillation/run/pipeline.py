@@ -24,6 +24,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -106,7 +107,7 @@ class Distillation:
             if not (self._result(stage.name) / "stage.json").is_file():
                 self._make(stage)
                 self._make_room()
-            self._by_the_first(lambda stage=stage: self._finish(stage))
+            self._by_the_first(partial(self._finish, stage))
             if stage.name == last:
                 break
 

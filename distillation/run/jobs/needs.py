@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from distillation.data.settings import ShapesData
 from distillation.data.source import Source
+from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Recipe
 from distillation.run.lineage import CLIPS, T5
 from distillation.run.processes import Processes
@@ -40,6 +42,8 @@ def check_needs(recipe: Recipe, base: Student | None, source: Source, processes:
         complaints += [Complaint(f"stage {stage.name}", f"there is no {name} to go on from") for name in missing]
         complaints += _data_complaints(stage, source)
         there[stage.name] = before | set(_left(stage)) | set(missing)  # what is missing is told once
+    if base is not None and COMPONENT in base.weights:
+        complaints += _size_complaints(recipe, base.configs[COMPONENT])
     for student in recipe.students:
         missing = [name for name in (*CLIPS, "transformer", "vae") if name not in there[student.stage]]
         complaints += [Complaint(f"student {student.name}", f"would have no {name}") for name in missing]
@@ -80,6 +84,14 @@ def _needed(stage: AnyStage, recipe: Recipe, source: Source) -> Iterator[str]:
     untold = stage.without_prompt > 0 if isinstance(stage, FlowStage) else isinstance(stage, StudentStage) and stage.guidance != 1
     if isinstance(stage, FlowStage | StudentStage) and (untold or not source.has_embeddings):
         yield from CLIPS
+
+
+def _size_complaints(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Complaint]:
+    """Of a transformer whose table of positions is too small for the recipe's pictures."""
+    cell = LATENT_PIXELS * config["patch_size"]
+    largest = cell * config["pos_embed_max_size"]
+    if recipe.resolution > largest or recipe.resolution % cell:
+        yield Complaint("resolution", "no such picture", f"multiples of {cell} up to {largest}", str(recipe.resolution))
 
 
 def _data_complaints(stage: AnyStage, source: Source) -> Iterator[Complaint]:

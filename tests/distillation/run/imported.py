@@ -3,7 +3,7 @@
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.distributed.fsdp import fully_shard
 from torch.utils.tensorboard.writer import SummaryWriter
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from distillation.run import pipeline, start
 
@@ -16,7 +16,7 @@ __all__ = [
     "SD3Transformer2DModel",
     "SummaryWriter",
     "T5EncoderModel",
-    "T5TokenizerFast",
+    "T5Tokenizer",
     "fully_shard",
     "pipeline",
     "start",

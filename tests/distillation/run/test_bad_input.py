@@ -22,6 +22,7 @@ from quantization.files import WritingError
 from tests.distillation.run.tiny import BRANCHES, LORA, RECIPE, STUDENT, content, half_written
 
 Place = Callable[..., Order]
+FULL = "No space left on device"
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ OTHER = LOW.replace("levels = [1.0, 0.75, 0.0]\nonly = [1]", "levels = [1.0, 0.5
         (HALF, ["student student-w4: dtype", "expected fp32", "got fp16"]),
         (WHOLE + LORA + MORE, ["stage more: after", "no adapter"]),
         (RECIPE + LORA + STUDENT + TWICE, ["student-2-lora", "the adapter of student-2 goes there"]),
+        (f"shard = true\n{RECIPE}adversarial = {{ weight = 0.1 }}\n", ["stage match: adversarial.weight", "shard = true"]),
         ("", ["missing required field `name`"]),
         ('name = "x"', ["missing required field `stage`"]),
         ("name = ", ["is not TOML"]),
@@ -108,6 +110,7 @@ def test_recipes(
         ({"stop_after": "folow"}, ["no such stage", "expected follow, match, got folow"]),
         ({"device": "cuda"}, ["--device cuda: torch sees no CUDA device here", "--device cpu"]),
         ({"device": "gpu"}, ["--device gpu: there is no such device", "cpu, cuda or mps"]),
+        ({"changes": ("resolution=512",)}, ["resolution: no such picture", "multiples of 16 up to 192, got 512"]),
         ({"teacher": None}, ["stage follow: there is no transformer to go on from", "give a teacher's folder"]),
         ({"teacher": Path("/nowhere/teacher")}, ["/nowhere/teacher"]),
         ({"changes": ("data.file=none.txt",)}, ["none.txt", "No such file"]),
@@ -202,36 +205,28 @@ def test_a_loss_that_is_no_number(place: Place, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
-)
-@pytest.mark.parametrize(
-    "where",
+    ("where", "error"),
     [
-        "state.save_tensors",
-        "jobs.students.save_transformer",
-        "cache.write_array",
-        "publish.write_component",
-        "records.write_text",
+        ("state.save_tensors", SafetensorError(f"I/O error: {FULL}")),
+        ("jobs.students.save_transformer", SafetensorError(f"I/O error: {FULL}")),
+        ("cache.write_array", OSError(errno.ENOSPC, FULL)),
+        ("publish.write_component", OSError(errno.ENOSPC, FULL)),
+        ("records._cut", OSError(errno.ENOSPC, FULL)),
     ],
+    ids=["checkpoint", "result", "cache", "student", "metrics"],
 )
 def test_a_full_disk(
     place: Place, where: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if isinstance(error, SafetensorError) and where not in ("state.save_tensors", "jobs.students.save_transformer"):
-        pytest.skip("no file of safetensors' own is written there")
     order = place(changes=("judged=0", "checkpoint_seconds=1e-6"))
 
     def full(*_: Any, **__: Any) -> None:
         raise error
 
     with monkeypatch.context() as patched:
-        if where == "records.write_text":
-            patched.setattr("distillation.run.records._cut", full)
-        else:
-            patched.setattr(f"distillation.run.{where}", full)
+        patched.setattr(f"distillation.run.{where}", full)
         said = refused(order, patched, capfd)
-    assert "No space left on device" in said
+    assert FULL in said
     assert [place for place in half_written(order.out) if place.endswith(".partial")] == []
     if where == "state.save_tensors":
         assert follow(order) == 0
@@ -310,7 +305,7 @@ def test_a_damaged_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_two_students_are_not_left_half(place: Place, whole: Order) -> None:
     """A name that was another recipe's student is replaced whole."""
-    order = place()
+    order = place(changes=("judged=0",))
     shutil.copytree(whole.out / "student-small", order.out / "student-2")
     assert follow(order) == 0
     assert not (order.out / "student-2/profile.toml").exists()

@@ -30,15 +30,14 @@ def undisturbed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Order:
     return order
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize(
-    ("name", "done", "there"),
+    ("number", "name", "done", "there"),
     [
-        ("trajectories", 1, "cache/*/00000000-64.npy"),
-        ("follow", 1, "stages/follow-*/checkpoints/step-00000001/state.json"),
-        ("follow", 4, "stages/follow-*/result/stage.json"),
-        ("judging", 2, "stages/follow-*/result/stage.json"),
-        ("match", 2, "stages/match-*/checkpoints/step-00000002/state.json"),
+        (signal.SIGINT, "trajectories", 1, "cache/*/00000000-64.npy"),
+        (signal.SIGTERM, "follow", 1, "stages/follow-*/checkpoints/step-00000001/state.json"),
+        (signal.SIGINT, "follow", 4, "stages/follow-*/result/stage.json"),
+        (signal.SIGTERM, "judging", 2, "stages/follow-*/result/stage.json"),
+        (signal.SIGTERM, "match", 2, "stages/match-*/checkpoints/step-00000002/state.json"),
     ],
     ids=["filling a cache", "the first step", "the last step", "judging", "another stage"],
 )
@@ -52,8 +51,6 @@ def test_a_run_stops_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    if number == signal.SIGINT and name in ("judging", "match"):
-        pytest.skip("signals are told apart by nothing there: once is enough")
     order = replace(undisturbed, out=tmp_path / "run")
     with monkeypatch.context() as patched:
         patched.setattr(Display, "bar", asks_to_stop(name, done, number))
