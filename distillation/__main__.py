@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
 
 from distillation.run.order import Order
-from exporters.errors import InputError
+from exporters.errors import Complaint, InputError
 
 
 def main() -> None:
@@ -33,6 +34,12 @@ def main() -> None:
         code = follow(order)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
+        code = 2
+    except OSError as error:  # of a path that was given, or of a full disk
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        where = str(given.output) if error.filename is None else os.fsdecode(error.filename)
+        sys.stderr.write(f"error: {Complaint(where, error.strerror or type(error).__name__)}\n")
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -36,7 +36,20 @@ import msgspec
 
 from distillation.data.settings import AnyData, ShapesData
 from distillation.levels import checked
-from distillation.stages import AnyStage, Count, Lora, MergeStage, Positive, QuantizeStage, StudentStage
+from distillation.stages import (
+    AnyStage,
+    Count,
+    DecoderStage,
+    Lora,
+    MatchStage,
+    MergeStage,
+    Positive,
+    QuantizeStage,
+    StudentStage,
+    TextStage,
+    TrajectoryStage,
+    VaeStage,
+)
 from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
@@ -48,6 +61,8 @@ __all__ = ["Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"
 TABLES = ("data", "lora")
 #: Of a run's folder.
 OWN_FOLDERS = ("cache", "stages", "tensorboard")
+#: What the folder of a student's adapter ends with.
+LORA = "-lora"
 
 
 class RecipeError(InputError):
@@ -157,11 +172,11 @@ def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
         RecipeError: it cannot be read, or a change names nothing in it, or :func:`parse_recipe` refuses it.
     """
     content = _read(file)
-    for change in changes:
-        _apply(content, change)
     for stage in content.get("stage", []) if isinstance(content.get("stage"), list) else []:
         if isinstance(stage, dict) and isinstance(stage.get("profile"), str):
             stage["profile"] = str(file.parent / stage["profile"])
+    for change in changes:
+        _apply(content, change)
     return parse_recipe(content, str(file))
 
 
@@ -202,7 +217,8 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
         recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError("The recipe cannot be followed.", [Complaint(where, str(error))]) from error
-    if complaints := [*_stage_complaints(recipe, where), *_student_complaints(recipe, where)]:
+    complaints = [*_stage_complaints(recipe, where), *_student_complaints(recipe, where)]
+    if complaints := complaints or [*_way_complaints(recipe, where)]:  # ways can be followed where all names lead somewhere
         raise RecipeError("The recipe cannot be followed.", complaints)
     return recipe
 
@@ -219,6 +235,8 @@ def _stage_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
                 if branch not in before or recipe.stage(branch).after != stage.after:
                     expected = f"stages before it that go on from {stage.after!r}, as it does"
                     yield Complaint(where, f"stage {stage.name}: branches", expected, branch)
+                elif getattr(recipe.stage(branch), "levels", None) != stage.levels:
+                    yield Complaint(where, f"stage {stage.name}: branches", "stages of its own levels", branch)
         if isinstance(stage, StudentStage):
             yield from _level_complaints(stage, where)
         before.add(stage.name)
@@ -232,8 +250,33 @@ def _level_complaints(stage: StudentStage, where: str) -> Iterator[Complaint]:
             checked(levels, f"stage {stage.name}")
         except InputError as error:
             yield Complaint(where, error.headline)
+    if wrong := [index for index in stage.only if index >= len(stage.levels) - 1]:
+        yield Complaint(where, f"stage {stage.name}: only", f"steps of {len(stage.levels) - 1}, counted from 0", str(wrong))
     if stage.nodes and (strangers := set(stage.levels) - set(stage.nodes)):
         yield Complaint(where, f"stage {stage.name}: nodes", "its levels among them", f"without {sorted(strangers)}")
+
+
+def _way_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
+    """What a stage or a student cannot be because of the stages that it goes on from."""
+    for stage in recipe.stages:
+        mover = _mover(recipe, stage.after) if stage.after else None
+        if isinstance(stage, MatchStage) and stage.adversarial.weight and recipe.shard and recipe.lora is None:
+            expected = "0 where shard = true: heads look into the fake model's blocks, past torch's gathering of its weights"
+            yield Complaint(where, f"stage {stage.name}: adversarial.weight", expected, f"{stage.adversarial.weight:g}")
+        learns = recipe.lora is not None and isinstance(stage, TrajectoryStage | MatchStage)
+        if learns and isinstance(mover, MergeStage | QuantizeStage):
+            expected = "a stage of kind trajectory or match, or a teacher: the recipe has [lora]"
+            yield Complaint(where, f"stage {stage.name}: after", expected, f"{stage.after}, whose transformer has no adapter")
+    for student in recipe.students:
+        if student.dtype != "fp32" and isinstance(_mover(recipe, student.stage), QuantizeStage):
+            expected = "fp32: codes of weights that are rounded before are others than those that were learned"
+            yield Complaint(where, f"student {student.name}: dtype", expected, student.dtype)
+
+
+def _mover(recipe: Recipe, name: str) -> AnyStage | None:
+    """The last stage on a way that has moved the transformer's weights."""
+    kept = (TextStage, VaeStage, DecoderStage)
+    return next((stage for stage in reversed(recipe.way_to(name)) if not isinstance(stage, kept)), None)
 
 
 def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
@@ -241,6 +284,8 @@ def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
     for student in recipe.students:
         if student.stage not in stages:
             yield Complaint(where, f"student {student.name}: stage", "a stage of the recipe", student.stage)
+        if recipe.lora is not None and f"{student.name}{LORA}" in names:
+            yield Complaint(where, f"student {student.name}{LORA}", f"another name: the adapter of {student.name} goes there")
         if names.count(student.name) > 1 or not re.fullmatch(r"[\w-]+", student.name) or student.name in OWN_FOLDERS:
             expected = f"a name of its own, of letters, digits, - and _; not {', '.join(OWN_FOLDERS)}"
             yield Complaint(where, f"student {student.name!r}", expected)

@@ -238,7 +238,7 @@ class QuantizeStage(StudentStage, frozen=True, kw_only=True, tag="quantize"):
     """A student that learns to draw with quantized weights what it draws without (:mod:`distillation.training.quantize`).
 
     Attributes:
-        profile: a file beside the recipe, or the name of a tier's.
+        profile: a file, which is found as the recipe's data are: from the recipe's folder.
         round_inputs: of layers whose inputs the runtime rounds.
     """
 

@@ -30,6 +30,9 @@ _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _STREAMS = re.compile(r"/dev|/dev/fd|/proc/[^/]+/fd")
 
+DRAFTS = re.compile(r"\..+\.(?:[0-9a-f]{16}\.)?partial")
+"""Names of what is being written, in a folder of one's own; :func:`draft_name`'s are among them."""
+
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 """What numpy raises of arrays that are missing, cut short or none."""
 

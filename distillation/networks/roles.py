@@ -47,7 +47,9 @@ def save_transformer(transformer: Any, folder: Path, state: Mapping[str, Tensor]
     state = transformer.state_dict() if state is None else state
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     chunks = {name: lambda tensor=tensor: [tensor.float().cpu().numpy().reshape(-1)] for name, tensor in state.items()}  # type: ignore[misc]
-    write_component(folder / "transformer", json.loads(transformer.to_json_string()), shapes, chunks, "fp32")
+    config = json.loads(transformer.to_json_string())
+    config.pop("_name_or_path", None)  # where it was read from, on this machine
+    write_component(folder / "transformer", config, shapes, chunks, "fp32")
 
 
 class VelocityTransformer(nn.Module):

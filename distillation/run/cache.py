@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distillation.run.processes import Processes
+from distillation.run.signals import Interrupted
 from exporters.errors import InputError
 from quantization.files import write_array
 
@@ -40,7 +41,7 @@ def keep(
     count: int,
     compute: Callable[[range], Tensor],
     processes: Processes,
-    on_file: Callable[[int, int], None] = lambda done, total: None,
+    on_file: Callable[[int, int], bool] = lambda done, total: False,
 ) -> Kept:
     """Compute what is not there yet, and open all.
 
@@ -49,9 +50,10 @@ def keep(
         count: of samples.
         compute: the samples of these numbers, ``[numbers, ...]``; kept in fp16.
         processes: all of which call this.
-        on_file: told how many of this process's files there are.
+        on_file: told how many of this process's files there are; returns whether to stop, and where one process does, all do.
 
     Raises:
+        Interrupted: it was stopped; the files that are there are kept.
         InputError: a file is damaged, or what is computed does not fit into fp16.
         WritingError: a file cannot be written.
     """
@@ -59,14 +61,15 @@ def keep(
     ranges = [range(start, min(start + PER_FILE, count)) for start in range(0, count, PER_FILE)]
     files = [folder / f"{numbers.start:08d}-{len(numbers)}.npy" for numbers in ranges]
     own = list(zip(ranges, files, strict=True))[processes.rank :: processes.count]
-    for done, (numbers, file) in enumerate(own):
-        if not file.exists():
-            array = compute(numbers).half().cpu().numpy()
-            if not np.isfinite(array).all():
-                raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
-            write_array(file, array)
-        on_file(done + 1, len(own))
-    processes.wait()
+    for turn in range(-(-len(files) // processes.count)):
+        for numbers, file in own[turn : turn + 1]:  # the last turn may be of some processes only
+            if not file.exists():
+                array = compute(numbers).half().cpu().numpy()
+                if not np.isfinite(array).all():
+                    raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
+                write_array(file, array)
+        if processes.agreed(on_file(min(turn + 1, len(own)), len(own))):
+            raise Interrupted
     return Kept(tuple(_open(file, len(numbers)) for numbers, file in zip(ranges, files, strict=True)), count)
 
 
@@ -75,7 +78,7 @@ def _open(file: Path, count: int) -> np.ndarray:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         what = "" if len(array) == count else f"{len(array)} samples in place of {count}"
     except (OSError, ValueError, EOFError) as error:
-        what = str(error)
+        what = str(error) or type(error).__name__
     if what:
         raise InputError(f"{file} is damaged: {what}", remedy="remove it: it is computed again")
     return array

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from distillation.data.settings import ShapesData
-from distillation.networks.drawing import Sampler, decode, teacher_levels
+from distillation.networks.drawing import Sampler, decode
 from distillation.world.scenes import sample
 from distillation.world.score import score
+from exporters.errors import InputError
 
 if TYPE_CHECKING:
     from distillation.run.jobs.job import Site
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["Judgement", "Once", "judge"]
 
 BATCH = 50
 JUDGED_SEED = 1 << 20
@@ -35,23 +38,37 @@ class Judgement:
     facts: dict[str, float]
 
 
-def judge(sampler: Sampler, site: Site, count: int, first: int = 0, teacher: Sampler | None = None) -> Judgement:
-    """Judge a network by prompts that it has not learned from.
+@dataclass(frozen=True)
+class Once:
+    """A teacher whose latents are asked for several times: they are drawn once and held, in fp16."""
+
+    sampler: Sampler
+    drawn: dict[int, Tensor] = field(default_factory=dict)
+
+    def latents(self, prompts: Sequence[Any], first: int = 0) -> Tensor:
+        """As :meth:`Sampler.latents`; the prompts from a number on are always the same."""
+        if first not in self.drawn or len(self.drawn[first]) < len(prompts):
+            self.drawn[first] = self.sampler.latents(prompts, first).half()
+        return self.drawn[first][: len(prompts)].float()
+
+
+def judge(sampler: Sampler, site: Site, count: int, first: int = 0, teacher: Sampler | Once | None = None) -> Judgement:
+    """Judge a network: in the world by scenes that it has not learned from, else by the source's own prompts.
 
     Args:
         sampler: how it draws.
         site: of its stage.
         count: of prompts.
         first: number of the first.
-        teacher: what it is compared with where nothing tells right from wrong.
+        teacher: what it is compared with where nothing tells right from wrong, with its guidance.
+
+    Raises:
+        Interrupted: the run was asked to stop.
+        InputError: it draws what is no number.
     """
     if isinstance(site.recipe.data, ShapesData):
         return _scored(sampler, site, count, first)
-    if teacher is None:
-        from distillation.networks.roles import VelocityTransformer
-
-        network = VelocityTransformer(site.here(site.teacher.component("transformer")), half=site.recipe.half)
-        teacher = replace(sampler, network=network, levels=teacher_levels(28))
+    assert teacher is not None
     return _near(sampler, teacher, site, count, first)
 
 
@@ -63,20 +80,30 @@ def _scored(sampler: Sampler, site: Site, count: int, first: int) -> Judgement:
     for start in range(0, count, BATCH):
         site.stop.check()
         asked = scenes[start : start + BATCH]
-        pictures = decode(vae, sampler.latents([str(scene) for scene in asked], start)).permute(0, 2, 3, 1).cpu().numpy()
+        latents = _finite(sampler.latents([str(scene) for scene in asked], start))
+        pictures = decode(vae, latents).permute(0, 2, 3, 1).cpu().numpy()
         right += [score(picture, scene)[0].right for picture, scene in zip(pictures, asked, strict=True)]
         site.display.bar("judging", min(start + BATCH, count), count)
     share = sum(right) / count
     return Judgement(share, {"right": share})
 
 
-def _near(sampler: Sampler, teacher: Sampler, site: Site, count: int, first: int) -> Judgement:
+def _near(sampler: Sampler, teacher: Sampler | Once, site: Site, count: int, first: int) -> Judgement:
     """How near latents come to the teacher's from the same noise, in decibels."""
     signal = error = 0.0
     for start in range(0, count, BATCH):
         site.stop.check()
         prompts = site.asked(range(first + start, first + min(start + BATCH, count)))
-        wanted, got = teacher.latents(prompts, start), sampler.latents(prompts, start)
+        wanted, got = _finite(teacher.latents(prompts, start)), _finite(sampler.latents(prompts, start))
         signal, error = signal + float(wanted.square().sum()), error + float((wanted - got).square().sum())
+        site.display.bar("judging", min(start + BATCH, count), count)
     decibels = 10 * float(torch.log10(torch.tensor(signal / max(error, 1e-30))))
     return Judgement(decibels, {"latent_db": decibels})
+
+
+def _finite(latents: Tensor) -> Tensor:
+    if not bool(latents.isfinite().all()):
+        raise InputError(
+            "A network draws NaN or infinity.", remedy="lower its stage's learning rate, and remove the stage's folder"
+        )
+    return latents

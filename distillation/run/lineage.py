@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distillation.networks.conditioning import TextEncoders
-from exporters.errors import InputError
+from exporters.errors import Complaint, InputError
 from exporters.reference.diffusers import reference_component
 from exporters.student.student import TOKENIZERS, Student
 from exporters.student.tokenizers import load_tokenizer
 
-__all__ = ["ADAPTER", "CLIPS", "LORA", "T5", "Lineage"]
+__all__ = ["ADAPTER", "CLIPS", "LORA", "PROFILE", "T5", "Lineage", "undamaged"]
 
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 ADAPTER, LORA = "adapter.safetensors", "lora"
 """What a stage with adapters leaves beside its transformer: the student's, for the next stage and for diffusers."""
+PROFILE = "profile.toml"
+"""What a stage that quantizes leaves beside its transformer: how the weights are to be stored."""
 
 #: By name: shape, and what reads the numbers, in flat pieces.
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]
@@ -46,9 +49,12 @@ class Lineage:
         """The folder of a component or tokenizer that a stage has left; none where it is the base's."""
         return next((folder / part for folder in self.results if (folder / part).is_dir()), None)
 
-    def file(self, name: str) -> Path | None:
-        """A file that the nearest stage with adapters has left."""
-        return next((folder / name for folder in self.results if (folder / name).is_file()), None)
+    def beside_transformer(self, name: str) -> Path | None:
+        """What the stage that has left the transformer has left with it; a stage that moves weights makes it void."""
+        transformer = self.result("transformer")
+        if transformer is None or not (place := transformer.with_name(name)).exists():
+            return None
+        return place
 
     def has(self, component: str) -> bool:
         """Whether there is such a component."""
@@ -58,10 +64,11 @@ class Lineage:
         """A component as its own class, frozen, in fp32.
 
         Raises:
-            InputError: no stage has left one, and the run was given none.
+            InputError: no stage has left one, and the run was given none; or what was left is damaged.
         """
         if (folder := self.result(name)) is not None:
-            return _class(name, folder).from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            with undamaged(folder):
+                return _loaded(name, folder).eval().requires_grad_(False)
         if self.base is None or name not in self.base.weights:
             raise InputError(
                 f"There is no {name} to go on from.",
@@ -72,8 +79,9 @@ class Lineage:
     def component_config(self, name: str) -> dict[str, Any]:
         """A component's configuration as it is stored."""
         if (folder := self.result(name)) is not None:
-            content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-            return content
+            with undamaged(folder):
+                content: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+                return content
         assert self.base is not None
         return self.base.configs[name]
 
@@ -93,7 +101,9 @@ class Lineage:
                 for key in content.keys():  # noqa: SIM118  # no mapping
                     shape = tuple(content.get_slice(key).get_shape())
                     tensors[key] = shape, lambda file=file, key=key: [_read(file, key)]  # type: ignore[misc]
-        return self.component_config(name), tensors
+        config = self.component_config(name)
+        config.pop("_name_or_path", None)  # diffusers' own writing says where a network was read from, on this machine
+        return config, tensors
 
     def tokenizer(self, component: str) -> Any:
         """The tokenizer of a text encoder."""
@@ -104,9 +114,9 @@ class Lineage:
         import transformers
 
         library: Any = transformers
-        return (library.T5TokenizerFast if component == T5 else library.CLIPTokenizer).from_pretrained(
-            folder, local_files_only=True
-        )
+        kind = library.T5TokenizerFast if component == T5 else library.CLIPTokenizer
+        with undamaged(folder):
+            return kind.from_pretrained(folder, local_files_only=True)
 
     def text_encoders(self, width: int) -> TextEncoders:
         """All text encoders, T5 where there is one.
@@ -124,6 +134,33 @@ def _read(file: Path, key: str) -> np.ndarray:
     with safe_open(file, "pt") as content:
         tensor: Tensor = content.get_tensor(key)
     return tensor.float().reshape(-1).numpy()
+
+
+@contextlib.contextmanager
+def undamaged(place: Path) -> Iterator[None]:
+    """What libraries say of files that a stage has left and that have been damaged since.
+
+    Args:
+        place: in the stage's ``result``.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        result = next((folder for folder in (place, *place.parents) if folder.name == "result"), place)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        remedy = f"remove {result}: the same command makes it anew"
+        raise InputError("What a stage has left is damaged.", [Complaint(str(place), said)], remedy) from error
+
+
+def _loaded(component: str, folder: Path) -> Any:
+    """A component that a stage has left; never one of whose tensors some are missing, and would be drawn at random."""
+    model, told = _class(component, folder).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"without {missing[0]}")
+    return model
 
 
 def _class(component: str, folder: Path) -> Any:

@@ -7,49 +7,57 @@
         stages/teacher-1a2b3c4d/       one folder a stage; the digest is of all that it depends on
             checkpoints/ metrics.jsonl while it learns
             result/                    what it left: components as diffusers stores them, stage.json
-        cache/                         latents, trajectories: computed once
+        cache/                         latents, trajectories: computed once; may be removed
         tensorboard/
         student-4/ student-2/ ...      what the recipe hands out
 
-A stage whose result is there is not made again; a recipe that was changed makes the stages anew that the change concerns.
+A stage whose result is there is not made again; a recipe that was changed makes the stages anew that the change concerns, and
+takes up the others, another recipe's too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import json
-import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
 from distillation.data.open import open_source
+from distillation.data.settings import ShapesData
 from distillation.loop import run_stage
+from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.networks.roles import VelocityTransformer
 from distillation.recipe import Recipe
 from distillation.run.jobs import Job, Site, job_of
 from distillation.run.jobs.ahead import ahead
-from distillation.run.judge import judge
+from distillation.run.jobs.needs import check_needs, check_profile
+from distillation.run.judge import Once, judge
 from distillation.run.keeper import Keeper
 from distillation.run.lineage import Lineage
 from distillation.run.processes import Processes
-from distillation.run.publish import publish
+from distillation.run.publish import publish, read_json
 from distillation.run.records import Display, write_grid
 from distillation.run.signals import Interrupted, Stop
-from distillation.stages import AnyStage, FlowStage, MergeStage, StudentStage, TextStage, kind_of
+from distillation.stages import AnyStage, FlowStage, MergeStage, QuantizeStage, StudentStage, TextStage, kind_of
 from distillation.world.text import T5_TOKENS
 from exporters.student.student import Student
-from quantization.files import write_text
-from quantization.folders import new_folder
+from quantization.files import DRAFTS, write_text, writing_error
+from quantization.folders import new_folder, remove_tree
+from quantization.profile import load_profile, profile_toml
 
 __all__ = ["Distillation"]
 
 SHOWN = 8
-"""Prompts in a stage's grid."""
+"""Prompts in a stage's grid, at most."""
 
 
 class Distillation:
@@ -65,7 +73,7 @@ class Distillation:
         stop: whether it is asked to stop.
 
     Raises:
-        InputError: the data cannot be read.
+        InputError: the data or a profile cannot be read, or a stage could not begin with what there is.
     """
 
     def __init__(
@@ -74,6 +82,11 @@ class Distillation:
         self.recipe, self.place, self.base, self.folder = recipe, place, base, folder
         self.processes, self.display, self.stop = processes, display, stop
         self.source = open_source(recipe.data, place)
+        check_needs(recipe, base, self.source, processes)
+        quantizing = [stage for stage in recipe.stages if isinstance(stage, QuantizeStage)]
+        self.profiles = {stage.name: load_profile(place / stage.profile) for stage in quantizing}
+        for stage in quantizing:
+            check_profile(stage, self.profiles[stage.name], base)
         self.given = f"{'' if base is None else base.fingerprint()} {self.source.fingerprint}"
 
     def run(self, last: str = "") -> None:
@@ -88,18 +101,74 @@ class Distillation:
         """
         if last:
             self.recipe.stage(last)
-        if self.processes.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "recipe.json", json.dumps(msgspec.to_builtins(self.recipe), indent=2))
+        self._by_the_first(self._tidy)
         for stage in self.recipe.stages:
+            if self.processes.agreed(self.stop.asked):
+                raise Interrupted
             if not (self._result(stage.name) / "stage.json").is_file():
                 self._make(stage)
-            self._hand_out(stage)
+                self._make_room()
+            self._by_the_first(partial(self._finish, stage))
             if stage.name == last:
                 break
 
+    def _make_room(self) -> None:
+        """On a GPU, which has not much: networks that name one another go before others take their place."""
+        if self.processes.device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _by_the_first(self, work: Callable[[], None]) -> None:
+        """Work of the first process alone, for which the others wait.
+
+        Raises:
+            Interrupted: it was asked to stop meanwhile.
+        """
+        interrupted = False
+        if self.processes.first:
+            try:
+                work()
+            except Interrupted:
+                interrupted = True
+        if self.processes.agreed(interrupted):
+            raise Interrupted
+
+    def _tidy(self) -> None:
+        """Say what the run is of, and remove what an earlier one was writing when it was killed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for draft in [place for place in self.folder.rglob(".*.partial") if DRAFTS.fullmatch(place.name)]:
+            if draft.is_dir() and not draft.is_symlink():
+                remove_tree(draft)
+            else:
+                draft.unlink(missing_ok=True)
+        text, file = json.dumps(msgspec.to_builtins(self.recipe), indent=2), self.folder / "recipe.json"
+        if not file.is_file() or file.read_text("utf-8", errors="replace") != text:
+            write_text(file, text)
+
+    def _finish(self, stage: AnyStage) -> None:
+        """What follows a stage's result: also where the run was stopped right after it."""
+        folder = self._stage_folder(stage.name)
+        if (folder / "checkpoints").is_dir():
+            remove_tree(folder / "checkpoints")
+        self._report(stage, folder)
+        for student in self.recipe.students:
+            if student.stage == stage.name:
+                target = self.folder / student.name
+                if publish(self.recipe, student, self.lineage(stage.name), target, self._identity(stage.name)):
+                    self.display.line(f"{target}")
+
     def _identity(self, name: str) -> str:
-        return self.recipe.identity(name, self.given)
+        identity = self.recipe.identity(name, self.given)
+        if profiles := [self.profiles[one] for one in self._behind(name) if one in self.profiles]:
+            told = [identity, *map(profile_toml, profiles)]  # the recipe has their names alone
+            return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        return identity
+
+    def _behind(self, name: str) -> list[str]:
+        """All stages that a stage depends on, and itself: its way, and the branches on it."""
+        way = self.recipe.way_to(name)
+        branches = [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
+        return [*(one for branch in branches for one in self._behind(branch)), *(stage.name for stage in way)]
 
     def _stage_folder(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}-{self._identity(name)[:8]}"
@@ -128,6 +197,7 @@ class Distillation:
             source=self.source,
             processes=self.processes,
             cache=self.folder / "cache",
+            profile=self.profiles.get(stage.name),
             display=self.display,
             stop=self.stop,
         )
@@ -142,14 +212,14 @@ class Distillation:
         if not isinstance(stage, MergeStage):
             self._learn(stage, job, folder)
         state = self.processes.whole(job.networks.student)
-        if self.processes.first:
-            with new_folder(folder / "result", replace=True) as draft:
+
+        def write() -> None:
+            with _refused(folder / "result"), new_folder(folder / "result", replace=True) as draft:
                 job.write(draft, state)
                 facts = {"name": stage.name, "identity": self._identity(stage.name), "seconds": time.perf_counter() - began}
                 write_text(draft / "stage.json", json.dumps(facts, indent=2))
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            self._report(stage, site, folder)
-        self.processes.wait()
+
+        self._by_the_first(write)
 
     def _learn(self, stage: AnyStage, job: Job, folder: Path) -> None:
         """Make a stage's steps.
@@ -170,34 +240,51 @@ class Distillation:
             raise Interrupted
 
     @torch.no_grad()
-    def _report(self, stage: AnyStage, site: Site, folder: Path) -> None:
-        """A stage's student is judged, and drawn beside its teacher."""
-        if not isinstance(stage, StudentStage | FlowStage) or not self.recipe.judged or site.source.has_embeddings:
+    def _report(self, stage: AnyStage, folder: Path) -> None:
+        """A stage's student is judged, and drawn beside its teacher, unless it has been."""
+        teaches = isinstance(stage, FlowStage) and isinstance(self.recipe.data, ShapesData)  # else nothing tells right from wrong
+        if not (isinstance(stage, StudentStage) or teaches) or not self.recipe.judged or self.source.has_embeddings:
             return
-        own = self.lineage(stage.name)
-        samplers = [self._sampler(stage, own, site)]
+        if read_json(folder / "judged.json").get("prompts") == self.recipe.judged:
+            return
+        site = replace(self._site(stage), lineage=self.lineage(stage.name))
+        levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels(28)
+        student = self._sampler(site.lineage, levels, site)
+        teacher = None
         if isinstance(stage, StudentStage):
-            samplers.append(self._sampler(None, site.teacher, site, stage.guidance))
-        judged = judge(samplers[0], replace(site, lineage=own), self.recipe.judged)
-        write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **judged.facts}, indent=2))
+            teacher = Once(self._sampler(site.teacher, teacher_levels(28), site, student.encode, stage.guidance))
+        judged = judge(student, site, self.recipe.judged, teacher=teacher)
         told = ", ".join(f"{name} {value:.3f}" for name, value in judged.facts.items())
         self.display.line(f"{stage.name}: {told} ({self.recipe.judged} prompts)")
-        vae = site.here(own.component("vae"))
-        prompts = site.prompts(range(SHOWN))
-        teacher_vae = site.here(site.teacher.component("vae")) if len(samplers) > 1 else vae
-        rows = [decode(one, sampler.latents(prompts)) for one, sampler in zip((vae, teacher_vae), samplers, strict=False)]
+        prompts = site.prompts(range(min(SHOWN, self.recipe.judged)))
+        rows = [decode(site.here(site.lineage.component("vae")), student.latents(prompts))]
+        if teacher is not None:
+            rows.append(decode(site.here(site.teacher.component("vae")), teacher.latents(prompts)))
         write_grid(folder / "grid.png", rows)
+        write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **judged.facts}, indent=2))
 
-    def _sampler(self, stage: AnyStage | None, lineage: Lineage, site: Site, guidance: float = 1.0) -> Sampler:
-        network = VelocityTransformer(site.here(lineage.component("transformer")), half=self.recipe.half)
-        encoders = site.here(lineage.text_encoders(network.transformer.config.joint_attention_dim))
-        levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels(28)
-        return Sampler(network, levels, encoders, site.latent_shape(network.transformer.config), guidance)
+    def _sampler(
+        self,
+        lineage: Lineage,
+        levels: tuple[float, ...],
+        site: Site,
+        encode: Callable[..., Conditioning] | None = None,
+        guidance: float = 1.0,
+    ) -> Sampler:
+        network = site.velocity(lineage, whole=True)
+        config = network.transformer.config
+        encode = encode or site.text_encoders(config.joint_attention_dim)
+        return Sampler(network, levels, encode, site.latent_shape(config), guidance)
 
-    def _hand_out(self, stage: AnyStage) -> None:
-        for student in self.recipe.students:
-            if student.stage == stage.name and self.processes.first:
-                target = self.folder / student.name
-                if publish(self.recipe, student, self.lineage(stage.name), target, self._identity(stage.name)):
-                    self.display.line(f"{target}")
-        self.processes.wait()
+
+@contextlib.contextmanager
+def _refused(target: Path) -> Iterator[None]:
+    """What the libraries that write networks say of a full disk, as a complaint about what was to be written.
+
+    Raises:
+        WritingError: in place of safetensors' own.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise writing_error(target, OSError(str(error))) from error

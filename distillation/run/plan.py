@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from distillation.networks.cost import TEXT_TOKENS
@@ -29,7 +30,7 @@ def plan(order: Order) -> Estimate:
         InputError: what was given cannot be followed.
     """
     recipe = order.read()
-    configs = _configs(recipe) if order.teacher is None else open_student(order.teacher).configs
+    configs = _configs(recipe) if order.teacher is None else _opened(order.teacher)
     side = recipe.resolution or LATENT_PIXELS * configs["transformer"]["sample_size"]
     on_cpu = recipe.devices == 1 and recipe.model == "shapes"
     setting = Setting(
@@ -44,6 +45,12 @@ def plan(order: Order) -> Estimate:
         trajectories={stage.name: stage.trajectories for stage in recipe.stages if isinstance(stage, StudentStage)},
     )
     return estimate(configs, recipe.stages, setting, CORE if on_cpu else None)
+
+
+def _opened(teacher: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Of a teacher's networks; its scheduler is none."""
+    student = open_student(teacher)
+    return {name: student.configs[name] for name in student.weights}
 
 
 def _configs(recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:

@@ -7,6 +7,7 @@ that are sharded here with torch's ``fully_shard``, which averages them itself.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from torch.distributed.tensor import DTensor
 from exporters.errors import InputError
 
 __all__ = ["Processes"]
+
+PATIENCE = dt.timedelta(days=2)
+"""While one process judges or writes the others wait: far longer than torch's half an hour. One that is gone is seen at once."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,20 @@ class Processes:
                 remedy="use accelerate as a launcher only: no fsdp_config; the recipe's processes.shard does it",
             )
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if kind.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise InputError(f"--device {kind}: there is no such device.", remedy="cpu, cuda or mps")
         if kind.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(
                 f"--device {kind}: torch sees no CUDA device here.", remedy="--device cpu, or a build of torch for CUDA"
             )
+        if kind == "mps" and not torch.backends.mps.is_available():
+            raise InputError("--device mps: torch sees no Apple GPU here.", remedy="--device cpu")
         if kind == "cuda":
             kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(kind)
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+            dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
         return cls(int(os.environ.get("RANK", "0")), count, kind)
 
     @property

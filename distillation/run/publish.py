@@ -10,7 +10,7 @@ from typing import Any
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Publication, Recipe, RecipeError
-from distillation.run.lineage import CLIPS, LORA, T5, Lineage
+from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
 from distillation.stages import AnyStage, StudentStage
 from distillation.write import write_component, write_index
 from exporters.errors import Complaint
@@ -18,7 +18,7 @@ from exporters.student.student import TOKENIZERS
 from quantization.files import write_text
 from quantization.folders import new_folder
 
-__all__ = ["publish"]
+__all__ = ["publish", "read_json"]
 
 SHIFT = 3.0
 """Of SD3's scheduler."""
@@ -44,8 +44,11 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
         WritingError: it cannot be written.
     """
     told = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
-    if _told(folder / PROVENANCE) == told:
+    if read_json(folder / PROVENANCE) == told:
         return False
+    if (lora := lineage.beside_transformer(LORA)) is not None:  # first: where the student is there, all of it is
+        with new_folder(folder.with_name(f"{folder.name}-{LORA}"), replace=True) as draft:
+            shutil.copytree(lora, draft, dirs_exist_ok=True)
     stage = recipe.stage(student.stage)
     components = [name for name in (*CLIPS, T5, "transformer", "vae") if lineage.has(name)]
     with new_folder(folder, replace=True) as draft:
@@ -65,23 +68,22 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
         write_index(draft, configs)
         write_text(draft / "student.json", json.dumps(_defaults(recipe, stage, lineage, scheduler), indent=2))
         write_text(draft / PROVENANCE, json.dumps(told, indent=2))
-        if (profile := lineage.results[0] / "profile.toml").is_file():
-            shutil.copyfile(profile, draft / "profile.toml")
+        if (profile := lineage.beside_transformer(PROFILE)) is not None:
+            shutil.copyfile(profile, draft / PROFILE)
         licences = {} if lineage.base is None else lineage.base.licences()
         for file, text in licences.items():
             write_text(draft / file, text)
         write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences))
-    if (lora := lineage.results[0] / LORA).is_dir():
-        with new_folder(folder.with_name(f"{folder.name}-lora"), replace=True) as draft:
-            shutil.copytree(lora, draft, dirs_exist_ok=True)
     return True
 
 
-def _told(file: Path) -> Any:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of this run says; nothing where it is not there, or is damaged: it is written anew then."""
     try:
-        return json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _copy_tokenizer(lineage: Lineage, component: str, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from distillation.run.processes import Processes
 from distillation.run.records import Display
 from distillation.run.signals import Stop
 from distillation.stages import Stage
+from quantization.profile import Profile
 
 __all__ = ["Job", "Site"]
 
@@ -60,6 +62,7 @@ class Site:
         source: of prompts and pictures.
         processes: of the run.
         cache: folder for what is computed once.
+        profile: of a stage that quantizes, as it was read when the run began.
         display: where progress is told.
         stop: whether the run is asked to stop.
     """
@@ -75,6 +78,7 @@ class Site:
     display: Display
     stop: Stop
     branches: tuple[Lineage, ...] = field(default=())
+    profile: Profile | None = None
 
     @property
     def like(self) -> Tensor:
@@ -85,6 +89,21 @@ class Site:
         """A module where the networks compute."""
         return module.to(self.processes.device)
 
+    def transformer(self, lineage: Lineage, *, frozen: bool = True) -> Any:
+        """A lineage's transformer; in bfloat16 where it does not learn and the recipe computes in it."""
+        transformer = lineage.component("transformer")
+        return self.here(transformer.to(torch.bfloat16) if frozen and self.recipe.half else transformer)
+
+    def text_encoders(self, width: int) -> TextEncoders:
+        """The text encoders; in bfloat16 where the recipe computes in it: T5 is twice as large as all that learns.
+
+        Args:
+            width: of their tokens, the transformer's ``joint_attention_dim``.
+        """
+        encoders = self.lineage.text_encoders(width)
+        held: TextEncoders = self.here(encoders.to(torch.bfloat16) if self.recipe.half else encoders)
+        return held
+
     def velocity(self, lineage: Lineage, *, learns: bool = False, whole: bool = False) -> VelocityTransformer:
         """A lineage's transformer, where and as the recipe has it computed.
 
@@ -93,7 +112,7 @@ class Site:
             learns: whether its weights are moved.
             whole: on every process, also where the recipe shards networks.
         """
-        transformer = self.here(lineage.component("transformer"))
+        transformer = self.transformer(lineage, frozen=not learns)
         recipe, blocks = self.recipe, transformer.transformer_blocks
         if learns:
             transformer.train().requires_grad_(True)
@@ -175,20 +194,30 @@ class Site:
         Args:
             width: of their tokens, the transformer's ``joint_attention_dim``.
         """
-        return None if self.source.has_embeddings else self.here(self.lineage.text_encoders(width))
+        return None if self.source.has_embeddings else self.text_encoders(width)
 
     def untold(self, encoders: TextEncoders | None, width: int) -> Conditioning | None:
         """The empty prompt; none where there are no text encoders at all."""
         if encoders is None and not self.lineage.has(CLIPS[0]):
             return None
-        untold: Conditioning = (encoders or self.here(self.lineage.text_encoders(width)))([""])
-        return untold
+        untold: Conditioning = (encoders or self.text_encoders(width))([""])
+        return untold.to(self.like)
+
+    def named(self, told: Sequence[Any], shape: tuple[int, ...]) -> str:
+        """A name for what is computed once: a digest of what it depends on, beside how large and how exact latents are.
+
+        Args:
+            told: what it depends on, as JSON has it.
+            shape: of the latents.
+        """
+        text = json.dumps([*told, shape, self.recipe.half])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
         """What is computed once for some samples, or was."""
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int) -> bool:
             self.display.bar(name.partition("-")[0], done, total)
-            self.stop.check()
+            return self.stop.asked
 
         return keep(self.cache / name, count, compute, self.processes, tell)

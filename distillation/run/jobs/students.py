@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
+from distillation.data.settings import ShapesData
 from distillation.flow import Velocity
 from distillation.levels import checked, substeps
 from distillation.networks.adapters import adapted, merged_weight, write_lora
 from distillation.networks.conditioning import Conditioning
-from distillation.networks.drawing import Sampler, decode
+from distillation.networks.drawing import Sampler, decode, teacher_levels
 from distillation.networks.quantized import quantize, weights_behind
 from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
 from distillation.objectives import trajectory
@@ -29,13 +29,13 @@ from distillation.objectives.branches import merge
 from distillation.objectives.heads import Heads
 from distillation.run.cache import Kept
 from distillation.run.jobs.job import Job, Site
-from distillation.run.judge import judge
-from distillation.run.lineage import ADAPTER, LORA
+from distillation.run.judge import Once, judge
+from distillation.run.lineage import ADAPTER, LORA, PROFILE, undamaged
 from distillation.stages import DecoderStage, MatchStage, MergeStage, QuantizeStage, StudentStage, TrajectoryStage
 from distillation.write import write_component
 from exporters.errors import InputError
 from quantization.files import write_bytes, write_text
-from quantization.profile import load_profile
+from quantization.profile import profile_toml
 
 __all__ = ["decoder_job", "merge_job", "quantize_job", "student_job"]
 
@@ -62,14 +62,13 @@ def student_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
 def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
     """The same on one transformer with two adapters; what is left is the adapter, and the transformer with it."""
     assert site.recipe.lora is not None
-    base = site.here(site.teacher.component("transformer"))
-    if site.recipe.half:
-        base = base.to(torch.bfloat16)  # it never moves, and the adapters are in fp32
+    base = site.transformer(site.teacher)
     if site.recipe.checkpointing:
         base.enable_gradient_checkpointing()
     roles = adapted(base, site.recipe.lora, site.recipe.seed, half=site.recipe.half)
-    if (file := site.lineage.file(ADAPTER)) is not None:
-        roles.student.load_state_dict(load_file(file))
+    if (file := site.lineage.beside_transformer(ADAPTER)) is not None:
+        with undamaged(file):
+            roles.student.load_state_dict(load_file(file))
     networks = Networks(roles.student, roles.teacher, roles.fake)
     if isinstance(stage, MatchStage):
         fake = VelocityTransformer(base)
@@ -105,17 +104,22 @@ def _add_heads(
 
 def merge_job(stage: MergeStage, site: Site) -> Job:
     """Two branches become one network, at the ratio that does best on prompts of its own."""
-    low, high = (site.velocity(branch, whole=True) for branch in site.branches)
-    student = site.velocity(site.lineage, whole=True)
-    sampler = Sampler(
-        student, stage.levels, _encode(site, student), site.latent_shape(student.transformer.config), seed=site.recipe.seed + 1
+    low, high, student = (  # in fp32: it is their weights that are wanted
+        VelocityTransformer(site.here(each.component("transformer")), half=site.recipe.half)
+        for each in (*site.branches, site.lineage)
     )
+    several, shape = len(stage.ratios) > 1, site.latent_shape(student.transformer.config)
+    sampler = Sampler(student, stage.levels, _encode(site, student), shape, seed=site.recipe.seed + 1)
+    teacher = None
+    if several and not isinstance(site.recipe.data, ShapesData):  # nothing but the teacher tells right from wrong
+        network = site.velocity(site.teacher, whole=True)
+        teacher = Once(replace(sampler, network=network, levels=teacher_levels(28), guidance=stage.guidance))
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
         scores: dict[float, float] = {}
         for ratio in stage.ratios:
             student.load_state_dict(merge(low.state_dict(), high.state_dict(), ratio))
-            scores[ratio] = judge(sampler, site, stage.prompts, first=1 << 24).figure if len(stage.ratios) > 1 else 0.0
+            scores[ratio] = judge(sampler, site, stage.prompts, first=1 << 24, teacher=teacher).figure if several else 0.0
             site.display.line(f"{stage.name}: ratio {ratio:g}: {scores[ratio]:.4f}")
         best = max(scores, key=scores.__getitem__)
         student.load_state_dict(merge(low.state_dict(), high.state_dict(), best))
@@ -129,17 +133,18 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
 
 def quantize_job(stage: QuantizeStage, site: Site) -> Job:
     """A student that comes back to itself through the weights that a profile stores."""
-    profile = load_profile(Path(stage.profile))
+    assert site.profile is not None
+    profile = site.profile
     teacher, student = site.velocity(site.lineage, whole=True), site.velocity(site.lineage, learns=True, whole=True)
     if not quantize(student.transformer, profile, round_inputs=stage.round_inputs):
         raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
     batches = _batches(stage, site, teacher, teacher.transformer.config)
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
-        plain = copy.deepcopy(teacher.transformer)
-        plain.load_state_dict(weights_behind(student.transformer))
-        save_transformer(plain, folder)
-        write_text(folder / "profile.toml", Path(stage.profile).read_text("utf-8"))
+        save_transformer(teacher.transformer, folder, weights_behind(student.transformer))
+        write_text(
+            folder / PROFILE, profile_toml(profile, f"What {site.recipe.name}'s stage {stage.name} has learned to be stored by.")
+        )
 
     return Job(Networks(student, teacher), batches, write)
 
@@ -165,7 +170,7 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
     sampler = Sampler(
         velocity, levels, _encode(site, velocity), site.latent_shape(velocity.transformer.config), seed=site.recipe.seed
     )
-    name = hashlib.sha256(f"{site.origin} {levels}".encode()).hexdigest()[:16]
+    name = site.named([site.origin, site.recipe.seed, levels], sampler.shape)
     drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
 
     def batches(step: int) -> Batch:
@@ -248,5 +253,5 @@ def _trajectories(
         return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]
 
     facts = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    name = site.named(facts, shape)
     return site.kept(f"trajectories-{name}", stage.trajectories, compute)
