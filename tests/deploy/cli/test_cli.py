@@ -177,7 +177,7 @@ def in_process(*arguments: object) -> str:
 def test_the_list_of_commands_is_whole() -> None:
     lines = in_process("-h").splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
-    assert len(commands) == 14
+    assert len(commands) == 15
     assert not [line for line in commands if "..." in line]
     assert in_process("-h") == in_process("--help")
 

@@ -157,8 +157,12 @@ from distillation.run import state
 from distillation.run.processes import Processes
 from distillation.stages import FlowStage, Optimizer
 
-folder, stop, sharded = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "sharded"
+folder, sharded = Path(sys.argv[1]), sys.argv[2] == "sharded"
 processes = Processes.joined("cpu")
+samples = processes.samples(8, "stage")
+# Muon's three matrices are shared out unevenly; sharded weights are AdamW's.
+kind = Optimizer(learning_rate=0.01) if sharded else Optimizer(kind="muon", learning_rate=0.01, matrix_learning_rate=0.01)
+stage = FlowStage(name="s", steps=4, batch=8, optimizer=kind, average=0.9)
 
 class Net(nn.Module):
     def __init__(self):
@@ -169,60 +173,58 @@ class Net(nn.Module):
             x = x + torch.tanh(block(x)) * t[:, None]
         return x
 
-torch.manual_seed(0)
-net = Net()
-if sharded and processes.count > 1:
-    processes.shard(net, net.blocks)
-samples = processes.samples(8, "stage")
-
 def batch(step):
     place, like = Counter(0, "s", step, samples), torch.zeros(())
     return Batch(noise=place.normal("start", (8,), like), x0=place.normal("data", (8,), like), samples=samples)
 
-# Muon's three matrices are shared out unevenly; sharded weights are AdamW's.
-kind = Optimizer(learning_rate=0.01) if sharded else Optimizer(kind="muon", learning_rate=0.01, matrix_learning_rate=0.01)
-stage = FlowStage(name="s", steps=4, batch=8, optimizer=kind, average=0.9)
-checkpoint = state.latest(folder, "me")
+def run(place, stop):
+    torch.manual_seed(0)
+    net = Net()
+    if sharded and processes.count > 1:
+        processes.shard(net, net.blocks)
+    checkpoint = state.latest(place, "me")
 
-def restore(run):
-    if checkpoint:
-        state.load(checkpoint, run, processes)
+    def restore(run):
+        if checkpoint:
+            state.load(checkpoint, run, processes)
 
-def on_step(run, record):
-    state.save(folder, run, "me", processes)
-    return processes.agreed(run.step == stop and processes.first)
+    def on_step(run, record):
+        state.save(place, run, "me", processes)
+        return processes.agreed(run.step == stop and processes.first)
 
-outcome = run_stage(stage, Networks(net), batch, 0, restore=restore, on_step=on_step)
-whole = [p.full_tensor() if sharded and processes.count > 1 else p for p in net.parameters()]
-weights = torch.cat([p.detach().flatten() for p in whole])
-if processes.first:
-    print(outcome.steps, *(f"{value:.9g}" for value in weights.tolist()))
+    outcome = run_stage(stage, Networks(net), batch, 0, restore=restore, on_step=on_step)
+    whole = [p.full_tensor() if sharded and processes.count > 1 else p for p in net.parameters()]
+    weights = torch.cat([p.detach().flatten() for p in whole])
+    if processes.first:
+        print(outcome.steps, *(f"{value:.9g}" for value in weights.tolist()))
+
+run(folder / "whole", 0)
+if processes.count > 1:
+    run(folder / "stopped", 2)
+    run(folder / "stopped", 0)
 processes.end()
 """
 
 
-def weights_after(folder: Path, count: int, stop: int = 0, kind: str = "whole") -> tuple[int, torch.Tensor]:
+def weights_after(folder: Path, count: int, kind: str) -> list[tuple[int, torch.Tensor]]:
+    """Steps and weights after a whole run; of two processes also after one that stops, and after it has gone on."""
     script = folder / "two.py"
     folder.mkdir(exist_ok=True)
     script.write_text(TWO)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    arguments = [str(script), str(folder / "state"), str(stop), kind]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, *arguments]
+    command = [sys.executable, *launch, str(script), str(folder / "state"), kind]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
-    steps, *values = next(line for line in run.stdout.splitlines() if line[:1].isdigit()).split()
-    return int(steps), torch.tensor([float(value) for value in values])
+    lines = [line.split() for line in run.stdout.splitlines() if line[:1].isdigit()]
+    return [(int(steps), torch.tensor([float(value) for value in values])) for steps, *values in lines]
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
 def test_two_processes_are_one_and_go_on(tmp_path: Path, kind: str) -> None:
     """The same weights from two as from one to 1e-5 (sums of fp32 in another order); stopped and resumed, bit for bit."""
-    _, alone = weights_after(tmp_path / "one", 1, kind=kind)
-    steps, both = weights_after(tmp_path / "two", 2, kind=kind)
-    assert steps == 4
+    ((_, alone),) = weights_after(tmp_path / "one", 1, kind)
+    (steps, both), (stopped, _), (last, resumed) = weights_after(tmp_path / "two", 2, kind)
+    assert (steps, stopped, last) == (4, 2, 4)
     assert torch.allclose(alone, both, atol=1e-5)
-    assert weights_after(tmp_path / "again", 2, stop=2, kind=kind)[0] == 2
-    steps, resumed = weights_after(tmp_path / "again", 2, kind=kind)
-    assert steps == 4
     assert torch.equal(both, resumed)
