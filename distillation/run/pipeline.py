@@ -113,9 +113,9 @@ class Distillation:
                 break
 
     def _make_room(self) -> None:
-        """On a GPU, which has not much: networks that name one another go before others take their place."""
+        """Networks that name one another go before others take their place."""
+        gc.collect()
         if self.processes.device != "cpu":
-            gc.collect()
             torch.cuda.empty_cache()
 
     def _by_the_first(self, work: Callable[[], None]) -> None:
@@ -204,7 +204,6 @@ class Distillation:
 
     def _make(self, stage: AnyStage) -> None:
         """Make a stage, from its last checkpoint where there is one."""
-        gc.collect()  # networks of the stage before hold one another
         site, folder = self._site(stage), self._stage_folder(stage.name)
         self.display.line(f"{stage.name}: {kind_of(stage)}, {stage.steps} steps of {stage.batch}")
         began = time.perf_counter()

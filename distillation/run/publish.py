@@ -11,7 +11,7 @@ from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Publication, Recipe, RecipeError
 from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
-from distillation.stages import AnyStage, StudentStage
+from distillation.stages import AnyStage, StudentStage, kind_of
 from distillation.write import write_component, write_index
 from exporters.errors import Complaint
 from exporters.student.student import TOKENIZERS
@@ -128,9 +128,7 @@ def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict
 def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineage, licences: dict[str, str]) -> str:
     """A model card: what it is, how to draw with it, what it was made from and under whose licence."""
     way = recipe.way_to(student.stage)
-    rows = "\n".join(
-        f"| {one.name} | {type(one).__name__.removesuffix('Stage').lower()} | {one.steps} | {one.batch} |" for one in way
-    )
+    rows = "\n".join(f"| {one.name} | {kind_of(one)} | {one.steps} | {one.batch} |" for one in way)
     base = "nothing" if lineage.base is None else lineage.base.path.name
     if lineage.base is None:
         licence = "It was made from nothing with this project's own data, and is licensed as the project is (Apache-2.0)."

@@ -50,7 +50,7 @@ def student_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
     if isinstance(stage, MatchStage):
         fake = site.velocity(site.teacher, learns=True)  # a velocity that knows the data: nearer to any law than the student is
         networks.fake = fake
-        _add_heads(stage, site, networks, fake, lambda blocks: lambda x, t, cond: fake.features(x, t, cond, blocks))
+        _add_heads(stage, site, networks, fake, fake.features)
     config = teacher.transformer.config
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -71,8 +71,7 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
             roles.student.load_state_dict(load_file(file))
     networks = Networks(roles.student, roles.teacher, roles.fake)
     if isinstance(stage, MatchStage):
-        fake = VelocityTransformer(base)
-        _add_heads(stage, site, networks, fake, lambda blocks: partial(roles.features, blocks=blocks))
+        _add_heads(stage, site, networks, VelocityTransformer(base), roles.features)
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:
         config, tensors = site.teacher.stored("transformer")  # as they were: the base may compute in fewer bits
@@ -92,14 +91,14 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
 
 
 def _add_heads(
-    stage: MatchStage, site: Site, networks: Networks, fake: VelocityTransformer, features: Callable[[tuple[int, ...]], Any]
+    stage: MatchStage, site: Site, networks: Networks, fake: VelocityTransformer, features: Callable[..., Any]
 ) -> None:
     """Adversarial heads on every second block of the fake model, where the stage has them."""
     if stage.adversarial.weight:
         blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2]
         torch.manual_seed(site.recipe.seed)
         networks.heads = site.here(Heads([fake.transformer.inner_dim] * len(blocks)))
-        networks.features = features(blocks)
+        networks.features = partial(features, blocks=blocks)
 
 
 def merge_job(stage: MergeStage, site: Site) -> Job:
