@@ -54,7 +54,7 @@ from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
 
-__all__ = ["Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"]
+__all__ = ["LORA_SUFFIX", "Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"]
 
 
 #: Of a recipe, beside its stages.
@@ -62,7 +62,7 @@ TABLES = ("data", "lora")
 #: Of a run's folder.
 OWN_FOLDERS = ("cache", "stages", "tensorboard")
 #: What the folder of a student's adapter ends with.
-LORA = "-lora"
+LORA_SUFFIX = "-lora"
 
 
 class RecipeError(InputError):
@@ -284,8 +284,10 @@ def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
     for student in recipe.students:
         if student.stage not in stages:
             yield Complaint(where, f"student {student.name}: stage", "a stage of the recipe", student.stage)
-        if recipe.lora is not None and f"{student.name}{LORA}" in names:
-            yield Complaint(where, f"student {student.name}{LORA}", f"another name: the adapter of {student.name} goes there")
+        if recipe.lora is not None and f"{student.name}{LORA_SUFFIX}" in names:
+            yield Complaint(
+                where, f"student {student.name}{LORA_SUFFIX}", f"another name: the adapter of {student.name} goes there"
+            )
         if names.count(student.name) > 1 or not re.fullmatch(r"[\w-]+", student.name) or student.name in OWN_FOLDERS:
             expected = f"a name of its own, of letters, digits, - and _; not {', '.join(OWN_FOLDERS)}"
             yield Complaint(where, f"student {student.name!r}", expected)

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
-from distillation.recipe import Publication, Recipe, RecipeError
+from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
 from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
 from distillation.stages import AnyStage, StudentStage, kind_of
 from distillation.write import write_component, write_index
@@ -47,7 +47,7 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
     if read_json(folder / PROVENANCE) == told:
         return False
     if (lora := lineage.beside_transformer(LORA)) is not None:  # first: where the student is there, all of it is
-        with new_folder(folder.with_name(f"{folder.name}-{LORA}"), replace=True) as draft:
+        with new_folder(folder.with_name(folder.name + LORA_SUFFIX), replace=True) as draft:
             shutil.copytree(lora, draft, dirs_exist_ok=True)
     stage = recipe.stage(student.stage)
     components = [name for name in (*CLIPS, T5, "transformer", "vae") if lineage.has(name)]

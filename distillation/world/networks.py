@@ -53,12 +53,16 @@ def autoencoder() -> Any:
 
 
 def transformer(layers: int) -> Any:
-    """An MMDiT-X of 128 channels that says 0 at first: its modulations and its last layer are zero, the rest is Xavier's."""
+    """An MMDiT-X of 128 channels that says 0 at first: its modulations and its last layer are zero, the rest is Xavier's.
+
+    A token is one of the 8x8 latents, where Stable Diffusion 3.5 has a patch of 2x2: with the noise of four latents in it, 64
+    numbers that a velocity has to repeat, a token of 128 channels has little room for anything else.
+    """
     from diffusers import SD3Transformer2DModel
 
     model: Any = SD3Transformer2DModel(
         sample_size=8,
-        patch_size=2,
+        patch_size=1,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=layers,
@@ -67,7 +71,7 @@ def transformer(layers: int) -> Any:
         joint_attention_dim=WIDTH,
         caption_projection_dim=128,
         pooled_projection_dim=sum(CLIP_WIDTHS),
-        pos_embed_max_size=8,
+        pos_embed_max_size=16,
         dual_attention_layers=(0, 1),
         qk_norm="rms_norm",
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.configs import check_class, check_config, check_values
-from exporters.student.defaults import StudentDefaults, read_defaults, read_json
+from exporters.student.defaults import StudentDefaults, defaults_file, read_defaults, read_json
 from exporters.student.guidance import card_of, guidance_note, names_of
 from exporters.student.structure import check_fit, check_scheduler, check_tokenizer
 from exporters.student.student import TOKENIZERS, Student, StudentSource, stamp
@@ -87,7 +87,7 @@ class _Parts:
         except StudentError as error:
             self.errors.append(error)
         try:
-            return read_defaults(self.folder / "student.json")
+            return read_defaults(defaults_file(self.folder, self.source.variant))
         except StudentError as error:
             self.errors.append(error)
         return StudentDefaults()
@@ -141,6 +141,7 @@ def assemble(
         notes=_printable(said),
         adapters=adapter_files,
         stored_configs=parts.stored,
+        variant=variant,
     )
     return replace(student, stamps={file: stamp(file) for file in student.files()})
 

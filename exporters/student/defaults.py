@@ -36,6 +36,15 @@ class StudentDefaults:
     world: str | None = None
 
 
+def defaults_file(folder: Path, variant: str | None = None) -> Path:
+    """The file that says how a student's variant wants to be run: its own (``student.fp16.json``), or that of all.
+
+    A folder can so hold students of several numbers of steps that differ in the transformer alone.
+    """
+    own = folder / f"student.{variant}.json"
+    return own if variant and (own.exists() or own.is_symlink()) else folder / "student.json"
+
+
 def read_defaults(file: Path) -> StudentDefaults:
     """How a student wants to be run; diffusers' defaults where there is no such file.
 
@@ -67,7 +76,7 @@ def read_defaults(file: Path) -> StudentDefaults:
         if len(sigmas) != content.get("steps", len(sigmas)):
             complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
     if complaints:
-        raise StudentError("student.json is not usable.", complaints)
+        raise StudentError(f"{file.name} is not usable.", complaints)
     return StudentDefaults(**content)
 
 

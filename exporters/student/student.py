@@ -16,7 +16,7 @@ from typing import Any
 from exporters.errors import Complaint, StudentError
 from exporters.hashing import hash_file
 from exporters.links import is_own
-from exporters.student.defaults import StudentDefaults
+from exporters.student.defaults import StudentDefaults, defaults_file
 from exporters.student.weights.weight import Weight
 
 BUILTIN_STUDENT = Path(__file__).parents[1] / "builtin_student"
@@ -40,6 +40,7 @@ class Student:
         notes: what whoever uses it should know, a line each.
         adapters: LoRAs that lie beside its weights and are not applied.
         stored_configs: configuration of each component as it is stored.
+        variant: of the weight files that were taken.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Student:
     notes: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
     stored_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variant: str | None = None
 
     @property
     def has_t5(self) -> bool:
@@ -117,7 +119,7 @@ class Student:
         return [*self.weight_files, *self._small_files()]
 
     def _small_files(self) -> Iterable[Path]:
-        yield from (file for file in (self.folder / "student.json",) if file.is_file())
+        yield from (file for file in (defaults_file(self.folder, self.variant),) if file.is_file())
         yield from (file for name in sorted(self.configs) if (file := self.folder / name / "config.json").is_file())
         yield self.folder / "scheduler" / "scheduler_config.json"
         for component in sorted(self.weights.keys() & TOKENIZERS.keys()):

@@ -299,6 +299,21 @@ def test_parameters_of_the_scheduler_are_diffusers_own() -> None:
     assert configs._foreign({"shift", "shfit"}) == {"shfit"}
 
 
+def test_a_variant_says_for_itself_how_it_is_run(tiny_folder: Path) -> None:
+    plain = open_student(tiny_folder)
+    weights = tiny_folder / "transformer" / WEIGHTS
+    (weights.parent / "diffusion_pytorch_model.2-steps.safetensors").write_bytes(weights.read_bytes())
+    assert open_student(tiny_folder, variant="2-steps").defaults == plain.defaults  # nothing else is said of it
+    (tiny_folder / "student.2-steps.json").write_text('{"steps": 2, "sigmas": [1.0, 0.5]}')
+    variant = open_student(tiny_folder, variant="2-steps")
+    assert (variant.defaults.steps, variant.defaults.sigmas) == (2, (1.0, 0.5))
+    assert open_student(tiny_folder).defaults == plain.defaults
+    assert open_student(tiny_folder).fingerprint() == plain.fingerprint() != variant.fingerprint()
+    (tiny_folder / "student.2-steps.json").write_text('{"step": 2}')
+    with pytest.raises(StudentError, match=r"student\.2-steps\.json: unknown key 'step'"):
+        open_student(tiny_folder, variant="2-steps")
+
+
 def test_a_variant_that_no_component_has(tiny_folder: Path) -> None:
     with pytest.raises(StudentError, match=r"--variant: no component has it .*got fp61"):
         open_student(tiny_folder, "fp61")
