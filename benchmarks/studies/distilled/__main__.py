@@ -5,8 +5,8 @@
 
 The teacher draws in 28 steps at several guidance scales, and in few steps by plain Euler; every student that the run has handed
 out, and every stage that is named, with T5 and without it. All are asked the same captions from the same noise. Verdicts are
-kept in the folder as they come: the same command goes on where it was stopped. It ends with ``study.json``, ``study.md`` and
-``sheet.png``, pictures of teacher and students side by side.
+kept in the folder as they come: the same command goes on where it was stopped. It ends with ``study.json``, ``study.md``,
+``sheet.png``, pictures of teacher and students side by side, and ``curves.png``, what the stages recorded while they learned.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.extra import need
 from benchmarks.studies.distilled.captions import Captions
+from benchmarks.studies.distilled.curves import curve, learning_curves
 from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.distilled.sheet import sheet
 from benchmarks.studies.distilled.study import Amounts, study
@@ -49,7 +50,7 @@ def main() -> None:
     scales = tuple(given.guidance or Amounts.scales)
     amounts = Amounts(given.prompts, given.old_prompts, given.various, scales, given.seeds)
     try:
-        need("scipy")
+        need("scipy", "matplotlib")
         _measure(RunFolder(given.run), given.out or given.run / "study", amounts, given.stage, given.processes)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -65,6 +66,8 @@ def _measure(run: RunFolder, out: Path, amounts: Amounts, stages: Sequence[str],
     write_bytes(out / "study.json", msgspec.json.format(msgspec.json.encode(facts), indent=2))
     write_text(out / "study.md", markdown(facts))
     write_bytes(out / "sheet.png", _sheet(shown))
+    stages_done = {stage.name: curve(run.metrics(stage.name), run.recipe.processes) for stage in run.recipe.stages}
+    write_bytes(out / "curves.png", learning_curves({name: one for name, one in stages_done.items() if one is not None}))
     print(markdown(facts))
 
 

@@ -62,6 +62,10 @@ class RunFolder:
             raise InputError("A stage was not made yet.", [complaint], "let the run go on: the command that began it")
         return result.parent
 
+    def metrics(self, name: str) -> Path:
+        """What a stage recorded while it learned, a line a step; not there before it began."""
+        return self.run.lineage(name).results[0].parent / "metrics.jsonl"
+
     def stage(self, name: str) -> Network:
         """What a stage left, sampled as it learned to: a student at its levels, a teacher in 28 steps without guidance.
 
