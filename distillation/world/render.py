@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ STRIPE_PIXELS = 7
 #: Half extent of a hollow object's hole, of its own; a triangle's lies where it is as far from each side.
 HOLE = 0.5
 _PIXELS = np.mgrid[:SIZE_PIXELS, :SIZE_PIXELS] + 0.5
-RADII = {None: (9.0, 11.5), "small": (8.5, 11.0), "large": (16.0, 20.0)}
+#: Centres lie on a grid: a small network can learn what a shape looks like at a few places within a latent, not at all of them.
+GRID_PIXELS = 4
+RADII: dict[str | None, tuple[float, ...]] = {None: (9, 11), "small": (9, 11), "large": (16, 18, 20)}
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,33 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placement]:
 
 def _radius(scene: Scene, index: int, rng: np.random.Generator) -> float:
     thing = scene.things[index]
+    radii = RADII[thing.size]
     if thing.fill == "striped":
-        low, high = 15.0, 19.0  # room for four stripes
+        radii = (17, 19)  # room for four stripes
     elif scene.relation == IN_FRONT:
-        low, high = ((9.0, 11.5), (14.0, 17.0))[index]
+        radii = ((9, 11), (15, 17))[index]
     elif len(scene.things) > 2:
-        low, high = 7.5, 9.5
+        radii = (8, 9)
     elif thing.fill == "hollow" and thing.size == "small":
-        low, high = 10.5, 12.0
-    else:
-        low, high = RADII[thing.size]
-    return float(rng.uniform(low, high))
+        radii = (11, 12)
+    return float(rng.choice(radii))
 
 
 def _somewhere(thing: Thing, rng: np.random.Generator, radius: float) -> Placement:
     low, high = radius + 1, SIZE_PIXELS - radius - 1
-    x, y = rng.uniform(low, high, 2)
+    across = down = (low, high)
     if thing.position == "centre":
-        x, y = MIDDLE + rng.uniform(-4, 4, 2)
+        across = down = (MIDDLE - GRID_PIXELS, MIDDLE + GRID_PIXELS)
     elif thing.position:
         vertical, horizontal = thing.position.split()
-        x = rng.uniform(low, 23) if horizontal == "left" else rng.uniform(41, high)
-        y = rng.uniform(low, 23) if vertical == "upper" else rng.uniform(41, high)
-    return Placement(float(x), float(y), radius, int(rng.integers(2 * STRIPE_PIXELS)))
+        across = (low, 23) if horizontal == "left" else (41, high)
+        down = (low, 23) if vertical == "upper" else (41, high)
+    return Placement(_on_grid(across, rng), _on_grid(down, rng), radius, STRIPE_PIXELS * int(rng.integers(2)))
+
+
+def _on_grid(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    low, high = limits
+    return float(GRID_PIXELS * rng.integers(math.ceil(low / GRID_PIXELS), math.floor(high / GRID_PIXELS) + 1))
 
 
 def _holds(scene: Scene, placements: list[Placement]) -> bool:

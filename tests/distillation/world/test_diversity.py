@@ -32,6 +32,15 @@ def test_one_size_too_small_is_seen() -> None:
     assert distance(drawn, reference(SCENES, 2))["all"] > distance(reference(SCENES, 1), reference(SCENES, 2))["all"] + 0.05
 
 
+def test_half_a_pixel_off_is_no_other_law() -> None:
+    """Moved by half a pixel, uniform laws of 4, 4 and 2 pixels differ by 1/8, 1/8 and 1/4; unblurred, one of two sizes by 1/2."""
+    drawn, true = reference(SCENES, 1), reference(SCENES, 2)
+    before = distance(drawn, true)["all"]
+    for kind in drawn.by_kind:
+        drawn.by_kind[kind] += 0.5
+    assert distance(drawn, true)["all"] < before + (1 / 8 + 1 / 8 + 1 / 4) / 3 + 0.02
+
+
 def test_wrong_pictures_do_not_count() -> None:
     assert measure(SCENES[:5], [np.zeros((64, 64, 3))] * 5).by_kind == {}
     with pytest.raises(ValueError, match="no picture is right"):

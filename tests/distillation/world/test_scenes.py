@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distillation import shape_world
-from distillation.world.render import Placement, draw, place, render
+from distillation.world.render import GRID_PIXELS, RADII, Placement, draw, place, render
 from distillation.world.scenes import KINDS, OLD_KINDS, Kind, Scene, Thing, parse, sample
 from distillation.world.score import score, see
 
@@ -139,10 +139,12 @@ def test_objects_come_in_the_caption_s_order() -> None:
 
 
 def test_places_are_free() -> None:
-    """The same caption's objects lie all over the picture: 200 centres spread as uniform ones do, within a fifth."""
+    """The same caption's objects lie all over the grid: 400 centres have each of its rows and columns."""
     scene = parse("a small red circle on a white background")
-    at = np.array([[p.x, p.y] for seed in range(200) for p in place(scene, np.random.default_rng(seed))])
-    assert at.std(0) == pytest.approx((64 - 2 * 10.75) / 12**0.5, rel=0.2)
+    placements = [p for seed in range(400) for p in place(scene, np.random.default_rng(seed))]
+    assert {p.radius for p in placements} == set(RADII["small"])
+    for values in ({p.x for p in placements}, {p.y for p in placements}):
+        assert sorted(values) == list(range(12, 56, GRID_PIXELS))  # a radius of 9 and a pixel from each edge
 
 
 @pytest.mark.parametrize("picture", [np.zeros((32, 64, 3)), np.full((64, 64, 3), np.nan), np.full((64, 64, 3), np.inf)])
