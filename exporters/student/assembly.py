@@ -167,6 +167,8 @@ def _loose_notes(folder: Path, adapter_files: Sequence[Path]) -> list[str]:
 def _guidance(path: Path, folder: Path, parts: _Parts, defaults: StudentDefaults) -> str:
     named = [str(read_json(file).get("_name_or_path", "")) for file in (folder / "model_index.json",) if file.is_file()]
     named.append(str(parts.configs["transformer"].get("_name_or_path", "")))
+    # A LoRA may be what distils it; Hyper-SD's come in two kinds, of which one is said to be for CFG.
+    named += [name for lora in parts.source.lora for name in names_of(lora.path) if "cfg" not in name.lower()]
     # A scheduler that draws noise anew in every step is one of few-step students.
     scheduler = "few steps" if parts.configs["scheduler"].get("stochastic_sampling") else repr(parts.configs["scheduler"])
     return guidance_note(defaults.guidance_scale, [*names_of(path), *named, scheduler, card_of(folder)])
