@@ -17,6 +17,7 @@ from exporters.errors import Complaint, StudentError
 
 METADATA = "lora_adapter_metadata"
 _LONGEST_PATTERN = 500
+_ENDLESS = re.compile(r"[+*}]\??\)[+*{]")
 _PEFT_DEFAULT = 8  # of both alpha and rank
 # Keys that make of the halves something else than a product that is added to one matrix.
 _FOREIGN = (
@@ -167,4 +168,6 @@ def _pattern(value: object, where: str, complaints: list[Complaint]) -> dict[str
             complaints.append(Complaint(where, f"is no pattern: {error}", got=repr(pattern)))
         if len(pattern) > _LONGEST_PATTERN:
             complaints.append(Complaint(where, "is too long", f"{_LONGEST_PATTERN} characters", str(len(pattern))))
+        elif _ENDLESS.search(pattern):
+            complaints.append(Complaint(where, "repeats a repetition, which may take for ever to match", got=repr(pattern)))
     return value

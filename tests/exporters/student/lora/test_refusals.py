@@ -174,6 +174,8 @@ CONFIGS: dict[str, tuple[dict[str, object], str, str]] = {
     "alpha that is none": ({"lora_alpha": "x"}, "cannot be merged", "lora_alpha: is wrong .expected a finite number, got 'x'"),
     "alpha that is not finite": ({"lora_alpha": float("inf")}, "cannot be merged", "lora_alpha: is wrong"),
     "a pattern that is none": ({"alpha_pattern": {"(": 1}}, "cannot be merged", "alpha_pattern: is no pattern"),
+    "a pattern that never ends": ({"rank_pattern": {"(a+)+b": 1}}, "cannot be merged", "repeats a repetition"),
+    "a pattern too long": ({"rank_pattern": {"a" * 501: 1}}, "cannot be merged", "is too long .expected 500 characters, got 501"),
     "patterns that are none": ({"alpha_pattern": [1]}, "cannot be merged", "numbers by patterns of module names"),
     "DoRA without lengths": ({"use_dora": True}, "does not fit", "lacks the magnitudes of a DoRA"),
 }
