@@ -69,8 +69,8 @@ def fit(opened: LoraFile, layers: Sequence[Layer], modules: Mapping[str, Modules
     if unknown := fitted.unused - set(OPTIONAL_COMPONENTS):
         fitted.complaints += [Complaint(component, "is not there") for component in sorted(unknown)]
     misfits = _misfits(found, modules)
-    fitted.foreign = bool(misfits) or not found
     fitted.of = "" if found else other_model([layer.module for layer in layers])
+    fitted.foreign = bool(misfits or fitted.of)
     fitted.complaints += misfits + _unknown(lost, modules, suggest=not fitted.foreign)
     if not fitted.complaints:
         for layer, place, pieces in found:

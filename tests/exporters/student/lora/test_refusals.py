@@ -162,6 +162,18 @@ def test_many_unknown_modules_are_told_by_a_few(students: dict[str, Student], tm
     error = refused(students["tiny"], files.write(tmp_path / "x.safetensors", tensors))
     assert len(error.complaints) == 6
     assert str(error.complaints[-1]) == "3 more: are wrong likewise"
+    assert all("expected something like transformer_blocks." in str(complaint) for complaint in error.complaints[:-1])
+
+
+def test_names_of_which_none_is_known_are_told_with_the_nearest(students: dict[str, Student], tmp_path: Path) -> None:
+    tensors = {
+        f"lora_unet_jointblocks_{i}_x_block_attn_qkv.lora_{half}.weight": np.ones((4, 4))
+        for i in range(9)
+        for half in ("down", "up")
+    }
+    error = refused(students["tiny"], files.write(tmp_path / "x.safetensors", tensors))
+    assert "is a LoRA that does not fit this student." in error.headline
+    assert "joint_blocks_0_x_block_attn_qkv)" in str(error.complaints[0])
 
 
 CONFIGS: dict[str, tuple[dict[str, object], str, str]] = {
