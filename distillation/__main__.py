@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distillation.run.order import Order
 from exporters.errors import Complaint, InputError
+from exporters.student.weights.lora.source import as_loras
 
 
 def main() -> None:
@@ -21,16 +22,18 @@ def main() -> None:
     parser.add_argument("recipe", help="a name of this package's, or a file")
     parser.add_argument("teacher", nargs="?", type=Path, help="folder or single file of the model to go on from")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="a LoRA to merge into the teacher")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="a change of the recipe")
     parser.add_argument("--stop-after", default="", metavar="STAGE", help="the last stage to make")
     parser.add_argument("--device", default="", help="cpu or cuda")
     given = parser.parse_args()
-    order = Order(given.recipe, given.teacher, given.output, tuple(given.set), given.stop_after, given.device)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     code = 1
     try:
         from distillation.run.start import follow
 
+        loras = as_loras(given.lora)
+        order = Order(given.recipe, given.teacher, given.output, tuple(given.set), given.stop_after, given.device, loras)
         code = follow(order)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -24,6 +24,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         student: its folder.
         variant: of its weight files.
         ignore_lora: whether a LoRA beside them is left out.
+        lora: LoRAs that are merged into them, each as FILE:SCALE.
         fingerprint: of the student, as the bundle's manifest has it.
         height: of pictures, in pixels.
         width: likewise.
@@ -47,10 +48,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     threads: int | None = None
     variant: str | None = None
     ignore_lora: bool = False
+    lora: tuple[str, ...] = ()
 
     def open_student(self) -> Student:
         """The student, without the parts that take no part."""
-        return open_student(Path(self.student), self.variant, () if self.keep_t5 else OPTIONAL_COMPONENTS, self.ignore_lora)
+        without = () if self.keep_t5 else OPTIONAL_COMPONENTS
+        return open_student(Path(self.student), self.variant, without, self.ignore_lora, self.lora)
 
 
 class Peer(Protocol):

@@ -10,6 +10,7 @@ from deploy.errors import Complaint, InputError
 
 if TYPE_CHECKING:
     from exporters.student.student import StudentSource
+    from exporters.student.weights.lora.source import Lora
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class BenchRequest:
         student: also compare graphs and pictures with this student in diffusers, and measure it where targets ask for it.
         variant: variant of its weight files.
         ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
+        lora: LoRAs to merge into its weights, in their order.
         remote: a command with ``{command}`` in it, for a device elsewhere: ``ssh phone {command}``.
         prompts: a file of prompts to compare pictures of; by default the student's own, or prompts of all sorts.
         pictures: how many of them.
@@ -42,6 +44,7 @@ class BenchRequest:
     student: Path | None = None
     variant: str | None = None
     ignore_lora: bool = False
+    lora: tuple[Lora, ...] = ()
     remote: str | None = None
     prompts: Path | None = None
     pictures: int = 4
@@ -58,7 +61,7 @@ class BenchRequest:
             complaints.append(Complaint("--remote", "wrong", "a command with {command} in it", self.remote))
         if not self.bundles:
             complaints.append(Complaint("BUNDLE", "none given"))
-        for name in ("prompts", "score", "clip", "variant", "ignore_lora"):
+        for name in ("prompts", "score", "clip", "variant", "ignore_lora", "lora"):
             if getattr(self, name) and self.student is None:
                 option = f"--{name.replace('_', '-')}"
                 complaints.append(Complaint(option, "pictures are judged beside the student's", "--student too"))
@@ -73,4 +76,4 @@ class BenchRequest:
         from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if keep_t5 else OPTIONAL_COMPONENTS
-        return StudentSource(self.student, self.variant, self.ignore_lora, without)
+        return StudentSource(self.student, self.variant, self.ignore_lora, without, self.lora)

@@ -194,7 +194,14 @@ def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]
     from deploy.build.verify import verify
 
     tell(f"comparing the graphs of {bundle.folder.name} with diffusers")
-    report = verify(bundle.folder, request.student, request.variant, pictures=False, ignore_lora=request.ignore_lora)
+    report = verify(
+        bundle.folder,
+        request.student,
+        request.variant,
+        pictures=False,
+        ignore_lora=request.ignore_lora,
+        lora=request.lora,
+    )
     return {name: min(db, EQUAL_DB) for name, db in report.graph_db.items()}
 
 

@@ -170,6 +170,7 @@ class PeerTarget:
             student=str(assignment.student.path),
             variant=assignment.student.variant,
             ignore_lora=assignment.student.ignore_lora,
+            lora=tuple(map(str, assignment.student.lora)),
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,

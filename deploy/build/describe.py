@@ -15,6 +15,7 @@ from deploy.bundle.manifest import (
     VERSION,
     FileRecord,
     GraphRecord,
+    LoraRecord,
     Manifest,
     PictureRecord,
     RuleRecord,
@@ -27,6 +28,7 @@ from deploy.bundle.requirements import NAME, least_onnxruntime
 from deploy.bundle.seal import record_file
 from deploy.page.page import write_page
 from exporters.layouts.spec import VAE_SCALE
+from exporters.student.student import Student
 from quantization.errors import printable
 
 
@@ -64,9 +66,7 @@ def describe(
         format=FORMAT,
         version=VERSION,
         created_with={tool: metadata.version(tool) for tool in tools(plan.request.format)},
-        student=StudentRecord(
-            name=printable(plan.student.path.resolve().name), fingerprint=fingerprint, licences=plan.student.licences()
-        ),
+        student=_student(plan.student, fingerprint),
         tier=plan.request.tier,
         model_format=plan.request.format,
         compute_units=plan.compute_units,
@@ -90,6 +90,15 @@ def describe(
         requires={NAME: least_onnxruntime(plan.opset, plan.compute, schemes)} if onnx else {},
         client_schedule=plan.client_schedule,
         files=tuple(sorted(files, key=lambda record: record.path)),
+    )
+
+
+def _student(student: Student, fingerprint: str) -> StudentRecord:
+    return StudentRecord(
+        name=printable(student.path.resolve().name),
+        fingerprint=fingerprint,
+        licences=student.licences(),
+        loras=tuple(LoraRecord(name=printable(one.name), sha256=one.sha256(), scale=one.scale) for one in student.loras),
     )
 
 

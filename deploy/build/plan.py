@@ -129,7 +129,8 @@ def settle(request: BuildRequest) -> Plan:
     check_format(request.tier, request.format)
     _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
-    student = open_student(request.student, request.variant, () if keep_t5 else OPTIONAL_COMPONENTS, request.ignore_lora)
+    without = () if keep_t5 else OPTIONAL_COMPONENTS
+    student = open_student(request.student, request.variant, without, request.ignore_lora, request.lora)
     student.licences()  # complains of those that cannot be taken along
     profile = _choose_profile(request, tier)
     calibration = None if request.calibration is None else Calibration(request.calibration)

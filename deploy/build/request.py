@@ -20,6 +20,7 @@ from exporters.choices import (
 )
 from exporters.student.configs import LARGEST, MOST_STEPS
 from exporters.student.student import BUILTIN_STUDENT
+from exporters.student.weights.lora.source import Lora
 
 MAX_STAGES = 48
 
@@ -67,6 +68,7 @@ class BuildRequest:
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
         ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
+        lora: LoRAs to merge into its weights, in their order.
         parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
         web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
         force: replace a bundle that is there.
@@ -96,6 +98,7 @@ class BuildRequest:
     max_sequence_length: int | None = None
     variant: str | None = None
     ignore_lora: bool = False
+    lora: tuple[Lora, ...] = ()
     parity: Parity = "auto"
     web_runtime: Path | None = None
     force: bool = False

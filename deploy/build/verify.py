@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from quantization.schemes import parse_scheme
 if TYPE_CHECKING:
     from exporters.layouts.sampling import Sampling
     from exporters.student.student import Student, StudentSource
+    from exporters.student.weights.lora.source import Lora
 
 PSNR_REQUIRED_DB = {"fp32": 50.0, "fp16": 40.0}
 """Pictures against diffusers in fp32. For fp16: graphs at 50 dB, whose errors a few steps and the VAE add up.
@@ -49,6 +50,7 @@ def verify(
     progress: Callable[[str], None] | None = None,
     pictures: bool = True,
     ignore_lora: bool = False,
+    lora: Iterable[Lora | Path | str] = (),
 ) -> Report:
     """Verify a bundle.
 
@@ -59,6 +61,7 @@ def verify(
         progress: told of every stage.
         pictures: draw with the student, too; otherwise only its graphs are measured.
         ignore_lora: do without a LoRA that lies beside the student's weights; else such a student is refused.
+        lora: LoRAs to merge into the student's weights, as :func:`exporters.student.open.open_student` takes them.
 
     Raises:
         InputError: the bundle or the student cannot be opened.
@@ -70,10 +73,11 @@ def verify(
     report.complaints += check_files(bundle)
     if student is not None and not report.complaints:
         from exporters.student.student import StudentSource
+        from exporters.student.weights.lora.source import as_loras
         from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if bundle.manifest.text.t5 == "kept" else OPTIONAL_COMPONENTS
-        source = StudentSource(student, variant, ignore_lora, without)
+        source = StudentSource(student, variant, ignore_lora, without, as_loras(lora))
         _verify_numerics(bundle, source, pictures, report, tell)
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,25 @@ from quantization.errors import printable
 
 if TYPE_CHECKING:
     from exporters.student.student import Student
+    from exporters.student.weights.lora.source import Lora
 
 
-def inspect_path(path: Path | str, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
+def inspect_path(
+    path: Path | str, variant: str | None = None, ignore_lora: bool = False, lora: Iterable[Lora | Path | str] = ()
+) -> dict[str, Any]:
     """Describe a student or a bundle.
 
     Args:
         path: of either.
         variant: variant of the student's weight files.
         ignore_lora: do not say that a LoRA beside the student's weights keeps it from being used.
+        lora: LoRAs to merge into the student's weights.
 
     Raises:
         InputError: it is neither, or is damaged.
     """
     path = Path(path)
-    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant, ignore_lora)
+    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant, ignore_lora, lora)
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
@@ -48,13 +53,15 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     return {"kind": "bundle", "path": str(path), **totals, **content}
 
 
-def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = False) -> dict[str, Any]:
+def inspect_student(
+    path: Path, variant: str | None = None, ignore_lora: bool = False, lora: Iterable[Lora | Path | str] = ()
+) -> dict[str, Any]:
     """A student's components with parameters, bytes and types, and how it wants to be run."""
     from exporters.student.classes import component_class
 
-    student, notes = _open_for_inspection(path, variant)
+    student, notes = _open_for_inspection(path, variant, tuple(lora) if not isinstance(lora, str) else (lora,))
     if student.adapters and not ignore_lora:
-        notes.append("Whatever takes a student refuses this one for its LoRA, unless --ignore-lora is given")
+        notes.append("Whatever takes a student refuses this one for its LoRA, unless --lora names it or --ignore-lora is given")
     components = []
     for name, weights in student.weights.items():
         components.append(
@@ -87,22 +94,23 @@ def inspect_student(path: Path, variant: str | None = None, ignore_lora: bool = 
         "scheduler": {
             key: student.configs["scheduler"].get(key) for key in ("shift", "use_dynamic_shifting", "stochastic_sampling")
         },
+        "loras": [{"name": one.name, "sha256": one.sha256(), "scale": one.scale} for one in student.loras],
         "licences": sorted(student.licences()),
         "notes": [*student.notes, *notes],
     }
 
 
-def _open_for_inspection(path: Path, variant: str | None) -> tuple[Student, list[str]]:
+def _open_for_inspection(path: Path, variant: str | None, lora: tuple[Lora | Path | str, ...]) -> tuple[Student, list[str]]:
     """A student as builds open it: with T5 or, where only that keeps it from being used, without; and then why."""
     from exporters.errors import StudentError
     from exporters.student.open import open_student
     from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
     try:
-        return open_student(path, variant, ignore_lora=True), []
+        return open_student(path, variant, ignore_lora=True, lora=lora), []
     except StudentError as error:
         try:
-            student = open_student(path, variant, OPTIONAL_COMPONENTS, ignore_lora=True)
+            student = open_student(path, variant, OPTIONAL_COMPONENTS, ignore_lora=True, lora=lora)
         except StudentError:
             raise error from None
         more = f" and {len(error.complaints) - 1} more" if len(error.complaints) > 1 else ""
@@ -134,7 +142,11 @@ def _render_student(content: dict[str, Any]) -> list[str]:
         f"{title}: " + ", ".join(f"{key} {value}" for key, value in content[title].items() if value is not None)
         for title in ("transformer", "vae", "scheduler", "defaults")
     ]
-    return [*lines, f"licences: {', '.join(content['licences']) or 'none found'}"]
+    return [*lines, *_render_loras(content["loras"]), f"licences: {', '.join(content['licences']) or 'none found'}"]
+
+
+def _render_loras(loras: list[dict[str, Any]]) -> list[str]:
+    return [f"LoRA merged: {one['name']}, scale {one['scale']:g}, sha256:{one['sha256']}" for one in loras]
 
 
 def _notes(content: dict[str, Any]) -> list[str]:
@@ -176,6 +188,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",
         f"student: {content['student']['name']}, {content['student']['fingerprint']}",
+        *_render_loras(content["student"]["loras"]),
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
     ]

@@ -4,7 +4,8 @@ History of the format:
 
 1. The first.
 2. ``notes``, ``opset``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``),
-   and ONNX graphs, too, which operators compute in fp32. A manifest of version 1 is one of version 2 that says nothing of these.
+   and ONNX graphs, too, which operators compute in fp32. The student's record names the LoRAs that were merged (``loras``; none
+   where the key is not there). A manifest of version 1 is one of version 2 that says nothing of these.
 """
 
 from __future__ import annotations
@@ -143,12 +144,25 @@ class TextRecord(_Record, frozen=True):
     joint_dim: Count
 
 
+class LoraRecord(_Record, frozen=True):
+    """A LoRA that was merged into the student: its file's name, that file's SHA-256, and what its product was multiplied by."""
+
+    name: str
+    sha256: Sha256
+    scale: float
+
+
 class StudentRecord(_Record, frozen=True):
-    """Where the bundle came from: the student's folder name, content hash and licence texts by file name."""
+    """Where the bundle came from: the student's folder name, content hash and licence texts by file name.
+
+    Attributes:
+        loras: that were merged into its weights, in their order; the fingerprint is of both.
+    """
 
     name: str
     fingerprint: str
     licences: dict[str, str]
+    loras: tuple[LoraRecord, ...] = ()
 
 
 class RuleRecord(_Record, frozen=True):

@@ -179,6 +179,7 @@ def _what_it_is(manifest: Manifest) -> str:
         "memory": memory,
         "runs with": ", ".join(f"{name} {version} or newer" for name, version in manifest.requires.items()),
         "student": f"{manifest.student.name}, {manifest.student.fingerprint}",
+        "LoRA merged": ", ".join(f"{one.name} at scale {one.scale:g}" for one in manifest.student.loras),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.created_with.items()),
         "in Apple's client": _client(manifest),
     }

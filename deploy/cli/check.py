@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import BundleArgument, IgnoreLoraOption, VariantOption, builtin_or, messages, need_export
+from deploy.cli.options import (
+    BundleArgument,
+    IgnoreLoraOption,
+    LoraOption,
+    VariantOption,
+    builtin_or,
+    messages,
+    need_export,
+    parse_loras,
+)
 from deploy.errors import CheckFailed, Complaint, InputError
 from quantization.errors import listed
 
@@ -24,6 +33,7 @@ def verify(
     ] = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
 ) -> None:
     """Check a bundle's files and what it computes.
 
@@ -31,14 +41,15 @@ def verify(
     """
     from deploy.build.verify import verify as verify_bundle
 
-    for option, given in (("--variant", variant is not None), ("--ignore-lora", ignore_lora)):
+    for option, given in (("--variant", variant is not None), ("--ignore-lora", ignore_lora), ("--lora", bool(lora))):
         if given and student is None:
             raise InputError(f"{option} is the student's.", [Complaint(option, "no student is given", "--student", variant)])
     if student is not None:
         need_export()
         student = builtin_or(student)
     with messages.status("verifying") as status:
-        report = verify_bundle(bundle, student, variant, status.update, ignore_lora=ignore_lora)
+        loras = parse_loras(lora)
+        report = verify_bundle(bundle, student, variant, status.update, ignore_lora=ignore_lora, lora=loras)
     typer.echo(f"files: {report.files} checked")
     for name, db in report.graph_db.items():
         typer.echo(f"{name}: {db:.1f} dB")
@@ -59,6 +70,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
 ) -> None:
     """Say what is in a student or a bundle."""
     from deploy.bundle.inspect import inspect_path, render
@@ -68,7 +80,10 @@ def inspect(
         from exporters.student.student import BUILTIN_STUDENT
 
         path = path or BUILTIN_STUDENT
-    content = inspect_path(path, variant, ignore_lora)
+    elif lora:
+        complaint = Complaint("--lora", "a bundle's LoRAs were merged when it was built", "a student", str(path))
+        raise InputError("A LoRA cannot be merged into a bundle.", [complaint], "build it again of its student, with --lora")
+    content = inspect_path(path, variant, ignore_lora, parse_loras(lora))
     typer.echo(json.dumps(content, indent=2) if as_json else render(content))
 
 

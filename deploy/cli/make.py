@@ -17,6 +17,7 @@ from deploy.cli.options import (
     IgnoreLoraOption,
     KeepT5Option,
     LayoutOption,
+    LoraOption,
     MaxSequenceLengthOption,
     OpsetOption,
     ParityOption,
@@ -37,6 +38,7 @@ from deploy.cli.options import (
     build_request,
     messages,
     need_export,
+    parse_loras,
     tell_note,
 )
 
@@ -75,6 +77,7 @@ def build(
     max_sequence_length: MaxSequenceLengthOption = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
     parity: ParityOption = "auto",
     web_runtime: Annotated[
         Path | None,
@@ -128,6 +131,7 @@ def calibrate(
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
 ) -> None:
     """Measure how a student's weights shape its pictures.
@@ -186,6 +190,7 @@ def tune(
     keep_t5: KeepT5Option = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
 ) -> None:
     """Choose a profile for a tier: measure, search, draw.
@@ -288,6 +293,7 @@ def distill(
     ] = None,
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; the same one goes on.", show_default=False)],
+    lora: LoraOption = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="STAGE.KEY=VALUE", help="A change of the recipe; repeatable.", show_default=False),
@@ -314,7 +320,7 @@ def distill(
     from distillation.run.order import Order
     from distillation.run.start import begin
 
-    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device)
+    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device, parse_loras(lora))
     if dry_run:
         from deploy.text import table
         from distillation.run.dry_run import remarks, rows

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import IgnoreLoraOption, ThreadsOption, VariantOption, builtin_or, messages, need_export
+from deploy.cli.options import (
+    IgnoreLoraOption,
+    LoraOption,
+    ThreadsOption,
+    VariantOption,
+    builtin_or,
+    messages,
+    need_export,
+    parse_loras,
+)
 from deploy.errors import Complaint, InputError
 from deploy.text import table
 from quantization.files import check_writable, write_bytes, write_text
@@ -32,6 +41,7 @@ def bench(
     ] = None,
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
+    lora: LoraOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +106,7 @@ def bench(
         student=student,
         variant=variant,
         ignore_lora=ignore_lora,
+        lora=parse_loras(lora),
         remote=remote,
         prompts=prompts,
         pictures=pictures,

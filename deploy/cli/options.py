@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from exporters.choices import (
 
 if TYPE_CHECKING:
     from deploy.build.request import BuildRequest
+    from exporters.student.weights.lora.source import Lora
 
 # Progress and messages go to stderr, results to stdout; neither is drawn where there is no terminal.
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -142,6 +143,15 @@ IgnoreLoraOption = Annotated[
     bool,
     typer.Option("--ignore-lora", help="Do without a LoRA beside the student's weights; else a student that has one is refused."),
 ]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="A LoRA to merge into the student's weights, and how much of it (1); repeatable.",
+        show_default=False,
+    ),
+]
 RuntimeOption = Annotated[
     Runtime | None,
     typer.Option(
@@ -167,10 +177,22 @@ def build_request(given: Mapping[str, Any]) -> BuildRequest:
     request = {name: value for name, value in given.items() if name in names}
     request["student"] = given["student"] or BUILTIN_STUDENT
     request["sigmas"] = parse_sigmas(given["sigmas"])
+    request["lora"] = parse_loras(given["lora"])
     request["system"] = given.get("target")
     if given.get("opset") is not None:
         request["opset"] = int(given["opset"])
     return BuildRequest(**request)
+
+
+def parse_loras(given: Iterable[str] | None) -> tuple[Lora, ...]:
+    """LoRAs as they are written on the command line.
+
+    Raises:
+        InputError: a scale is not finite, or there is no file.
+    """
+    from exporters.student.weights.lora.source import as_loras
+
+    return as_loras(given or ())
 
 
 def builtin_or(student: Path) -> Path:

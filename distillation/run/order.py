@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillation.recipe import Recipe, RecipeError, load_recipe
-from exporters.errors import Complaint
+from exporters.errors import Complaint, InputError
+from exporters.student.open import open_student
+from exporters.student.student import Student
+from exporters.student.weights.lora.source import Lora
 
 __all__ = ["RECIPES", "Order"]
 
@@ -24,6 +27,10 @@ class Order:
         changes: of the recipe, ``stage.key=value``.
         stop_after: the last stage; all where empty.
         device: ``cpu``, ``cuda``; the best there is where empty.
+        lora: LoRAs to merge into the teacher, in their order.
+
+    Raises:
+        InputError: there are LoRAs, and no teacher to merge them into.
     """
 
     recipe: str
@@ -32,6 +39,20 @@ class Order:
     changes: tuple[str, ...] = ()
     stop_after: str = ""
     device: str = ""
+    lora: tuple[Lora, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.lora and self.teacher is None:
+            complaint = Complaint("--lora", "no teacher is given", "a TEACHER to merge it into", str(self.lora[0].path))
+            raise InputError("The run cannot begin.", [complaint])
+
+    def open_teacher(self) -> Student | None:
+        """The model to go on from, LoRAs merged; none where the recipe makes one.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        return None if self.teacher is None else open_student(self.teacher, lora=self.lora)
 
     @property
     def file(self) -> Path:
@@ -72,6 +93,8 @@ class Order:
         told = [self.recipe, *([] if self.teacher is None else [str(self.teacher)]), "-o", str(self.out)]
         for change in self.changes:
             told += ["--set", change]
+        for one in self.lora:
+            told += ["--lora", str(one)]
         for option, value in (("--stop-after", self.stop_after), ("--device", self.device)):
             told += [option, value] if value else []
         return told

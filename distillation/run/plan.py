@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distillation.networks.cost import TEXT_TOKENS
@@ -15,7 +14,7 @@ from distillation.run.order import Order
 from distillation.stages import FlowStage, StudentStage
 from distillation.world import networks as world
 from distillation.world.text import CLIP_TOKENS, T5_TOKENS
-from exporters.student.open import open_student
+from exporters.student.student import Student
 
 __all__ = ["plan"]
 
@@ -30,7 +29,8 @@ def plan(order: Order) -> Estimate:
         InputError: what was given cannot be followed.
     """
     recipe = order.read()
-    configs = _configs(recipe) if order.teacher is None else _opened(order.teacher)
+    teacher = order.open_teacher()
+    configs = _configs(recipe) if teacher is None else _opened(teacher)
     side = recipe.resolution or LATENT_PIXELS * configs["transformer"]["sample_size"]
     on_cpu = recipe.devices == 1 and recipe.model == "shapes"
     setting = Setting(
@@ -47,10 +47,9 @@ def plan(order: Order) -> Estimate:
     return estimate(configs, recipe.stages, setting, CORE if on_cpu else None)
 
 
-def _opened(teacher: Path) -> Mapping[str, Mapping[str, Any]]:
+def _opened(teacher: Student) -> Mapping[str, Mapping[str, Any]]:
     """Of a teacher's networks; its scheduler is none."""
-    student = open_student(teacher)
-    return {name: student.configs[name] for name in student.weights}
+    return {name: teacher.configs[name] for name in teacher.weights}
 
 
 def _configs(recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:

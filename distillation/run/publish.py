@@ -14,7 +14,7 @@ from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
 from distillation.stages import AnyStage, StudentStage, kind_of
 from distillation.write import write_component, write_index
 from exporters.errors import Complaint
-from exporters.student.student import TOKENIZERS
+from exporters.student.student import TOKENIZERS, Student
 from quantization.files import write_text
 from quantization.folders import new_folder
 
@@ -125,11 +125,15 @@ def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict
     return defaults
 
 
+def _merged(base: Student) -> list[str]:
+    return [f"{lora.name} at scale {lora.scale:g}" for lora in base.loras]
+
+
 def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineage, licences: dict[str, str]) -> str:
     """A model card: what it is, how to draw with it, what it was made from and under whose licence."""
     way = recipe.way_to(student.stage)
     rows = "\n".join(f"| {one.name} | {kind_of(one)} | {one.steps} | {one.batch} |" for one in way)
-    base = "nothing" if lineage.base is None else lineage.base.path.name
+    base = "nothing" if lineage.base is None else " with ".join([lineage.base.path.name, *_merged(lineage.base)])
     if lineage.base is None:
         licence = "It was made from nothing with this project's own data, and is licensed as the project is (Apache-2.0)."
     else:

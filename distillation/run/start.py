@@ -74,7 +74,6 @@ def follow(order: Order) -> int:
     """
     quiet_libraries()
     from distillation.run.pipeline import Distillation
-    from exporters.student.open import open_student
 
     recipe = order.read()
     processes = Processes.joined(order.device)
@@ -83,8 +82,7 @@ def follow(order: Order) -> int:
     launched = os.getppid() if processes.count > 1 else 0
     with stoppable(launched) as stop, Display(processes.first) as display, _alone(order.out, processes):
         try:
-            base = None if order.teacher is None else open_student(order.teacher)
-            run = Distillation(recipe, order.place, base, order.out, processes, display, stop)
+            run = Distillation(recipe, order.place, order.open_teacher(), order.out, processes, display, stop)
             run.run(order.stop_after)
             display.line(
                 f"{order.out}: all that {recipe.name} asks for is there" + f" up to {order.stop_after}" * bool(order.stop_after)

@@ -16,6 +16,7 @@ from exporters.student.structure import check_fit, check_scheduler, check_tokeni
 from exporters.student.student import TOKENIZERS, Student, StudentSource, stamp
 from exporters.student.weights import adapters
 from exporters.student.weights.checkpoint import Opened, open_component, quantized
+from exporters.student.weights.lora.apply import merge_loras
 from exporters.student.weights.recognise import quantization_of
 from exporters.student.weights.templates import check_weights, resolve_config
 from exporters.student.weights.weight import Weight
@@ -121,27 +122,30 @@ def assemble(
     if variant is not None and parts.files and not any(f".{variant}" in file.name for file in parts.files):
         parts.complain([Complaint("--variant", "no component has it", "the variant of some weight files", variant)])
     defaults = parts.read_rest()
-    adapter_files = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)
+    beside = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)
+    adapter_files = adapters.not_given(beside, [lora.path for lora in source.lora])
     if adapter_files and not source.ignore_lora:
         parts.errors.append(adapters.refusal(folder, adapter_files))
     if parts.errors:
         raise StudentError.of(f"{source.path} is not a usable student", parts.errors)
     check_fit(source.path, parts.configs)
-    said = [*notes, *parts.notes]
+    weights, loras = merge_loras(source.lora, parts.weights)
+    said = [*notes, *parts.notes, *(lora.note() for lora in loras)]
     said += [adapters.note(folder, adapter_files)] if adapter_files else []
-    said += [] if given else _loose_notes(folder, adapter_files)
+    said += [] if given else _loose_notes(folder, beside)
     said += filter(None, [_guidance(source.path, folder, parts, defaults)])
     student = Student(
         source.path,
         folder,
         parts.configs,
-        parts.weights,
+        weights,
         tuple(parts.files),
         defaults,
         notes=_printable(said),
         adapters=adapter_files,
         stored_configs=parts.stored,
         variant=variant,
+        loras=loras,
     )
     return replace(student, stamps={file: stamp(file) for file in student.files()})
 
@@ -163,6 +167,8 @@ def _loose_notes(folder: Path, adapter_files: Sequence[Path]) -> list[str]:
 def _guidance(path: Path, folder: Path, parts: _Parts, defaults: StudentDefaults) -> str:
     named = [str(read_json(file).get("_name_or_path", "")) for file in (folder / "model_index.json",) if file.is_file()]
     named.append(str(parts.configs["transformer"].get("_name_or_path", "")))
+    # A LoRA may be what distils it; Hyper-SD's come in two kinds, of which one is said to be for CFG.
+    named += [name for lora in parts.source.lora for name in names_of(lora.path) if "cfg" not in name.lower()]
     # A scheduler that draws noise anew in every step is one of few-step students.
     scheduler = "few steps" if parts.configs["scheduler"].get("stochastic_sampling") else repr(parts.configs["scheduler"])
     return guidance_note(defaults.guidance_scale, [*names_of(path), *named, scheduler, card_of(folder)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from exporters.errors import Complaint, StudentError
@@ -12,6 +12,7 @@ from exporters.student.single_file import open_single_file
 from exporters.student.structure import COMPONENTS, check_index, is_listed
 from exporters.student.student import BUILTIN_STUDENT, Student, StudentSource
 from exporters.student.weights.files import has_weight_files
+from exporters.student.weights.lora.source import Lora, as_loras
 from exporters.student.weights.recognise import Kind, file_kind, path_kind
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
@@ -21,6 +22,7 @@ def open_student(
     variant: str | None = None,
     without: Collection[str] = (),
     ignore_lora: bool = False,
+    lora: Iterable[Lora | Path | str] = (),
 ) -> Student:
     """Open a student and check it against its own configuration.
 
@@ -29,11 +31,12 @@ def open_student(
         variant: which variant of the weight files to take (``fp16`` for ``model.fp16.safetensors``).
         without: optional components that are not opened even if they are there.
         ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
+        lora: LoRAs to merge into the weights, in their order: ``FILE`` or ``FILE:SCALE`` as text, a path, or both as data.
 
     Raises:
         StudentError: every complaint at once, each with component, tensor, expected and got.
     """
-    return open_source(StudentSource(Path(path), variant, ignore_lora, tuple(without)))
+    return open_source(StudentSource(Path(path), variant, ignore_lora, tuple(without), as_loras(lora)))
 
 
 def open_source(source: StudentSource) -> Student:

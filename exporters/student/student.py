@@ -17,6 +17,8 @@ from exporters.errors import Complaint, StudentError
 from exporters.hashing import hash_file
 from exporters.links import is_own
 from exporters.student.defaults import StudentDefaults, defaults_file
+from exporters.student.weights.lora.apply import Merged
+from exporters.student.weights.lora.source import Lora
 from exporters.student.weights.weight import Weight
 
 BUILTIN_STUDENT = Path(__file__).parents[1] / "builtin_student"
@@ -41,6 +43,7 @@ class Student:
         adapters: LoRAs that lie beside its weights and are not applied.
         stored_configs: configuration of each component as it is stored.
         variant: of the weight files that were taken.
+        loras: that were merged into its weights, in their order.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class Student:
     adapters: tuple[Path, ...] = ()
     stored_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     variant: str | None = None
+    loras: tuple[Merged, ...] = ()
 
     @property
     def has_t5(self) -> bool:
@@ -93,15 +97,19 @@ class Student:
         return is_own(file, self.folder)
 
     def fingerprint(self, progress: Callable[[int], None] | None = None) -> str:
-        """SHA-256 over the content of configurations, tokenizers and weights: the same student, the same fingerprint.
+        """SHA-256 over the content of configurations, tokenizers, weights and LoRAs with their scales.
+
+        The same student, the same fingerprint.
 
         Args:
             progress: called with the number of bytes just read.
         """
         total = hashlib.sha256()
-        for file in self.files():
+        for file in (*self.weight_files, *self._small_files()):
             name = file.relative_to(self.folder).as_posix()
             total.update(f"{name}:{hash_file(file, progress)}\n".encode(errors="surrogateescape"))  # names may be any bytes
+        for lora in self.loras:
+            total.update(lora.identity(progress).encode())
         return f"sha256:{total.hexdigest()}"
 
     def check_unchanged(self) -> None:
@@ -116,7 +124,7 @@ class Student:
 
     def files(self) -> list[Path]:
         """Every file that the student is made of."""
-        return [*self.weight_files, *self._small_files()]
+        return [*self.weight_files, *self._small_files(), *(file for lora in self.loras for file in lora.files)]
 
     def _small_files(self) -> Iterable[Path]:
         yield from (file for file in (defaults_file(self.folder, self.variant),) if file.is_file())
@@ -135,12 +143,14 @@ class StudentSource:
         variant: which variant of the weight files to take (``fp16`` for ``model.fp16.safetensors``).
         ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
         without: optional components that are not opened even if they are there.
+        lora: LoRAs that are merged into its weights, in their order.
     """
 
     path: Path
     variant: str | None = None
     ignore_lora: bool = False
     without: tuple[str, ...] = ()
+    lora: tuple[Lora, ...] = ()
 
 
 def stamp(file: Path) -> tuple[int, ...]:

@@ -20,7 +20,9 @@ from benchmarks.quality.pictures import PictureQuality, Quality, assess
 from benchmarks.results.record import Entry, Measured, PictureResult, Results, Series
 from exporters.layouts.sampling import plan_sampling
 from exporters.student.student import Student
+from exporters.student.weights.lora.source import Lora
 from quantization.errors import InputError
+from tests.helpers import lora_files
 
 
 def job_of(student: Student, folder: Path) -> Job:
@@ -50,6 +52,11 @@ def test_peers_open_the_student_as_bench_was_asked_to(students: dict[str, Studen
     opened = read_job(msgspec.json.encode(asked).decode()).open_student()
     assert not opened.has_t5
     assert opened.adapters
+    file = lora_files.write(
+        tmp_path / "a:1.safetensors", lora_files.diffusers(lora_files.products(students["tiny"], "transformer"))
+    )
+    merging = msgspec.structs.replace(asked, lora=(str(Lora(file, 0.5)),))
+    assert [one.scale for one in read_job(msgspec.json.encode(merging).decode()).open_student().loras] == [0.5]
 
 
 def test_plain_exports_draw_what_diffusers_draws(students: dict[str, Student], tmp_path: Path) -> None:

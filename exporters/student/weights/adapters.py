@@ -1,4 +1,7 @@
-"""LoRAs and their kin beside a student's weights. They are not applied, and without them other pictures are drawn.
+"""LoRAs and their kin beside a student's weights. They are applied only where ``--lora`` names them.
+
+Without them other pictures are drawn: one that is neither named nor given up (``--ignore-lora``) keeps a student from being
+used.
 
 They are known by the names of their tensors, whatever the file is called: PEFT's ``lora_A``, kohya's ``lora_down`` and
 ``lora_unet_...``, diffusers' older ``to_q_lora.down``, DoRA's ``dora_scale``, LyCORIS' ``hada_w1_a`` and ``lokr_w1``. What
@@ -12,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from exporters.errors import Complaint, StudentError
-from exporters.student.weights.recognise import FUSE, PICKLE_SUFFIXES
+from exporters.student.weights.recognise import PICKLE_SUFFIXES
 
 _TENSOR = re.compile(r"(?:^|[._])(?:lora|dora|loha|locon|hada|lokr|oft|boft|ia3|vera|glora)(?:[._]|$)", re.IGNORECASE)
 _NAME = re.compile(r"(?:^|[^a-z])lora(?:[^a-z]|$)|^adapter_model\.", re.IGNORECASE)
@@ -90,15 +93,27 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
+def not_given(adapters: Collection[Path], given: Collection[Path]) -> tuple[Path, ...]:
+    """Those that are not among the files and folders that were named to be merged."""
+    named = {path.resolve() for path in given}
+    return tuple(file for file in adapters if not named & {file.resolve(), file.parent.resolve()})
+
+
 def refusal(folder: Path, adapters: Collection[Path]) -> StudentError:
     """Why a student with adapters is not taken."""
     names = ", ".join(str(file.relative_to(folder)) for file in adapters)
     return StudentError(
         "There is a LoRA beside the weights.",
         [Complaint(str(file), "is a LoRA, which would be left out: pictures without it are other pictures") for file in adapters],
-        f"{FUSE}; or draw without it: --ignore-lora",
+        _remedy(adapters),
         f"a LoRA lies beside the weights ({names})",
     )
+
+
+def _remedy(adapters: Collection[Path]) -> str:
+    options = " ".join(f"--lora {file}" for file in adapters if file.suffix == ".safetensors")
+    merge = f"merge it with {options}" if options else "convert it to safetensors where you trust it, and merge that with --lora"
+    return f"{merge}; or draw without it: --ignore-lora"
 
 
 def note(folder: Path, adapters: Collection[Path]) -> str:
@@ -108,7 +123,11 @@ def note(folder: Path, adapters: Collection[Path]) -> str:
 
 
 def unfused(component: str, where: str) -> StudentError:
-    """What is said of weights that an adapter is still attached to."""
+    """What is said of weights that an adapter is still attached to.
+
+    They are not taken: ``base_layer`` holds the weights with the LoRA in them where it was saved after ``fuse_lora``, and without
+    it where it was not. Both save the same names, and neither file nor configuration says which it was.
+    """
     return StudentError(
         "The weights still have a LoRA attached.",
         [
@@ -116,6 +135,7 @@ def unfused(component: str, where: str) -> StudentError:
                 where, "were saved with a LoRA attached", "weights that it is fused into", "layers with base_layer and lora_A"
             )
         ],
-        "call unload_lora_weights() after fuse_lora() and before save_pretrained()",
+        "save it again with unload_lora_weights() called after fuse_lora() and before save_pretrained(); "
+        "or give the student as it was before the LoRA was loaded, and the LoRA's own file with --lora",
         f"{component} was saved with a LoRA still attached",
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SAVE_WHOLE = "load it in diffusers, save the whole pipeline with save_pretrained, and give that folder"
-FUSE = "fuse it in diffusers (load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained) and give the folder that makes"
+FUSE = "give the student that it is of, and this with --lora"
 UNQUANTIZED = "give the checkpoint that it was made of, in fp32, fp16 or bf16; a profile makes a bundle as small (--profile)"
 AGAIN = "copy or download the file again"
 _FOLDER = "give the folder of a student in diffusers layout, or a single .safetensors file in one"

@@ -18,6 +18,7 @@ from deploy.errors import InputError
 from exporters.choices import PROMPTS
 from exporters.reference.diffusers import reference_pipeline
 from exporters.student.student import BUILTIN_STUDENT, Student
+from exporters.student.weights.lora.source import Lora
 
 
 def test_a_lora_beside_the_student_is_refused_unless_told(builtin_bundle: Bundle, tiny_folder: Path) -> None:
@@ -44,12 +45,15 @@ def test_the_student_is_read_once_for_all_pictures(builtin_bundle: Bundle, monke
 
 
 def test_bench_opens_the_student_as_the_bundle_was_made_of_it(tiny_folder: Path) -> None:
-    request = BenchRequest((tiny_folder,), student=tiny_folder, variant="fp16", ignore_lora=True)
+    lora = Lora(tiny_folder / "x.safetensors", 0.5)
+    request = BenchRequest((tiny_folder,), student=tiny_folder, variant="fp16", ignore_lora=True, lora=(lora,))
     kept, dropped = request.source(keep_t5=True), request.source(keep_t5=False)
     assert kept is not None
     assert dropped is not None
     assert (kept.without, dropped.without) == ((), ("text_encoder_3",))
-    assert (kept.variant, kept.ignore_lora) == ("fp16", True)
+    assert (kept.variant, kept.ignore_lora, kept.lora) == ("fp16", True, (lora,))
+    with pytest.raises(InputError, match="--lora: pictures are judged beside the student's"):
+        BenchRequest((tiny_folder,), lora=(lora,))
     assert BenchRequest((tiny_folder,)).source(keep_t5=True) is None
 
 

@@ -101,6 +101,7 @@ def test_every_command_that_takes_a_student_takes_its_options() -> None:
     of_students = {name for name, accepted in options.items() if "--variant" in accepted}
     assert of_students == {"build", "calibrate", "tune", "verify", "bench", "inspect"}
     assert of_students == {name for name, accepted in options.items() if "--ignore-lora" in accepted}
+    assert of_students | {"distill"} == {name for name, accepted in options.items() if "--lora" in accepted}
     assert of_students >= {name for name, accepted in options.items() if "student" in accepted}
 
 
@@ -137,6 +138,14 @@ BAD_CALLS = {
     "neither": (["inspect", "."], "is not a student"),
     "variant of nothing": (["verify", "{bundle}", "--variant", "fp16"], "--variant: no student is given"),
     "LoRA of nothing": (["verify", "{bundle}", "--ignore-lora"], "--ignore-lora: no student is given"),
+    "LoRA merged into nothing": (["verify", "{bundle}", "--lora", "x"], "--lora: no student is given"),
+    "LoRA merged into a bundle": (["inspect", "{bundle}", "--lora", "x"], "--lora: a bundle's LoRAs were merged when it was"),
+    "LoRA of no size": (
+        ["inspect", "--lora", "x.safetensors:nan"],
+        "--lora: the scale is wrong (expected a finite number, got nan)",
+    ),
+    "no LoRA": (["build", "--lora", "nowhere.safetensors", "-o", "b"], "The LoRA nowhere.safetensors does not exist."),
+    "LoRA without teacher": (["distill", "shapes-cpu", "--lora", "x", "-o", "r"], "--lora: no teacher is given"),
     "benchmark of a variant of nothing": (["bench", "{bundle}", "--variant", "fp16"], "--variant: pictures are judged"),
     "hub id": (["build", "org/sd3.5-turbo", "-o", "b"], "org/sd3.5-turbo is not here; it looks like a model hub's id"),
     "more dual layers than layers": (["make-student", "--dual-layers", "4", "-o", "s"], "dual_layers: more than there are"),

@@ -53,8 +53,7 @@ def test_a_lora_beside_the_weights_is_refused_unless_told(place: str, students: 
     first, *_, last = str(caught.value).splitlines()
     assert f"a LoRA lies beside the weights ({place})" in first
     assert f"{file}: is a LoRA, which would be left out" in str(caught.value)
-    assert "fuse_lora, unload_lora_weights, save_pretrained" in last
-    assert "--ignore-lora" in last
+    assert last == f"What to do: merge it with --lora {file}; or draw without it: --ignore-lora"
 
     opened = open_student(tiny_folder, ignore_lora=True)
     assert opened.adapters == (file,)
@@ -92,10 +91,14 @@ def test_weights_that_a_lora_is_attached_to_are_one_complaint(tiny_folder: Path)
     with pytest.raises(StudentError, match=r"student: transformer was saved with a LoRA still attached") as caught:
         open_student(tiny_folder, ignore_lora=True)
     assert len(caught.value.complaints) == 1
-    assert "unload_lora_weights() after fuse_lora()" in caught.value.remedy
+    assert "unload_lora_weights() called after fuse_lora()" in caught.value.remedy
+    assert "as it was before the LoRA was loaded, and the LoRA's own file with --lora" in caught.value.remedy
 
 
 @pytest.mark.parametrize("names", STYLES.values(), ids=STYLES)
 def test_a_lora_given_as_the_student(names: list[str], tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match=r"x.safetensors is a LoRA, not a student\.\n[\s\S]*What to do: fuse it"):
+    with pytest.raises(
+        StudentError,
+        match=r"x.safetensors is a LoRA, not a student\.\n[\s\S]*What to do: give the student [^,]*, and this with --lora",
+    ):
         open_student(write(tmp_path / "x.safetensors", names))

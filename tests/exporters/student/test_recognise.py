@@ -153,7 +153,7 @@ PATHS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "no snapshot": (lambda root: cache(root, ""), "hub cache", "download it again"),
     "whole cache": (lambda root: (cache(root, "abc"), root)[1], "is a hub cache of several models", "snapshots/abc"),
     "component": (component, "is one component of a pipeline", "model_index.json, one above"),
-    "PEFT": (peft, "is a LoRA, not a student", "fuse it in diffusers"),
+    "PEFT": (peft, "is a LoRA, not a student", "and this with --lora"),
     "bundle": (bundle, "is a bundle, not a student", "that it was built of"),
     "pointer": (index_pointer, "A file of the student cannot be read", "git lfs pull"),
 }
