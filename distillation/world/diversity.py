@@ -73,5 +73,6 @@ def distance(drawn: Variety, true: Variety) -> dict[str, float]:
 
 def _blurred(values: np.ndarray, seed: int) -> np.ndarray:
     """Values ``[objects, 3]``, each moved at random by up to half of what lies between two true ones."""
-    noise: np.ndarray = np.random.default_rng(seed).uniform(-0.5, 0.5, values.shape)
-    return values + noise * np.array(APART_PIXELS)
+    half = np.array(APART_PIXELS) / 2
+    blurred: np.ndarray = values + np.random.default_rng(seed).uniform(-half, half, values.shape)
+    return blurred
