@@ -21,7 +21,8 @@ __all__ = ["Variety", "distance", "measure", "reference"]
 
 STATISTICS = ("x", "y", "half_extent")
 APART_PIXELS = (GRID_PIXELS, GRID_PIXELS, 2.0)
-"""The values that a true picture has of each."""
+"""How far the values lie apart that true pictures have of each."""
+BLUR_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def distance(drawn: Variety, true: Variety) -> dict[str, float]:
     kinds = sorted(drawn.by_kind.keys() & true.by_kind.keys())
     if not kinds:
         raise ValueError("no picture is right: there is nothing to compare")
-    ours, theirs = ({kind: _blurred(of.by_kind[kind], seed) for kind in kinds} for seed, of in enumerate((drawn, true)))
+    ours, theirs = ({kind: _blurred(of.by_kind[kind]) for kind in kinds} for of in (drawn, true))
     by_kind = {
         kind: float(np.mean([ks_2samp(ours[kind][:, i], theirs[kind][:, i]).statistic for i in range(len(STATISTICS))]))
         for kind in kinds
@@ -71,8 +72,8 @@ def distance(drawn: Variety, true: Variety) -> dict[str, float]:
     return by_kind | {"all": float(np.average([by_kind[kind] for kind in kinds], weights=weights))}
 
 
-def _blurred(values: np.ndarray, seed: int) -> np.ndarray:
-    """Values ``[objects, 3]``, each moved at random by up to half of what lies between two true ones."""
-    half = np.array(APART_PIXELS) / 2
-    blurred: np.ndarray = values + np.random.default_rng(seed).uniform(-half, half, values.shape)
-    return blurred
+def _blurred(values: np.ndarray) -> np.ndarray:
+    """Values ``[objects, 3]``, each spread evenly over what lies between two true ones: ``[objects * BLUR_POINTS, 3]``."""
+    spread = (np.arange(BLUR_POINTS) + 0.5) / BLUR_POINTS - 0.5
+    blurred: np.ndarray = values[:, None, :] + spread[:, None] * np.array(APART_PIXELS)
+    return blurred.reshape(-1, values.shape[1])

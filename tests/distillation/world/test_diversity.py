@@ -32,6 +32,10 @@ def test_one_size_too_small_is_seen() -> None:
     assert distance(drawn, reference(SCENES, 2))["all"] > distance(reference(SCENES, 1), reference(SCENES, 2))["all"] + 0.05
 
 
+def test_pictures_differ_from_themselves_in_nothing() -> None:
+    assert distance(reference(SCENES, 1), reference(SCENES, 1))["all"] == 0
+
+
 def test_half_a_pixel_off_is_no_other_law() -> None:
     """Moved by half a pixel, uniform laws of 4, 4 and 2 pixels differ by 1/8, 1/8 and 1/4; unblurred, one of two sizes by 1/2."""
     drawn, true = reference(SCENES, 1), reference(SCENES, 2)
