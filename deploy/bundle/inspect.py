@@ -58,8 +58,9 @@ def inspect_student(
 ) -> dict[str, Any]:
     """A student's components with parameters, bytes and types, and how it wants to be run."""
     from exporters.student.classes import component_class
+    from exporters.student.weights.lora.source import as_loras
 
-    student, notes = _open_for_inspection(path, variant, tuple(lora) if not isinstance(lora, str) else (lora,))
+    student, notes = _open_for_inspection(path, variant, as_loras(lora))
     if student.adapters and not ignore_lora:
         notes.append("Whatever takes a student refuses this one for its LoRA, unless --lora names it or --ignore-lora is given")
     components = []
@@ -100,7 +101,7 @@ def inspect_student(
     }
 
 
-def _open_for_inspection(path: Path, variant: str | None, lora: tuple[Lora | Path | str, ...]) -> tuple[Student, list[str]]:
+def _open_for_inspection(path: Path, variant: str | None, lora: tuple[Lora, ...]) -> tuple[Student, list[str]]:
     """A student as builds open it: with T5 or, where only that keeps it from being used, without; and then why."""
     from exporters.errors import StudentError
     from exporters.student.open import open_student

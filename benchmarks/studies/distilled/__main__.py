@@ -66,8 +66,8 @@ def _measure(run: RunFolder, out: Path, amounts: Amounts, stages: Sequence[str],
     write_bytes(out / "study.json", msgspec.json.format(msgspec.json.encode(facts), indent=2))
     write_text(out / "study.md", markdown(facts))
     write_bytes(out / "sheet.png", _sheet(shown))
-    stages_done = {stage.name: curve(run.metrics(stage.name), run.recipe.processes) for stage in run.recipe.stages}
-    write_bytes(out / "curves.png", learning_curves({name: one for name, one in stages_done.items() if one is not None}))
+    curves = {stage.name: curve(run.metrics(stage.name), run.recipe.processes) for stage in run.recipe.stages}
+    write_bytes(out / "curves.png", learning_curves({name: one for name, one in curves.items() if one is not None}))
     print(markdown(facts))
 
 

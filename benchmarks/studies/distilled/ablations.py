@@ -15,7 +15,6 @@ Seeds change everything after the fork but the heads' first weights, which are t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from benchmarks.studies.distilled.captions import ASKED_SEED, Captions, kinds
 from benchmarks.studies.distilled.figures import variety
 from benchmarks.studies.distilled.recipe_text import recipe_toml
 from benchmarks.studies.distilled.rows import Fork, Row, forks, per_step, recipe_of, rows
-from benchmarks.studies.distilled.run_folder import RunFolder
+from benchmarks.studies.distilled.run_folder import METRICS, RunFolder
 from benchmarks.studies.distilled.study import LAW, circumstances
 from benchmarks.studies.distilled.tables import points, table
 from benchmarks.studies.distilled.verdicts import Verdicts
@@ -213,14 +212,14 @@ def _measure(trained: RunFolder, verdicts: Verdicts, row: Row, seed: int, prompt
         law=distance(own, variety(law, by_kind))["all"] if own.by_kind else None,
         std=float(got["std"].mean()),
         stray=float(got["stray"].mean()),
-        cpu_seconds=processes * sum(sum(_step_seconds(trained.stage_folder(stage.name))) for stage in row.stages),
+        cpu_seconds=processes * sum(sum(_step_seconds(trained, stage.name)) for stage in row.stages),
     )
 
 
-def _step_seconds(folder: Path) -> list[float]:
-    """CPU seconds of each step of a stage, in the first process; a merge has none."""
-    file = folder / "metrics.jsonl"
-    return [float(json.loads(line)["cpu_seconds"]) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+def _step_seconds(run: RunFolder, stage: str) -> list[float]:
+    """CPU seconds of each step of a stage that is over, in the first process; a merge has none."""
+    run.stage_folder(stage)
+    return [step["cpu_seconds"] for step in run.metrics(stage)]
 
 
 def markdown(results: Sequence[Ablation], seeds: int, prompts: int) -> str:
@@ -307,10 +306,11 @@ def _pace(run: RunFolder, fork: Fork) -> float:
 
 
 def _pass_seconds(run: RunFolder, stage: TrajectoryStage | MatchStage) -> float:
-    folder = run.stage_folder(stage.name)
-    steps = _step_seconds(folder)[getattr(stage, "fake_warmup", 0) :]
+    steps = _step_seconds(run, stage.name)[getattr(stage, "fake_warmup", 0) :]
     if not steps:
-        complaint = Complaint(str(folder / "metrics.jsonl"), "tells no seconds of a step after the fake model's start")
+        complaint = Complaint(
+            str(run.stage_folder(stage.name) / METRICS), "tells no seconds of a step after the fake model's start"
+        )
         raise InputError("It is not known how long a row would take.", [complaint])
     return float(np.median(steps)) / per_step(stage)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,13 @@ POINTS, COLUMNS, PANEL_INCHES = 80, 4, (2.6, 2.0)
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-def curve(file: Path, processes: int) -> tuple[str, Curve] | None:
+def curve(steps: Sequence[Mapping[str, float]], processes: int) -> tuple[str, Curve] | None:
     """What a stage recorded: its name, and CPU minutes of all processes with medians of equally many steps.
 
     Args:
-        file: ``metrics.jsonl``.
-        processes: that shared a step; the file is the first one's.
+        steps: what the first process recorded of each.
+        processes: that shared a step.
     """
-    steps = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
     minutes = processes * np.cumsum([step["cpu_seconds"] for step in steps]) / 60
     for name in SHOWN:
         at = [index for index, step in enumerate(steps) if name in step]

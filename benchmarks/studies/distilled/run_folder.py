@@ -20,9 +20,10 @@ from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
 from quantization.errors import Complaint, InputError
 
-__all__ = ["TEACHER_STEPS", "RunFolder", "builtin", "student"]
+__all__ = ["METRICS", "TEACHER_STEPS", "RunFolder", "builtin", "student"]
 
 TEACHER_STEPS = 28
+METRICS = "metrics.jsonl"
 
 
 class RunFolder:
@@ -62,9 +63,10 @@ class RunFolder:
             raise InputError("A stage was not made yet.", [complaint], "let the run go on: the command that began it")
         return result.parent
 
-    def metrics(self, name: str) -> Path:
-        """What a stage recorded while it learned, a line a step; not there before it began."""
-        return self.run.lineage(name).results[0].parent / "metrics.jsonl"
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        """What the first process recorded of each step of a stage; nothing of a stage that has none, or has not begun."""
+        file = self.run.lineage(name).results[0].parent / METRICS
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
 
     def stage(self, name: str) -> Network:
         """What a stage left, sampled as it learned to: a student at its levels, a teacher in 28 steps without guidance.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +10,9 @@ import pytest
 from benchmarks.studies.distilled.curves import POINTS, curve, learning_curves
 
 
-def recorded(file: Path, steps: list[dict[str, float]]) -> Path:
-    file.write_text("".join(json.dumps(step) + "\n" for step in steps))
-    return file
-
-
-def test_medians_of_equally_many_steps_at_the_minutes_that_they_end(tmp_path: Path) -> None:
+def test_medians_of_equally_many_steps_at_the_minutes_that_they_end() -> None:
     steps = [{"step": n, "loss": float(n % 4 == 0), "cpu_seconds": 0.5} for n in range(4 * POINTS)]
-    got = curve(recorded(tmp_path / "metrics.jsonl", steps), processes=2)
+    got = curve(steps, processes=2)
     assert got is not None
     name, (minutes, values) = got
     assert name == "loss"
@@ -29,16 +22,16 @@ def test_medians_of_equally_many_steps_at_the_minutes_that_they_end(tmp_path: Pa
     assert np.allclose(np.diff(minutes), 4 / 60)
 
 
-def test_steps_that_record_something_else_are_left_out(tmp_path: Path) -> None:
+def test_steps_that_record_something_else_are_left_out() -> None:
     steps = [{"step": 0, "fake_loss": 9.0, "cpu_seconds": 60.0}, {"step": 1, "gap": 0.5, "loss": 3.0, "cpu_seconds": 60.0}]
-    got = curve(recorded(tmp_path / "metrics.jsonl", steps), processes=1)
+    got = curve(steps, processes=1)
     assert got is not None
     assert (got[0], got[1][0].tolist(), got[1][1].tolist()) == ("gap", [2.0], [0.5])
 
 
-def test_nothing_is_drawn_of_a_stage_that_recorded_nothing(tmp_path: Path) -> None:
-    assert curve(tmp_path / "metrics.jsonl", processes=1) is None
-    assert curve(recorded(tmp_path / "metrics.jsonl", []), processes=1) is None
+def test_nothing_is_drawn_of_a_stage_that_recorded_nothing() -> None:
+    assert curve([], processes=1) is None
+    assert curve([{"step": 0, "fake_loss": 9.0, "cpu_seconds": 60.0}], processes=1) is None
 
 
 def test_a_panel_for_each_stage() -> None:
