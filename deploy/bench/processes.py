@@ -20,6 +20,8 @@ from deploy.bench.targets import Assignment, BenchTarget, PeerTarget
 from deploy.bundle.folder import Bundle
 from deploy.errors import Complaint, InputError
 
+TERMINAL_S = 0.5
+"""How long after a Ctrl-C a process is taken to have had it from the terminal: a second one must not meet its first steps."""
 END_S = 20.0
 """How long an interrupted process may take to end what it has started itself; a browser that hangs is closed in 13 s."""
 
@@ -118,7 +120,9 @@ def _end(process: subprocess.Popen[str]) -> None:
     """Interrupt a process and wait until it has cleaned up: a browser's profile is its own to remove."""
     try:
         if os.name == "posix":  # a terminal has interrupted it already, whoever sends a signal to this process alone has not
-            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TERMINAL_S)
+            process.send_signal(signal.SIGINT)  # nothing where it has ended; held back where it cleans up
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_S)
     finally:

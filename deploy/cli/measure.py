@@ -84,8 +84,9 @@ def bench(
     from deploy.bench.request import BenchRequest
     from deploy.bench.run import bench as run_bench
 
-    if student is not None:
+    if student is not None or lora:
         need_export()
+    if student is not None:
         student = builtin_or(student)
     if html_file is not None:
         need_export()

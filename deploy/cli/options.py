@@ -190,9 +190,11 @@ def parse_loras(given: Iterable[str] | None) -> tuple[Lora, ...]:
     Raises:
         InputError: a scale is not finite, or there is no file.
     """
+    if not given:  # the same where only the runtime is installed
+        return ()
     from exporters.student.weights.lora.source import as_loras
 
-    return as_loras(given or ())
+    return as_loras(given)
 
 
 def builtin_or(student: Path) -> Path:

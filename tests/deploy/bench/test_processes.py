@@ -16,8 +16,8 @@ import pathlib, signal, sys, time
 from deploy.interrupts import uninterrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = pathlib.Path(sys.argv[1])
-folder.mkdir()  # a browser's profile
 try:
+    folder.mkdir()  # a browser's profile; what waits for it may interrupt at once
     time.sleep(60)
 finally:
     with uninterrupted():  # as Chromium is closed: slower than subprocess.run waits
