@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=Amounts.prompts, help="captions of the world")
     parser.add_argument("--old-prompts", type=int, default=Amounts.old_prompts, help="captions of the built-in student's world")
     parser.add_argument("--various", type=int, default=Amounts.various, help="captions that tell how various pictures are")
+    parser.add_argument(
+        "--choosing", type=int, default=Amounts.choosing, help="of the captions, to choose the teacher's guidance"
+    )
     parser.add_argument("--guidance", type=float, action="append", help="a scale of the teacher (repeatable)")
     parser.add_argument("--seeds", type=int, default=Amounts.seeds, help="of the teacher's noise")
     parser.add_argument("--stage", action="append", default=[], help="a stage to measure beside the students (repeatable)")
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="that draw, of one thread each")
     given = parser.parse_args()
     scales = tuple(given.guidance or Amounts.scales)
-    amounts = Amounts(given.prompts, given.old_prompts, given.various, scales, given.seeds)
+    amounts = Amounts(given.prompts, given.old_prompts, given.various, given.choosing, scales, given.seeds)
     try:
         need("scipy", "matplotlib")
         _measure(RunFolder(given.run), given.out or given.run / "study", amounts, given.stage, given.processes)

@@ -38,6 +38,7 @@ class Amounts:
         prompts: captions of the world.
         old_prompts: captions of the built-in student's world.
         various: captions that tell how various pictures are, the first of ``prompts``.
+        choosing: captions on which the teacher's guidance is chosen, the first of ``prompts``: it draws slowly.
         scales: guidance scales of the teacher.
         seeds: of the teacher's noise, two or more.
     """
@@ -45,6 +46,7 @@ class Amounts:
     prompts: int = 10_000
     old_prompts: int = 3000
     various: int = 3000
+    choosing: int = 2000
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     seeds: int = 2
 
@@ -55,9 +57,9 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         recipe: of the run.
         circumstances: what the figures depend on, in words.
-        best: the teacher, at the scale at which most of its pictures are right: the reference. That it is chosen on the captions
+        best: the teacher, at the scale at which most of its pictures are right: the reference. That it is chosen on captions
             that it is then measured on makes it look better by chance, never a student.
-        new: on the world's captions, paired with the reference.
+        new: on the world's captions, paired with the reference; the teacher's other scales on those that they were chosen on.
         various: how various right pictures are.
         teacher_seeds: the share of right pictures of each seed of the reference's noise, on the same captions.
         old: on the old world's captions by its own scorer, paired with the built-in student.
@@ -103,12 +105,16 @@ def study(run: RunFolder, verdicts: Verdicts, amounts: Amounts, stages: Sequence
     ]
     captions = Captions()
     teachers = [run.teacher().named(f"teacher, guidance {scale:g}", guidance=scale) for scale in amounts.scales]
-    asked = {one: verdicts.of(one, captions, amounts.prompts) for one in teachers}
-    best = max(teachers, key=lambda one: asked[one]["right"].mean())
+    few = min(amounts.choosing, amounts.prompts)
+    tried = {one: verdicts.of(one, captions, few) for one in teachers}
+    best = max(teachers, key=lambda one: tried[one]["right"].mean())
     others = [*_plain(run), *_students(students)]
-    asked |= {one: verdicts.of(one, captions, amounts.prompts) for one in others}
+    asked = {one: verdicts.of(one, captions, amounts.prompts) for one in (best, *others)}
     groups = _groups(run, captions, amounts.prompts)
-    new = [scored(one.name, one.steps, got, groups, None if one is best else asked[best]) for one, got in asked.items()]
+    new = []
+    for one, got in (tried | asked).items():
+        first = {name: mask[: len(got)] for name, mask in groups.items()}
+        new.append(scored(one.name, one.steps, got, first, None if one is best else asked[best][: len(got)]))
     various, seeds = _various(verdicts, captions, amounts, [best, *students], asked)
     facts = Study(
         recipe=run.recipe.name,

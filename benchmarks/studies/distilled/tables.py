@@ -95,17 +95,17 @@ def _against(against: PairedDifference) -> str:
 
 
 def _by_group(rows: Sequence[Scored]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Shares within groups, each with its difference."""
-    groups = list(rows[0].groups)
+    """Shares within groups, each with its difference; rows of fewer captions have fewer in each."""
+    most = max(rows, key=lambda one: one.whole.count)
     cells = []
     for one in rows:
         shares = []
-        for group in groups:
-            against = one.groups_against.get(group)
+        for group in most.groups:
+            share, against = one.groups.get(group), one.groups_against.get(group)
             told = "" if against is None else f", {_against(against)}"
-            shares.append(_percent(one.groups[group].share) + told)
+            shares.append(NONE if share is None else _percent(share.share) + told)
         cells.append((one.name, *shares))
-    return ("", *(f"{group} (n {rows[0].groups[group].count})" for group in groups)), cells
+    return ("", *(f"{group} (n {share.count})" for group, share in most.groups.items())), cells
 
 
 def _various(facts: Study) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
