@@ -76,11 +76,14 @@ class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         name: of the folder.
         stage: whose networks it has.
         dtype: that its weights are stored in.
+        variants: siblings in the same folder, as diffusers has variants: by name, the stage whose networks they have. What they
+            share with the student is stored once; each has a ``student.NAME.json`` of its own.
     """
 
     name: str
     stage: str
     dtype: Dtype = "fp32"
+    variants: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,6 +274,10 @@ def _way_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
         if student.dtype != "fp32" and isinstance(_mover(recipe, student.stage), QuantizeStage):
             expected = "fp32: codes of weights that are rounded before are others than those that were learned"
             yield Complaint(where, f"student {student.name}: dtype", expected, student.dtype)
+        for name, source in student.variants.items():
+            if isinstance(_mover(recipe, source), QuantizeStage):
+                expected = "a stage of another kind: a profile goes with a student of its own"
+                yield Complaint(where, f"student {student.name}: variants.{name}", expected, f"{source}, which quantizes")
 
 
 def _mover(recipe: Recipe, name: str) -> AnyStage | None:
@@ -284,6 +291,11 @@ def _student_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
     for student in recipe.students:
         if student.stage not in stages:
             yield Complaint(where, f"student {student.name}: stage", "a stage of the recipe", student.stage)
+        for name, stage in student.variants.items():
+            if stage not in stages:
+                yield Complaint(where, f"student {student.name}: variants.{name}", "a stage of the recipe", stage)
+            if not re.fullmatch(r"[\w-]+", name):
+                yield Complaint(where, f"student {student.name}: variants", "names of letters, digits, - and _", repr(name))
         if recipe.lora is not None and f"{student.name}{LORA_SUFFIX}" in names:
             yield Complaint(
                 where, f"student {student.name}{LORA_SUFFIX}", f"another name: the adapter of {student.name} goes there"
@@ -309,9 +321,8 @@ def _apply(content: dict[str, Any], change: str) -> None:
         value = text.strip()  # a word needs no quotes
     table: Any = content
     if way:
-        stages = content.get("stage")
-        tables = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
-        named = [stage for stage in tables if stage.get("name") == way[0]]
+        lists = [entries for of in ("stage", "student") if isinstance(entries := content.get(of), list)]
+        named = [one for entries in lists for one in entries if isinstance(one, dict) and one.get("name") == way[0]]
         table = named[0] if named else content.setdefault(way[0], {}) if way[0] in TABLES else None
         for name in way[1:]:
             table = table.setdefault(name, {}) if isinstance(table, dict) else None

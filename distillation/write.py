@@ -48,8 +48,30 @@ def write_component(
     """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_weights(folder, shapes, chunks, dtype, on_tensor)
+
+
+def write_weights(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    chunks: Mapping[str, Callable[[], Iterable[np.ndarray]]],
+    dtype: Dtype,
+    on_tensor: Callable[[int], None] = lambda size: None,
+    variant: str = "",
+) -> None:
+    """Write a component's weights alone, into its folder.
+
+    Args:
+        folder: the component's.
+        shapes: as :func:`write_component` takes them.
+        chunks: likewise.
+        dtype: likewise.
+        on_tensor: likewise.
+        variant: of the file's name; none where empty.
+    """
     stem = "diffusion_pytorch_model" if folder.name in _DIFFUSERS else "model"
-    with (folder / f"{stem}.safetensors").open("wb") as stream:
+    name = ".".join(filter(None, (stem, variant, "safetensors")))
+    with (folder / name).open("wb") as stream:
         stream.write(_header(shapes, dtype))
         for name, shape in shapes.items():
             for chunk in chunks[name]():

@@ -36,7 +36,7 @@ from distillation.data.settings import ShapesData
 from distillation.loop import run_stage
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.recipe import Recipe
+from distillation.recipe import Publication, Recipe
 from distillation.run.jobs import Job, Site, job_of
 from distillation.run.jobs.ahead import ahead
 from distillation.run.jobs.needs import check_needs, check_profile
@@ -44,7 +44,7 @@ from distillation.run.judge import Once, judge
 from distillation.run.keeper import Keeper
 from distillation.run.lineage import Lineage
 from distillation.run.processes import Processes
-from distillation.run.publish import publish, read_json
+from distillation.run.publish import Sibling, publish, read_json
 from distillation.run.records import Display, write_grid
 from distillation.run.signals import Interrupted, Stop
 from distillation.stages import AnyStage, FlowStage, MergeStage, QuantizeStage, StudentStage, TextStage, kind_of
@@ -105,7 +105,7 @@ class Distillation:
         for stage in self.recipe.stages:
             if self.processes.agreed(self.stop.asked):
                 raise Interrupted
-            if not (self._result(stage.name) / "stage.json").is_file():
+            if not self._is_made(stage.name):
                 self._make(stage)
                 self._make_room()
             self._by_the_first(partial(self._finish, stage))
@@ -152,10 +152,19 @@ class Distillation:
             remove_tree(folder / "checkpoints")
         self._report(stage, folder)
         for student in self.recipe.students:
-            if student.stage == stage.name:
-                target = self.folder / student.name
-                if publish(self.recipe, student, self.lineage(stage.name), target, self._identity(stage.name)):
-                    self.display.line(f"{target}")
+            if stage.name in (student.stage, *student.variants.values()) and self._is_made(student.stage):
+                self._publish(student)
+
+    def _publish(self, student: Publication) -> None:
+        """Hand a student out, with those of its variants that are made."""
+        done = [(name, stage) for name, stage in student.variants.items() if self._is_made(stage)]
+        siblings = [Sibling(name, stage, self.lineage(stage), self._identity(stage)) for name, stage in done]
+        target, identity = self.folder / student.name, self._identity(student.stage)
+        if publish(self.recipe, student, self.lineage(student.stage), target, identity, siblings):
+            self.display.line(f"{target}")
+
+    def _is_made(self, name: str) -> bool:
+        return (self._result(name) / "stage.json").is_file()
 
     def _identity(self, name: str) -> str:
         identity = self.recipe.identity(name, self.given)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,13 @@ from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
 from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
 from distillation.stages import AnyStage, StudentStage, kind_of
-from distillation.write import write_component, write_index
+from distillation.write import Dtype, write_component, write_index, write_weights
 from exporters.errors import Complaint
 from exporters.student.student import TOKENIZERS, Student
 from quantization.files import write_text
 from quantization.folders import new_folder
 
-__all__ = ["publish", "read_json"]
+__all__ = ["Sibling", "publish", "read_json"]
 
 SHIFT = 3.0
 """Of SD3's scheduler."""
@@ -26,7 +29,26 @@ PROVENANCE = "distillation.json"
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path, identity: str) -> bool:
+@dataclass(frozen=True)
+class Sibling:
+    """A variant that is to lie in a student's folder.
+
+    Attributes:
+        name: of the variant.
+        stage: whose networks it has.
+        lineage: its components.
+        identity: of its stage.
+    """
+
+    name: str
+    stage: str
+    lineage: Lineage
+    identity: str
+
+
+def publish(
+    recipe: Recipe, student: Publication, lineage: Lineage, folder: Path, identity: str, siblings: Sequence[Sibling] = ()
+) -> bool:
     """Write a student, unless it is there; beside it its LoRA as diffusers loads it, where its stage has learned one.
 
     Args:
@@ -35,15 +57,18 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
         lineage: its components.
         folder: where.
         identity: of its stage.
+        siblings: its variants, those whose stages are done.
 
     Returns:
         Whether it was written.
 
     Raises:
-        RecipeError: its levels cannot be said to its scheduler.
+        RecipeError: its levels cannot be said to its scheduler, or a variant has components of another kind.
         WritingError: it cannot be written.
     """
-    told = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
+    told: dict[str, Any] = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
+    if siblings:
+        told["variants"] = {one.name: one.identity for one in siblings}
     if read_json(folder / PROVENANCE) == told:
         return False
     if (lora := lineage.beside_transformer(LORA)) is not None:  # first: where the student is there, all of it is
@@ -67,14 +92,45 @@ def publish(recipe: Recipe, student: Publication, lineage: Lineage, folder: Path
         write_text(draft / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2))
         write_index(draft, configs)
         write_text(draft / "student.json", json.dumps(_defaults(recipe, stage, lineage, scheduler), indent=2))
+        for sibling in siblings:
+            _write_variant(draft, sibling, student.dtype, lineage)
+            own = _defaults(recipe, recipe.stage(sibling.stage), sibling.lineage, scheduler)
+            write_text(draft / f"student.{sibling.name}.json", json.dumps(own, indent=2))
         write_text(draft / PROVENANCE, json.dumps(told, indent=2))
         if (profile := lineage.beside_transformer(PROFILE)) is not None:
             shutil.copyfile(profile, draft / PROFILE)
         licences = {} if lineage.base is None else lineage.base.licences()
         for file, text in licences.items():
             write_text(draft / file, text)
-        write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences))
+        write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences, siblings))
     return True
+
+
+def _write_variant(folder: Path, sibling: Sibling, dtype: Dtype, lineage: Lineage) -> None:
+    """The weights that a variant does not share with the student, beside the student's.
+
+    Raises:
+        RecipeError: one of its components is built otherwise.
+    """
+    for name in (*CLIPS, T5, "transformer", "vae"):
+        if sibling.lineage.result(name) == lineage.result(name):
+            continue
+        config, tensors = sibling.lineage.stored(name)
+        ours, theirs = (_architecture(one) for one in (lineage.stored(name)[0], config))
+        if ours != theirs:
+            differing = ", ".join(sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key)))
+            raise RecipeError(
+                f"{sibling.stage} cannot be a variant of the student.",
+                [Complaint(f"variants.{sibling.name}", f"its {name} is built otherwise", f"the student's {differing}")],
+                "hand it out as a student of its own",
+            )
+        shapes = {key: shape for key, (shape, _) in tensors.items()}
+        write_weights(folder / name, shapes, {key: chunks for key, (_, chunks) in tensors.items()}, dtype, variant=sibling.name)
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without who wrote it and in which numbers."""
+    return {key: value for key, value in config.items() if key not in ("dtype", "_diffusers_version")}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -129,9 +185,23 @@ def _merged(base: Student) -> list[str]:
     return [f"{lora.name} at scale {lora.scale:g}" for lora in base.loras]
 
 
-def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineage, licences: dict[str, str]) -> str:
+def _ways(stage: AnyStage) -> str:
+    if isinstance(stage, StudentStage):
+        return f"{len(stage.levels) - 1} steps without guidance (few-step distilled)"
+    return "28 steps with guidance"
+
+
+def _card(
+    recipe: Recipe,
+    student: Publication,
+    stage: AnyStage,
+    lineage: Lineage,
+    licences: dict[str, str],
+    siblings: Sequence[Sibling] = (),
+) -> str:
     """A model card: what it is, how to draw with it, what it was made from and under whose licence."""
-    way = recipe.way_to(student.stage)
+    ways = [recipe.way_to(name) for name in (student.stage, *(one.stage for one in siblings))]
+    way = {one.name: one for one in itertools.chain(*ways)}.values()
     rows = "\n".join(f"| {one.name} | {kind_of(one)} | {one.steps} | {one.batch} |" for one in way)
     base = "nothing" if lineage.base is None else " with ".join([lineage.base.path.name, *_merged(lineage.base)])
     if lineage.base is None:
@@ -142,9 +212,11 @@ def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineag
             f"It is derived from `{base}`: that model's licence holds for it too (its files beside this card: {files}). "
             "Stability AI's community licence covers weights derived from its models, and names what must be said of them."
         )
-    steps = "28 steps with guidance"
-    if isinstance(stage, StudentStage):
-        steps = f"{len(stage.levels) - 1} steps without guidance (few-step distilled)"
+    variants = [
+        f"Variant `{one.name}` (`--variant {one.name}`, `student.{one.name}.json`), of stage {one.stage}, draws in "
+        f"{_ways(recipe.stage(one.stage))}."
+        for one in siblings
+    ]
     lines = [
         "---",
         "library_name: diffusers",
@@ -152,10 +224,11 @@ def _card(recipe: Recipe, student: Publication, stage: AnyStage, lineage: Lineag
         "---",
         f"# {student.name}",
         "",
-        f"Draws in {steps}. Made by the recipe `{recipe.name}` of flash-deploy from {base}.",
+        f"Draws in {_ways(stage)}. Made by the recipe `{recipe.name}` of flash-deploy from {base}.",
         "",
         "`student.json` says how it wants to be run: with diffusers, pass its `sigmas`, `guidance_scale`, `height`, `width` and",
         "`max_sequence_length`; flash-deploy's commands read it themselves.",
+        *variants,
         "",
         "| stage | kind | steps | batch |",
         "|---|---|---|---|",

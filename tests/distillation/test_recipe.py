@@ -39,6 +39,17 @@ kind = "match"
 name = "control"
 after = "follow"
 steps = 20
+
+[[stage]]
+kind = "quantize"
+name = "w4"
+after = "match"
+steps = 5
+profile = "w4.toml"
+
+[[student]]
+name = "student"
+stage = "match"
 """
 
 
@@ -104,6 +115,12 @@ def test_changes_that_name_nothing(file: Path, change: str) -> None:
         ("control.name=match", "a name of its own"),
         ("control.name='../x'", "a name of its own"),
         ("stage=[]", "has no stages"),
+        ("student.stage=nobody", "student student: stage"),
+        ("student.name=stages", "a name of its own"),
+        ("student.variants.early=nobody", r"variants\.early.*a stage of the recipe"),
+        ("student.variants={'a/b'='follow'}", "variants.*names of letters"),
+        ("student.variants.four=w4", r"variants\.four.*w4, which quantizes"),
+        ("student=[{name='four', stage='w4', dtype='fp16'}]", "student four: dtype"),
         ("colour=red", "unknown field `colour`"),
     ],
 )
@@ -124,5 +141,5 @@ def test_what_is_no_recipe(tmp_path: Path, content: bytes | None, message: str) 
 
 
 def test_a_stage_that_is_not_there(file: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no such stage.\n.*teacher, follow, match, control"):
+    with pytest.raises(RecipeError, match=r"no such stage.\n.*teacher, follow, match, control, w4"):
         load_recipe(file).stage("split")

@@ -16,12 +16,13 @@ from torch import Tensor
 from distillation.counters import Counter
 from distillation.networks.drawing import decode
 from distillation.networks.quantized import quantize, weights_behind
+from distillation.recipe import RecipeError
 from distillation.run.order import Order
 from distillation.run.start import follow
 from exporters.student.open import open_student
 from quantization.codecs.codec import roundtrip
 from quantization.profile import load_profile
-from tests.distillation.run.tiny import LORA, RECIPE, STUDENT, lay_out, opened
+from tests.distillation.run.tiny import BRANCHES, LORA, RECIPE, STUDENT, lay_out, opened
 
 PROMPTS = ["a red circle", "a small blue square left of a large green triangle"]
 
@@ -40,12 +41,14 @@ def drawn_by_training(order: Order, stage: str) -> tuple[Tensor, Tensor]:
     return latents, decode(site.lineage.component("vae"), latents)
 
 
-def drawn_by_diffusers(folder: Path, change: Any = lambda pipeline: None, **options: Any) -> tuple[Tensor, Tensor]:
+def drawn_by_diffusers(
+    folder: Path, change: Any = lambda pipeline: None, variant: str | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
     """Latents and pictures as a user's pipeline draws them, told what ``student.json`` says."""
     from diffusers import StableDiffusion3Pipeline
 
-    defaults = json.loads((folder / "student.json").read_text())
-    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    defaults = json.loads((folder / (f"student.{variant}.json" if variant else "student.json")).read_text())
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32, variant=variant)
     pipeline.set_progress_bar_config(disable=True)
     change(pipeline)
     told = {name: defaults[name] for name in ("height", "width", "sigmas", "guidance_scale", "max_sequence_length")} | options
@@ -62,6 +65,38 @@ def test_diffusers_draws_what_training_draws(whole: Order, student: str, stage: 
     (115 to 130 seen)."""
     for wanted, got in zip(drawn_by_training(whole, stage), drawn_by_diffusers(whole.out / student), strict=True):
         assert db(wanted, got) > 80
+
+
+def again_with(order: Order, students: str, file: str) -> Order:
+    """The same run by a recipe that hands out other students; nothing is trained anew."""
+    recipe = Path(order.recipe)
+    told = recipe.read_text().partition("[[student]]")[0] + BRANCHES.partition("[[student]]")[0] + students
+    recipe.with_name(file).write_text(told)
+    return replace(order, recipe=str(recipe.with_name(file)))
+
+
+@pytest.mark.filterwarnings("ignore:A mixture of")  # of files with the variant and without: that is what a variant is
+def test_siblings_lie_in_one_folder_and_draw_as_they_were_trained(whole: Order) -> None:
+    """The folder gains the transformer that they do not share, and nothing else of any size."""
+    both = again_with(whole, '[[student]]\nname = "both"\nstage = "merged"\nvariants = { path = "follow" }\n', "both.toml")
+    assert follow(both) == 0
+    folder = whole.out / "both"
+    weights = {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")}
+    alone = {str(file.relative_to(whole.out / "student-2")) for file in (whole.out / "student-2").rglob("*.safetensors")}
+    assert weights - alone == {"transformer/diffusion_pytorch_model.path.safetensors"}
+    for variant, stage in ((None, "merged"), ("path", "follow")):
+        for wanted, got in zip(drawn_by_training(both, stage), drawn_by_diffusers(folder, variant=variant), strict=True):
+            assert db(wanted, got) > 80
+    assert db(drawn_by_training(both, "merged")[0], drawn_by_diffusers(folder, variant="path")[0]) < 80  # that it can fail
+    assert open_student(folder, variant="path").defaults.steps == 2
+    assert "`--variant path`" in (folder / "README.md").read_text()
+
+
+def test_a_variant_is_built_as_its_student(whole: Order) -> None:
+    mixed = again_with(whole, '[[student]]\nname = "mixed"\nstage = "small"\nvariants = { big = "merged" }\n', "mixed.toml")
+    with pytest.raises(RecipeError, match=r"variants\.big: its vae is built otherwise \(expected the student's .*_class_name"):
+        follow(mixed)
+    assert not (whole.out / "mixed").exists()
 
 
 @pytest.mark.parametrize("wrong", ["levels", "a weight", "guidance"])
