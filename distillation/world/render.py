@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,17 @@ from distillation.world.scenes import IN_FRONT, Scene, Thing
 
 __all__ = ["HOLE", "STRIPE_PIXELS", "Placement", "place", "render"]
 
-MIDDLE = SIZE_PIXELS / 2
 GAP = 4.0  # pixels between objects that are not to touch
-STRIPE_PIXELS = 7
+STRIPE_PIXELS = 8
 #: Half extent of a hollow object's hole, of its own; a triangle's lies where it is as far from each side.
 HOLE = 0.5
 _PIXELS = np.mgrid[:SIZE_PIXELS, :SIZE_PIXELS] + 0.5
-#: Centres lie on a grid: a small network can learn what a shape looks like at a few places within a latent, not at all of them.
-GRID_PIXELS = 4
-RADII: dict[str | None, tuple[float, ...]] = {None: (9, 11), "small": (9, 11), "large": (16, 18, 20)}
+#: Centres lie in the middle of latents, a few to choose from: how a shape of a size looks in latents is then one thing wherever
+#: it is, and a small network learns both, shapes and that they may lie here or there, in minutes.
+GRID_PIXELS = 8
+LOW, CENTRE, HIGH = (12, 20), (28, 36), (44, 52)
+SIDES = {"left": LOW, "upper": LOW, "right": HIGH, "lower": HIGH}
+RADII: dict[str | None, tuple[float, ...]] = {None: (8, 10), "small": (8, 10), "large": (16, 18)}
 
 
 @dataclass(frozen=True)
@@ -74,40 +76,48 @@ def filled(shape: str, fill: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def place(scene: Scene, rng: np.random.Generator) -> list[Placement]:
     """Places at random, tried until all that the scene says holds."""
     while True:
-        placements = [_somewhere(thing, rng, _radius(scene, index, rng)) for index, thing in enumerate(scene.things)]
+        placements = [_somewhere(scene, index, rng) for index in range(len(scene.things))]
         if _holds(scene, placements):
             return placements
+
+
+def _somewhere(scene: Scene, index: int, rng: np.random.Generator) -> Placement:
+    across, down = _columns_and_rows(scene, index)
+    radius = _radius(scene, index, rng)
+    return Placement(float(rng.choice(across)), float(rng.choice(down)), radius, STRIPE_PIXELS * int(rng.integers(2)))
+
+
+def _columns_and_rows(scene: Scene, index: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Where the centre of an object may lie, from the left and from the top."""
+    thing = scene.things[index]
+    if thing.position == "centre":
+        return CENTRE, CENTRE
+    if thing.position:
+        vertical, horizontal = thing.position.split()
+        return SIDES[horizontal], SIDES[vertical]
+    if scene.kind in ("counting", "long"):
+        return LOW + HIGH, LOW + HIGH
+    if scene.kind == "relation":
+        along = LOW if (index == 0) == (scene.relation in ("left of", "above")) else HIGH
+        return (along, CENTRE) if scene.relation in ("left of", "right of") else (CENTRE, along)
+    if scene.kind == "overlap" and index == 0:
+        return LOW + CENTRE + HIGH, LOW + CENTRE + HIGH
+    around = CENTRE if thing.size != "small" else (LOW[1], *CENTRE, HIGH[0])
+    return around, around
 
 
 def _radius(scene: Scene, index: int, rng: np.random.Generator) -> float:
     thing = scene.things[index]
     radii = RADII[thing.size]
     if thing.fill == "striped":
-        radii = (17, 19)  # room for four stripes
+        radii = RADII["large"]  # room for four stripes
     elif scene.relation == IN_FRONT:
-        radii = ((9, 11), (15, 17))[index]
+        radii = ((10, 12), (16,))[index]
     elif len(scene.things) > 2:
-        radii = (8, 9)
+        radii = (8,)
     elif thing.fill == "hollow" and thing.size == "small":
-        radii = (11, 12)
+        radii = (12,)
     return float(rng.choice(radii))
-
-
-def _somewhere(thing: Thing, rng: np.random.Generator, radius: float) -> Placement:
-    low, high = radius + 1, SIZE_PIXELS - radius - 1
-    across = down = (low, high)
-    if thing.position == "centre":
-        across = down = (MIDDLE - GRID_PIXELS, MIDDLE + GRID_PIXELS)
-    elif thing.position:
-        vertical, horizontal = thing.position.split()
-        across = (low, 23) if horizontal == "left" else (41, high)
-        down = (low, 23) if vertical == "upper" else (41, high)
-    return Placement(_on_grid(across, rng), _on_grid(down, rng), radius, STRIPE_PIXELS * int(rng.integers(2)))
-
-
-def _on_grid(limits: tuple[float, float], rng: np.random.Generator) -> float:
-    low, high = limits
-    return float(GRID_PIXELS * rng.integers(math.ceil(low / GRID_PIXELS), math.floor(high / GRID_PIXELS) + 1))
 
 
 def _holds(scene: Scene, placements: list[Placement]) -> bool:

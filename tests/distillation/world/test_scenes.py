@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distillation import shape_world
-from distillation.world.render import GRID_PIXELS, RADII, Placement, draw, place, render
+from distillation.world.render import GRID_PIXELS, Placement, draw, place, render
 from distillation.world.scenes import KINDS, OLD_KINDS, Kind, Scene, Thing, parse, sample
 from distillation.world.score import score, see
 
@@ -138,13 +138,23 @@ def test_objects_come_in_the_caption_s_order() -> None:
     assert [one.shape for one in seen] == ["circle", "square", "cross"]
 
 
-def test_places_are_free() -> None:
-    """The same caption's objects lie all over the grid: 400 centres have each of its rows and columns."""
-    scene = parse("a small red circle on a white background")
-    placements = [p for seed in range(400) for p in place(scene, np.random.default_rng(seed))]
-    assert {p.radius for p in placements} == set(RADII["small"])
-    for values in ({p.x for p in placements}, {p.y for p in placements}):
-        assert sorted(values) == list(range(12, 56, GRID_PIXELS))  # a radius of 9 and a pixel from each edge
+@pytest.mark.parametrize(
+    ("caption", "columns", "rows"),
+    [
+        ("a small red circle on a white background", [20, 28, 36, 44], [20, 28, 36, 44]),
+        ("a large red circle on a white background", [28, 36], [28, 36]),
+        ("a red circle in the upper right on a white background", [44, 52], [12, 20]),
+        ("four red circles on a white background", [12, 20, 44, 52], [12, 20, 44, 52]),
+        ("a red circle left of a red circle on a white background", [12, 20, 44, 52], [28, 36]),
+    ],
+)
+def test_places_are_free(caption: str, columns: list[int], rows: list[int]) -> None:
+    """What a caption leaves open: 400 pictures have all of it, and in the middles of latents."""
+    placements = [p for seed in range(400) for p in place(parse(caption), np.random.default_rng(seed))]
+    assert len({p.radius for p in placements}) == (1 if caption.startswith("four") else 2)
+    assert sorted({p.x for p in placements}) == columns
+    assert sorted({p.y for p in placements}) == rows
+    assert {p.x % GRID_PIXELS for p in placements} == {GRID_PIXELS / 2}
 
 
 @pytest.mark.parametrize("picture", [np.zeros((32, 64, 3)), np.full((64, 64, 3), np.nan), np.full((64, 64, 3), np.inf)])
