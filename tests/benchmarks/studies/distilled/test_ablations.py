@@ -53,7 +53,8 @@ def test_rows_differ_in_what_they_are_named_for() -> None:
         own, theirs = msgspec.to_builtins(last(name)), msgspec.to_builtins(default)
         changed = {key: value for key, value in own.items() if value != theirs[key] and key not in ("name", "steps")}
         assert json.loads(json.dumps(changed)) == wanted, name
-    theirs = msgspec.structs.replace(default, name="match-4", steps=450, fake_warmup=50)
+    as_long = {"steps": FOUR.match.steps, "fake_warmup": FOUR.match.fake_warmup}  # as the recipe says
+    theirs = msgspec.structs.replace(default, name="match-4", **as_long)
     assert theirs == FOUR.match
     assert last("heads-4").adversarial.weight > 0
 
@@ -63,7 +64,7 @@ def test_rows_compute_as_much() -> None:
     student and fake model, 2 of the teacher, 3 x (3 + 1 + 1) there and back: 22 passes of 32 samples; 40 of 200 are 4 + 9."""
     budget = compute(last("default-4"))
     assert budget == 32 * (160 * 22 + 40 * 13)
-    assert compute(FOUR.follow) == 3000 * 64 * 3
+    assert compute(FOUR.follow) == FOUR.follow.steps * FOUR.follow.batch * 3
     for name, row in ROWS.items():
         spent = sum(compute(stage) for stage in row.stages if isinstance(stage, MatchStage | TrajectoryStage))
         wanted = 0 if name == "path-4" else budget + compute(FOUR.follow) * (name == "cold-4")
