@@ -2,7 +2,8 @@
 
 All begin with the networks of the same stage, the one that follows the teacher's path, and all but those that are about time
 itself take as long as the default: matching rows have as many passes through the transformer, there and back; those that follow
-the path have as many as come to the same CPU seconds at the pace that the run itself had. A row's stages are named for it
+the path have as many as come to the same CPU seconds at the pace that the run itself had. One row stands beside the fork: the
+path without encoder dropout, as long as the fork. A row's stages are named for it
 and for its seed, and random numbers depend on a stage's name: so does everything after the fork, and nothing before it.
 """
 
@@ -156,6 +157,7 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
     if brief:
         return [*first, last]
     whole_t5 = other("whole-t5", without_t5=0.0)
+    whole_path = _with(follow, name=f"path-whole-t5-{length}", without_t5=0.0)
     dropped = {"without_t5": True, "control": "default-dropped"}
     from_teacher = _with(default, name=f"cold-{length}", after=follow.after, trajectory_weight=0.0)
     return [
@@ -169,6 +171,9 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
         row("default, never without T5 after the fork", whole_t5),
         row("default, T5 dropped", default, name="default-dropped", without_t5=True, control=""),
         row("default, never without T5 after the fork, T5 dropped", whole_t5, name="whole-t5-dropped", **dropped),  # type: ignore[arg-type]
+        row("the fork, T5 dropped", name="path-dropped", without_t5=True, control="path"),
+        row("the path, from the teacher, never without T5", whole_path, control="path"),
+        row("the same, T5 dropped", whole_path, name="path-whole-t5-dropped", without_t5=True, control="path-whole-t5"),
         row("default, matching part alone (as with guidance 1)", other("matching", guidance_levels=(0.0, 0.0))),
         row("default, guidance part alone", other("guidance", matching_weight=0.0)),
     ]
