@@ -3,8 +3,8 @@
 All begin with the networks of the same stage, the one that follows the teacher's path, and all but those that are about time
 itself take as long as the default: matching rows have as many passes through the transformer, there and back; those that follow
 the path have as many as come to the same CPU seconds at the pace that the run itself had. One row stands beside the fork: the
-path without encoder dropout, as long as the fork. A row's stages are named for it
-and for its seed, and random numbers depend on a stage's name: so does everything after the fork, and nothing before it.
+path without encoder dropout, as long as the fork. A row's stages are named for it and for its seed, and random numbers depend on
+a stage's name: so does everything after the fork, and nothing before it.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_seeds_change_what_comes_after_the_fork_alone() -> None:
     recipe = recipe_of(RECIPE, seeded, 2)
     names = [stage.name for stage in recipe.stages]
     assert names[:4] == ["text", "vae", "teacher", "follow-4"]
-    assert len(set(names)) == len(names) == 4 + 3 * 14  # twelve rows of one stage less the shared ones, and the split's four
+    assert len(set(names)) == len(names) == 4 + 3 * 15  # rows of one stage each, less the shared ones, and the split's four
     for name in names[:4]:
         assert recipe.identity(name, "given") == RECIPE.identity(name, "given")
     split = recipe.stage("split-4-s2")
