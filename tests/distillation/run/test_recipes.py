@@ -31,7 +31,7 @@ def given_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_is_sound(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.toml")
     assert recipe.name == name
-    assert recipe.students
+    assert recipe.students or name == "ablations"  # whose rows are measured, not handed out
     for student in recipe.students:
         assert recipe.stage(student.stage) in recipe.way_to(student.stage)
     assert len({recipe.identity(stage.name) for stage in recipe.stages}) == len(recipe.stages)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.results.statistics import MeanInterval, t_interval
 from benchmarks.studies.distilled import ablations
 from benchmarks.studies.distilled.ablations import FAILED, NO_DIFFERENCE, Measured, chosen, markdown, train
-from benchmarks.studies.distilled.recipe_text import recipe_toml
+from benchmarks.studies.distilled.recipe_text import ablations_toml, recipe_toml
 from benchmarks.studies.distilled.rows import Row, compute, forks, recipe_of, rows
 from benchmarks.studies.distilled.run_folder import RunFolder
 from distillation.recipe import Recipe, load_recipe
@@ -100,6 +100,16 @@ def test_the_recipe_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.toml") == recipe
     assert recipe.judged == 0
     assert not recipe.students
+    (tmp_path / "whole.toml").write_text(recipe_toml(RECIPE).replace('"profiles/', f'"{RECIPES}/profiles/'), "utf-8")
+    assert load_recipe(tmp_path / "whole.toml") == RECIPE  # students, variants and a profile's place too
+
+
+def test_the_recipe_that_ships_has_the_rows() -> None:
+    assert (RECIPES / "ablations.toml").read_text("utf-8") == ablations_toml(), "write it again, as its head says"
+    shipped = load_recipe(RECIPES / "ablations.toml")
+    for row in ROWS.values():
+        for stage in row.seeded(0).stages:
+            assert shipped.stage(stage.name) == stage
 
 
 def test_a_recipe_without_a_fork_is_refused() -> None:
