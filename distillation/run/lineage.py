@@ -19,7 +19,7 @@ from exporters.reference.diffusers import reference_component
 from exporters.student.student import TOKENIZERS, Student
 from exporters.student.tokenizers import load_tokenizer
 
-__all__ = ["ADAPTER", "CLIPS", "LORA", "PROFILE", "T5", "Lineage", "undamaged"]
+__all__ = ["ADAPTER", "CLIPS", "LORA", "PROFILE", "T5", "Lineage", "Tensors", "undamaged"]
 
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 ADAPTER, LORA = "adapter.safetensors", "lora"

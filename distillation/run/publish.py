@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
-from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage
+from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage, Tensors
 from distillation.stages import AnyStage, StudentStage, kind_of
 from distillation.write import Dtype, write_component, write_index, write_weights
 from exporters.errors import Complaint
@@ -80,11 +82,10 @@ def publish(
         configs = {}
         for name in components:
             config, tensors = lineage.stored(name)
-            shapes = {key: shape for key, (shape, _) in tensors.items()}
             if "dtype" in config:
                 config["dtype"] = _NAMES[student.dtype]
             configs[name] = config
-            write_component(draft / name, config, shapes, {key: chunks for key, (_, chunks) in tensors.items()}, student.dtype)
+            write_component(draft / name, config, *_shapes_and_chunks(tensors), student.dtype)
             if name in TOKENIZERS:
                 _copy_tokenizer(lineage, name, draft / TOKENIZERS[name])
         scheduler = _scheduler(lineage)
@@ -124,8 +125,11 @@ def _write_variant(folder: Path, sibling: Sibling, dtype: Dtype, lineage: Lineag
                 [Complaint(f"variants.{sibling.name}", f"its {name} is built otherwise", f"the student's {differing}")],
                 "hand it out as a student of its own",
             )
-        shapes = {key: shape for key, (shape, _) in tensors.items()}
-        write_weights(folder / name, shapes, {key: chunks for key, (_, chunks) in tensors.items()}, dtype, variant=sibling.name)
+        write_weights(folder / name, *_shapes_and_chunks(tensors), dtype, variant=sibling.name)
+
+
+def _shapes_and_chunks(tensors: Tensors) -> tuple[dict[str, tuple[int, ...]], dict[str, Callable[[], Iterable[np.ndarray]]]]:
+    return {key: shape for key, (shape, _) in tensors.items()}, {key: chunks for key, (_, chunks) in tensors.items()}
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
