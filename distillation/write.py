@@ -70,8 +70,8 @@ def write_weights(
         variant: of the file's name; none where empty.
     """
     stem = "diffusion_pytorch_model" if folder.name in _DIFFUSERS else "model"
-    name = ".".join(filter(None, (stem, variant, "safetensors")))
-    with (folder / name).open("wb") as stream:
+    file = folder / ".".join(filter(None, (stem, variant, "safetensors")))
+    with file.open("wb") as stream:
         stream.write(_header(shapes, dtype))
         for name, shape in shapes.items():
             for chunk in chunks[name]():

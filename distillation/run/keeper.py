@@ -10,7 +10,7 @@ from typing import Self
 from distillation.loop import Run
 from distillation.run import state
 from distillation.run.processes import Processes
-from distillation.run.records import Display, Metrics
+from distillation.run.records import METRICS, Display, Metrics
 from distillation.run.signals import Stop
 from distillation.stages import AnyStage
 
@@ -67,7 +67,7 @@ class Keeper:
             state.load(checkpoint, run, self.processes)
             self.display.line(f"{self.stage.name}: goes on from step {run.step}")
         if self.processes.first:
-            self.metrics = Metrics(self.folder / "metrics.jsonl", run.step, self.board)
+            self.metrics = Metrics(self.folder / METRICS, run.step, self.board)
 
     def on_step(self, run: Run, record: dict[str, float]) -> bool:
         """Record a step; returns whether to stop after it.

@@ -15,10 +15,11 @@ import numpy as np
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
-from distillation.run.lineage import CLIPS, LORA, PROFILE, T5, Lineage, Tensors
+from distillation.run.lineage import LORA, PROFILE, Lineage, Tensors
 from distillation.stages import AnyStage, StudentStage, kind_of
 from distillation.write import Dtype, write_component, write_index, write_weights
 from exporters.errors import Complaint
+from exporters.student.structure import COMPONENTS
 from exporters.student.student import TOKENIZERS, Student
 from quantization.files import write_text
 from quantization.folders import new_folder
@@ -77,7 +78,7 @@ def publish(
         with new_folder(folder.with_name(folder.name + LORA_SUFFIX), replace=True) as draft:
             shutil.copytree(lora, draft, dirs_exist_ok=True)
     stage = recipe.stage(student.stage)
-    components = [name for name in (*CLIPS, T5, "transformer", "vae") if lineage.has(name)]
+    components = [name for name in COMPONENTS if lineage.has(name)]
     with new_folder(folder, replace=True) as draft:
         configs = {}
         for name in components:
@@ -113,7 +114,7 @@ def _write_variant(folder: Path, sibling: Sibling, dtype: Dtype, lineage: Lineag
     Raises:
         RecipeError: one of its components is built otherwise.
     """
-    for name in (*CLIPS, T5, "transformer", "vae"):
+    for name in COMPONENTS:
         if sibling.lineage.result(name) == lineage.result(name):
             continue
         config, tensors = sibling.lineage.stored(name)
@@ -189,7 +190,7 @@ def _merged(base: Student) -> list[str]:
     return [f"{lora.name} at scale {lora.scale:g}" for lora in base.loras]
 
 
-def _ways(stage: AnyStage) -> str:
+def _how_it_draws(stage: AnyStage) -> str:
     if isinstance(stage, StudentStage):
         return f"{len(stage.levels) - 1} steps without guidance (few-step distilled)"
     return "28 steps with guidance"
@@ -218,7 +219,7 @@ def _card(
         )
     variants = [
         f"Variant `{one.name}` (`--variant {one.name}`, `student.{one.name}.json`), of stage {one.stage}, draws in "
-        f"{_ways(recipe.stage(one.stage))}."
+        f"{_how_it_draws(recipe.stage(one.stage))}."
         for one in siblings
     ]
     lines = [
@@ -228,7 +229,7 @@ def _card(
         "---",
         f"# {student.name}",
         "",
-        f"Draws in {_ways(stage)}. Made by the recipe `{recipe.name}` of flash-deploy from {base}.",
+        f"Draws in {_how_it_draws(stage)}. Made by the recipe `{recipe.name}` of flash-deploy from {base}.",
         "",
         "`student.json` says how it wants to be run: with diffusers, pass its `sigmas`, `guidance_scale`, `height`, `width` and",
         "`max_sequence_length`; flash-deploy's commands read it themselves.",

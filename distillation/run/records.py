@@ -17,7 +17,10 @@ from torch import Tensor
 from exporters.errors import InputError
 from quantization.files import append_to, write_text, writing
 
-__all__ = ["Display", "Metrics", "write_grid"]
+__all__ = ["METRICS", "Display", "Metrics", "write_grid"]
+
+METRICS = "metrics.jsonl"
+"""In a stage's folder, of the first process."""
 
 
 class Metrics:

@@ -28,13 +28,13 @@ from benchmarks.results.statistics import MeanInterval, t_interval
 from benchmarks.studies.distilled.captions import ASKED_SEED, Captions, kinds
 from benchmarks.studies.distilled.figures import variety
 from benchmarks.studies.distilled.recipe_text import recipe_toml
-from benchmarks.studies.distilled.rows import Fork, Row, forks, per_step, recipe_of, rows
-from benchmarks.studies.distilled.run_folder import METRICS, RunFolder
+from benchmarks.studies.distilled.rows import STEPS, Fork, Row, all_rows, per_step, recipe_of
+from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.distilled.study import LAW, circumstances
 from benchmarks.studies.distilled.tables import points, table
 from benchmarks.studies.distilled.verdicts import Verdicts
 from distillation.run.order import Order
-from distillation.run.records import Display
+from distillation.run.records import METRICS, Display
 from distillation.run.start import INTERRUPTED, begin
 from distillation.stages import MatchStage, TrajectoryStage
 from distillation.world.diversity import distance
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--seeds", type=int, default=3, help="of what comes after the fork")
-    parser.add_argument("--steps", type=int, default=200, help="of the default's student after the fork; all others as long")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the default's student after the fork; all others as long")
     parser.add_argument("--prompts", type=int, default=3000, help="asked of each row and seed")
     parser.add_argument("--row", action="append", default=[], help="this row (repeatable), with what it is compared with; or all")
     parser.add_argument("--out", type=Path, help="folder for what is trained; RUN/ablations by default")
@@ -290,8 +290,7 @@ def chosen(run: RunFolder, steps: int, seeds: int, names: Sequence[str]) -> dict
         InputError: there is no such row, the recipe has no fork, or the run has not come to the matching after it, or does not
             tell how long it took.
     """
-    parted = enumerate(forks(run.recipe))
-    plain = [row for place, fork in parted for row in rows(fork, steps, _pace(run, fork), brief=place > 0)]
+    plain = all_rows(run.recipe, steps, lambda fork: _pace(run, fork))
     by_name = {row.name: row for row in plain}
     if strangers := [name for name in names if name not in by_name]:
         raise InputError("There is no such row.", [Complaint("--row", "unknown", ", ".join(by_name), ", ".join(strangers))])

@@ -15,14 +15,11 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.studies.distilled.rows import forks, rows
+from benchmarks.studies.distilled.rows import STEPS, all_rows
 from distillation.recipe import Recipe, load_recipe
 from distillation.run.order import RECIPES
 
 __all__ = ["ablations_toml", "recipe_toml"]
-
-STEPS = 200
-"""Of the default after the fork, of the student."""
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -36,8 +33,7 @@ def recipe_toml(recipe: Recipe) -> str:
 def ablations_toml() -> str:
     """The text of the recipe ``ablations``."""
     recipe = load_recipe(RECIPES / "shapes-cpu.toml")
-    wanted = [row.seeded(0) for place, fork in enumerate(forks(recipe)) for row in rows(fork, STEPS, brief=place > 0)]
-    own = {stage.name: _told(stage) for row in wanted for stage in row.stages}
+    own = {stage.name: _told(stage) for row in all_rows(recipe, STEPS) for stage in row.seeded(0).stages}
     lines = [
         "# What each part of the method adds: rows that differ in one thing, from the stages of shapes-cpu and in its folder.",
         "# To train them with several seeds and to measure them: python -m benchmarks.studies.distilled.ablations RUN.",

@@ -10,7 +10,7 @@ a stage's name: so does everything after the fork, and nothing before it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from distillation.run.dry_run import passes
 from distillation.stages import Adversarial, AnyStage, MatchStage, MergeStage, TrajectoryStage
 from quantization.errors import Complaint, InputError
 
-__all__ = ["Fork", "Row", "compute", "forks", "per_step", "recipe_of", "rows"]
+__all__ = ["STEPS", "Fork", "Row", "all_rows", "compute", "forks", "per_step", "recipe_of", "rows"]
 
+STEPS = 200
+"""Of the default after the fork, of the student."""
 HEADS = Adversarial(weight=0.01)
 MERGE_PROMPTS = 400  # of five ratios each: 2000 pictures, a tenth of the row's time
 
@@ -177,6 +179,20 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
         row("default, matching part alone (as with guidance 1)", other("matching", guidance_levels=(0.0, 0.0))),
         row("default, guidance part alone", other("guidance", matching_weight=0.0)),
     ]
+
+
+def all_rows(recipe: Recipe, steps: int, pace: Callable[[Fork], float] = lambda fork: 1.0) -> list[Row]:
+    """The rows of all forks of a recipe: those of most steps in full, the others in brief.
+
+    Args:
+        recipe: the original.
+        steps: as :func:`rows` takes them.
+        pace: likewise, of a fork.
+
+    Raises:
+        InputError: as :func:`forks`.
+    """
+    return [row for place, fork in enumerate(forks(recipe)) for row in rows(fork, steps, pace(fork), brief=place > 0)]
 
 
 def _split(fork: Fork, default: MatchStage, budget: int) -> Iterator[AnyStage]:

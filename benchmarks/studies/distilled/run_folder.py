@@ -13,17 +13,16 @@ from distillation.recipe import Recipe, parse_recipe
 from distillation.run.pipeline import Distillation
 from distillation.run.processes import Processes
 from distillation.run.publish import PROVENANCE
-from distillation.run.records import Display
+from distillation.run.records import METRICS, Display
 from distillation.run.signals import Stop
 from distillation.stages import FlowStage, StudentStage
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
 from quantization.errors import Complaint, InputError
 
-__all__ = ["METRICS", "TEACHER_STEPS", "RunFolder", "builtin", "student"]
+__all__ = ["TEACHER_STEPS", "RunFolder", "builtin", "student"]
 
 TEACHER_STEPS = 28
-METRICS = "metrics.jsonl"
 
 
 class RunFolder:

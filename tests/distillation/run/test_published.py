@@ -78,18 +78,18 @@ def again_with(order: Order, students: str, file: str) -> Order:
 @pytest.mark.filterwarnings("ignore:A mixture of")  # of files with the variant and without: that is what a variant is
 def test_siblings_lie_in_one_folder_and_draw_as_they_were_trained(whole: Order) -> None:
     """The folder gains the transformer that they do not share, and nothing else of any size."""
-    both = again_with(whole, '[[student]]\nname = "both"\nstage = "merged"\nvariants = { path = "follow" }\n', "both.toml")
+    both = again_with(whole, '[[student]]\nname = "both"\nstage = "merged"\nvariants = { 2-steps = "follow" }\n', "both.toml")
     assert follow(both) == 0
     folder = whole.out / "both"
     weights = {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")}
     alone = {str(file.relative_to(whole.out / "student-2")) for file in (whole.out / "student-2").rglob("*.safetensors")}
-    assert weights - alone == {"transformer/diffusion_pytorch_model.path.safetensors"}
-    for variant, stage in ((None, "merged"), ("path", "follow")):
+    assert weights - alone == {"transformer/diffusion_pytorch_model.2-steps.safetensors"}
+    for variant, stage in ((None, "merged"), ("2-steps", "follow")):
         for wanted, got in zip(drawn_by_training(both, stage), drawn_by_diffusers(folder, variant=variant), strict=True):
             assert db(wanted, got) > 80
-    assert db(drawn_by_training(both, "merged")[0], drawn_by_diffusers(folder, variant="path")[0]) < 80  # that it can fail
-    assert open_student(folder, variant="path").defaults.steps == 2
-    assert "`--variant path`" in (folder / "README.md").read_text()
+    assert db(drawn_by_training(both, "merged")[0], drawn_by_diffusers(folder, variant="2-steps")[0]) < 80  # that it can fail
+    assert open_student(folder, variant="2-steps").defaults.steps == 2
+    assert "`--variant 2-steps`" in (folder / "README.md").read_text()
 
 
 def test_a_variant_is_built_as_its_student(whole: Order) -> None:

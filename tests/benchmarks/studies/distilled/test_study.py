@@ -20,14 +20,10 @@ AMOUNTS = Amounts(prompts=60, old_prompts=20, various=30, choosing=20, scales=(1
 
 
 class Scripted:
-    """Verdicts of which so many of a hundred are right, those of the first captions first."""
-
-    def __init__(self) -> None:
-        self.asked: dict[str, int] = {}
+    """Verdicts of which so many of ten captions are right, always the same ones."""
 
     def of(self, subject: Any, captions: Captions, count: int) -> np.ndarray:
         """Of 28 steps with guidance 2 most, of true pictures all."""
-        self.asked[subject.name] = max(count, self.asked.get(subject.name, 0))
         records = np.zeros(count, RECORD)
         share = 100 if isinstance(subject, Control) else 30 + 10 * (subject.guidance == 2) + subject.steps
         records["right"] = np.arange(count) % 10 < share / 10
