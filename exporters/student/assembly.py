@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,10 +95,16 @@ class _Parts:
         return StudentDefaults()
 
 
+def _is_there(variant: str, folder: Path, components: Sequence[str], files: Iterable[Path]) -> bool:
+    """Whether weight files are of a variant, among those that were read and those that could not be."""
+    unread = (file for component in components for file in (folder / component).glob("*.safetensors"))
+    return any(f".{variant}" in file.name for file in itertools.chain(files, unread))
+
+
 def assemble(
     source: StudentSource,
     folder: Path,
-    components: Iterable[str],
+    components: Sequence[str],
     notes: Sequence[str] = (),
     given: Given | None = None,
     listed: Mapping[str, str] = MappingProxyType({}),
@@ -119,7 +126,7 @@ def assemble(
     for component in components:
         parts.read(component)
     variant = source.variant
-    if variant is not None and parts.files and not any(f".{variant}" in file.name for file in parts.files):
+    if variant is not None and parts.files and not _is_there(variant, folder, components, parts.files):
         parts.complain([Complaint("--variant", "no component has it", "the variant of some weight files", variant)])
     defaults = parts.read_rest()
     beside = tuple(file for file in adapters.find_adapters(folder, source.without) if file != source.path)

@@ -211,14 +211,15 @@ def test_a_loss_that_is_no_number(place: Place, monkeypatch: pytest.MonkeyPatch,
         ("jobs.students.save_transformer", SafetensorError(f"I/O error: {FULL}")),
         ("cache.write_array", OSError(errno.ENOSPC, FULL)),
         ("publish.write_component", OSError(errno.ENOSPC, FULL)),
+        ("publish.write_weights", OSError(errno.ENOSPC, FULL)),
         ("records._cut", OSError(errno.ENOSPC, FULL)),
     ],
-    ids=["checkpoint", "result", "cache", "student", "metrics"],
+    ids=["checkpoint", "result", "cache", "student", "variant", "metrics"],
 )
 def test_a_full_disk(
     place: Place, where: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    order = place(changes=("judged=0", "checkpoint_seconds=1e-6"))
+    order = place(changes=("judged=0", "checkpoint_seconds=1e-6", "student-2.variants.path=follow"))
 
     def full(*_: Any, **__: Any) -> None:
         raise error

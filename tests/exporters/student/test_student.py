@@ -319,6 +319,13 @@ def test_a_variant_that_no_component_has(tiny_folder: Path) -> None:
         open_student(tiny_folder, "fp61")
 
 
+def test_a_variant_whose_file_is_damaged_is_not_called_absent(tiny_folder: Path) -> None:
+    (tiny_folder / "transformer" / "diffusion_pytorch_model.2-steps.safetensors").write_bytes(b"cut off")
+    with pytest.raises(StudentError, match="truncated or not a safetensors file") as caught:
+        open_student(tiny_folder, "2-steps")
+    assert "--variant" not in str(caught.value)
+
+
 def test_a_component_can_be_left_out(tiny_folder: Path) -> None:
     for file in (tiny_folder / "text_encoder_3").iterdir():
         file.unlink()
