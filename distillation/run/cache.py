@@ -5,6 +5,7 @@ A file is whole or absent, so that a run that was cut off goes on with the first
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from distillation.run.signals import Interrupted
 from exporters.errors import InputError
 from quantization.files import write_array
 
-__all__ = ["Kept", "keep"]
+__all__ = ["Kept", "keep", "named"]
 
 PER_FILE = 64
 
@@ -34,6 +35,16 @@ class Kept:
         """Those of some samples, ``[numbers, ...]``, in fp32."""
         rows = [self.files[number // PER_FILE][number % PER_FILE] for number in numbers]
         return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def named(kind: str, told: str) -> str:
+    """The name of a folder of such arrays.
+
+    Args:
+        kind: of what is kept.
+        told: all that it depends on.
+    """
+    return f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def keep(

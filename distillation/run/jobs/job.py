@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from distillation.data.source import Source
 from distillation.networks.conditioning import Conditioning, TextEncoders
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Recipe
-from distillation.run.cache import Kept, keep
+from distillation.run.cache import Kept, keep, named
 from distillation.run.lineage import CLIPS, Lineage
 from distillation.run.processes import Processes
 from distillation.run.records import Display
@@ -170,8 +169,8 @@ class Site:
 
         folder = self.lineage.result(CLIPS[0])
         whose = self.teacher_identity if folder is None else folder.parent.parent.name
-        name = hashlib.sha256(f"{whose} {self.source.fingerprint} {length}".encode()).hexdigest()[:16]
-        kept = self.kept(f"embeddings-{name}-{count}", count, compute)
+        name = named("embeddings", f"{whose} {self.source.fingerprint} {length}")
+        kept = self.kept(f"{name}-{count}", count, compute)
 
         def told(numbers: Sequence[int]) -> Conditioning:
             rows = kept[numbers].to(self.like)
@@ -203,15 +202,15 @@ class Site:
         untold: Conditioning = (encoders or self.text_encoders(width))([""])
         return untold.to(self.like)
 
-    def named(self, told: Sequence[Any], shape: tuple[int, ...]) -> str:
-        """A name for what is computed once: a digest of what it depends on, beside how large and how exact latents are.
+    def named(self, kind: str, told: Sequence[Any], shape: tuple[int, ...]) -> str:
+        """A name for latents that are computed once, which depend on how large and how exact they are too.
 
         Args:
+            kind: of latents.
             told: what it depends on, as JSON has it.
             shape: of the latents.
         """
-        text = json.dumps([*told, shape, self.recipe.half])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return named(kind, json.dumps([*told, shape, self.recipe.half]))
 
     def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
         """What is computed once for some samples, or was."""

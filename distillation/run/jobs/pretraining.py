@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from distillation.batches import Batch, Networks
 from distillation.data.batches import latent_batch, latents, picture_batch
 from distillation.data.settings import ShapesData
 from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
+from distillation.run.cache import named
 from distillation.run.jobs.job import Job, Site
 from distillation.run.lineage import CLIPS, T5
 from distillation.stages import AnyStage, FlowStage, TextStage, VaeStage
@@ -113,8 +113,7 @@ def _latents(stage: FlowStage, site: Site) -> Any:
         return latents
 
     count = min(stage.pictures, len(site.source))
-    name = hashlib.sha256(f"{site.origin} {site.source.fingerprint}".encode()).hexdigest()[:16]
-    return site.kept(f"latents-{name}", count, compute)
+    return site.kept(named("latents", f"{site.origin} {site.source.fingerprint}"), count, compute)
 
 
 def _pictures(site: Site, numbers: range) -> Tensor:

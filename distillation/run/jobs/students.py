@@ -169,8 +169,8 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
     sampler = Sampler(
         velocity, levels, _encode(site, velocity), site.latent_shape(velocity.transformer.config), seed=site.recipe.seed
     )
-    name = site.named([site.origin, site.recipe.seed, levels], sampler.shape)
-    drawn = site.kept(f"drawn-{name}", stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
+    name = site.named("drawn", [site.origin, site.recipe.seed, levels], sampler.shape)
+    drawn = site.kept(name, stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
@@ -252,5 +252,4 @@ def _trajectories(
         return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]
 
     facts = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
-    name = site.named(facts, shape)
-    return site.kept(f"trajectories-{name}", stage.trajectories, compute)
+    return site.kept(site.named("trajectories", facts, shape), stage.trajectories, compute)
