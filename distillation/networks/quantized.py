@@ -3,7 +3,9 @@
 The forward pass takes what the exporters' own codec makes of a weight (:func:`quantization.codecs.codec.roundtrip`), and inputs
 rounded as onnxruntime's kernels round them where they do; the gradient goes straight through both (Bengio et al., 1308.3432).
 What is published are the weights behind, in fp32, with the profile: a build encodes them by the same function, so that its
-codes are those of training, bit for bit, as long as it is given no calibration to choose others by.
+codes are those of training, bit for bit, as long as it is given no calibration to choose others by. The timestep embedder is
+published as it is stored: a bundle whose steps are fixed holds constants that an exporter computes in fp32 from these weights
+(:mod:`exporters.restructure.conditioning`), and the others, which store them, come to the same codes again.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from quantization.codecs.codec import roundtrip
 from quantization.profile import Profile
 from quantization.schemes import Scheme
 
-__all__ = ["Rounded", "quantize", "weights_behind"]
+__all__ = ["FOLDED", "Rounded", "quantize", "weights_behind"]
 
 COMPONENT = "transformer"
+FOLDED = "time_text_embed.timestep_embedder."
+"""Layers of which a bundle may hold results in place of weights."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -102,6 +106,15 @@ def _straight_through(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Modu
 
 
 def weights_behind(transformer: nn.Module) -> dict[str, Tensor]:
-    """The state of a quantized transformer by its plain names, with the weights that learn in place of the stored ones."""
+    """The state of a quantized transformer by its plain names, with the weights that learn in place of the stored ones.
+
+    Of the timestep embedder it is the stored ones.
+    """
     marker = ".parametrizations.weight.original"
-    return {name.replace(marker, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
+    state = {name.replace(marker, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
+    stored = {
+        f"{name}.weight": layer.weight.detach()
+        for name, layer in transformer.named_modules()
+        if name.startswith(FOLDED) and parametrize.is_parametrized(layer, "weight")
+    }
+    return state | stored
