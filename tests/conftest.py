@@ -65,6 +65,14 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Student]:
     return {name: open_student(make_student(shape, folder / f"s{i}")) for i, (name, shape) in enumerate(SHAPES.items())}
 
 
+@pytest.fixture(scope="session")
+def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ``shapes-cpu`` whose networks have learned for a step or two, to be read."""
+    from tests.helpers.shapes_run import follow_shapes
+
+    return follow_shapes(tmp_path_factory.mktemp("shapes") / "run")
+
+
 @pytest.fixture
 def tiny_folder(students: dict[str, Student], tmp_path: Path) -> Path:
     """A copy of the tiny student, to be damaged."""

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.studies.stock import largest_value
-from benchmarks.studies.trial import Trial, unseen_captions, weighted_by_importance
+from benchmarks.studies.weights.trial import Trial, calibration_captions, unseen_captions
+from benchmarks.studies.weights.ways import rounded_to_nearest, weighted_by_importance
 from exporters.reference.decibels import snr_db
 from exporters.restructure.denoiser import reads_modulated
 from exporters.streamed.module import Streaming, Substitute, input_rounding
@@ -92,12 +92,7 @@ def _stored(codes: Callable[[np.ndarray, Scheme, Sensitivity], np.ndarray], sche
 
 
 def _plain(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
-    wide = weight.astype(np.float32)
-    if scheme.kind == "integer":
-        return largest_value(wide, scheme.bits, scheme.block or weight.shape[1], levels_down=False, scale_type=np.float32)
-    step, low = np.ptp(wide) / ((1 << scheme.bits) - 1), wide.min()
-    values: np.ndarray = np.rint((wide - low) / step) * step + low
-    return values
+    return rounded_to_nearest(weight, scheme)
 
 
 def _free(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
@@ -127,7 +122,9 @@ def main() -> None:
     options = parser.parse_args()
     trial = Trial.of(open_student(options.student, without=("text_encoder_3",)), options.pixels)
     with torch.enable_grad():
-        sensitivities = trial.products(options.calibration_prompts, lambda name: fnmatch(name, options.weights))
+        sensitivities = trial.products(
+            calibration_captions(options.calibration_prompts), lambda name: fnmatch(name, options.weights)
+        )
     weights = {key: trial.student.weights[key[0]][key[1]].load() for key in sensitivities}
     measured = _Measured(trial, options.prompts)
     print(f"{len(weights)} products, {sum(w.size for w in weights.values())} weights; {options.prompts} prompts\n")

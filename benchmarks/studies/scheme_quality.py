@@ -11,93 +11,39 @@ Calibrated on prompts that are not among those drawn.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 
-from benchmarks.studies.stock import coremltools_tables, largest_value, nncf_weights, onnxruntime_blocks
-from benchmarks.studies.trial import TEST_SEED, Trial, unseen_captions, weighted_by_importance
+from benchmarks.studies.weights.stock import coremltools_tables, largest_value, nncf_weights, onnxruntime_blocks
+from benchmarks.studies.weights.trial import TEST_SEED, Trial, calibration_captions, unseen_captions
+from benchmarks.studies.weights.ways import INTEGERS, TABLES, Ways, Weights
 from distillation.shape_world import accuracy, parse_caption, score
 from exporters.streamed.module import Streaming, Substitute
 from exporters.streamed.pipeline import Drawn
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
 from quantization.calibration import Key
-from quantization.codecs.codec import roundtrip
-from quantization.schemes import parse_scheme
-from quantization.search import Limits, Option, choose
 from quantization.sensitivity import Sensitivity
 
 CALIBRATION_PROMPTS, BATCH = 32, 50
-INTEGERS = ("int4g128", "uint4g128", "int4g64", "uint4g64", "int4g32", "uint4g32", "int8g128", "int8g32", "fp16")
-TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
-
-Weights = dict[Key, np.ndarray]
-
-
-Make = Callable[[Key, np.ndarray], np.ndarray]
-
-
-class _Ways:
-    """Ways to store a model's weights."""
-
-    def __init__(self, weights: Weights, sensitivities: Mapping[Key, Sensitivity]) -> None:
-        self.weights, self.sensitivities = weights, sensitivities
-        self._calibrated: dict[str, Weights] = {}
-
-    def size(self, scheme: str, scale_bytes: int = 4) -> int:
-        """Bytes of all weights."""
-        return sum(parse_scheme(scheme).size_bytes(w.shape, scale_bytes) for w in self.weights.values())
-
-    def all_of(self, make: Make) -> Weights:
-        """What a way leaves of each weight."""
-        return {key: make(key, weight) for key, weight in self.weights.items()}
-
-    def free(self, scheme: str) -> Weights:
-        """Ours, without a calibration."""
-        return self.all_of(lambda key, w: roundtrip(w, parse_scheme(scheme), str(key)))
-
-    def ours(self, scheme: str) -> Weights:
-        """Ours, with the calibration."""
-        if scheme not in self._calibrated:
-            self._calibrated[scheme] = self.all_of(
-                lambda key, w: roundtrip(w, parse_scheme(scheme), str(key), self.sensitivities[key])
-            )
-        return self._calibrated[scheme]
-
-    def weighted(self, scheme: str) -> Weights:
-        """Scales or tables that weigh errors by importance, without feedback."""
-        return self.all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), self.sensitivities[key]))
-
-    def searched(self, schemes: Sequence[str], bits: float) -> tuple[str, int, Weights]:
-        """The choice among schemes of least estimated error within a size."""
-        limit = int(bits * sum(w.size for w in self.weights.values()) / 8)
-        options = [[self._option(key, scheme) for scheme in schemes] for key in self.weights]
-        chosen = choose(options, "error", Limits(size_bytes=limit))
-        stored = {key: self.ours(option.scheme.name)[key] for key, option in zip(self.weights, chosen, strict=True)}
-        kind = "tables" if schemes is TABLES else "integers"
-        return f"searched {kind}, at most {bits} bits", sum(option.size_bytes for option in chosen), stored
-
-    def _option(self, key: Key, scheme: str) -> Option:
-        error = self.sensitivities[key].weight_error(self.weights[key], self.ours(scheme)[key])
-        return Option(parse_scheme(scheme), parse_scheme(scheme).size_bytes(self.weights[key].shape), error)
 
 
 def candidates(weights: Weights, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
     """Each way with its bytes and the weights that it leaves."""
-    ways = _Ways(weights, sensitivities)
+    ways = Ways(weights, sensitivities)
     yield from _eight_bits(ways)
     yield from _four_bits(ways)
     for bits in (4.5, 5.0, 5.75, 8.25):
-        yield ways.searched(INTEGERS, bits)
+        yield f"searched integers, at most {bits} bits", *ways.searched(INTEGERS, ways.bytes_of(bits))
     yield from _tables(ways)
     for bits in (4.25, 6.1):
-        yield ways.searched(TABLES, bits)
+        yield f"searched tables, at most {bits} bits", *ways.searched(TABLES, ways.bytes_of(bits))
 
 
-def _eight_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+def _eight_bits(ways: Ways) -> Iterator[tuple[str, int, Weights]]:
     size, all_of = ways.size, ways.all_of
     yield "int8, data-free", size("int8"), ways.free("int8")
     yield "int8, error feedback", size("int8"), ways.ours("int8")
@@ -113,7 +59,7 @@ def _eight_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
         yield "coremltools palettization, 6 bits", size("lut6"), all_of(lambda _, w: coremltools_tables(w, 6))
 
 
-def _four_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+def _four_bits(ways: Ways) -> Iterator[tuple[str, int, Weights]]:
     size, all_of = ways.size, ways.all_of
     if _has_peers():
         yield "NNCF int4, symmetric, groups of 32", size("int4g32", 2), all_of(lambda _, w: nncf_weights(w, 4, 32))
@@ -126,7 +72,7 @@ def _four_bits(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
     yield "uint4g32, error feedback", size("uint4g32"), ways.ours("uint4g32")
 
 
-def _tables(ways: _Ways) -> Iterator[tuple[str, int, Weights]]:
+def _tables(ways: Ways) -> Iterator[tuple[str, int, Weights]]:
     if _has_peers():
         yield "coremltools palettization, 4 bits", ways.size("lut4"), ways.all_of(lambda _, w: coremltools_tables(w, 4))
     yield "lut4, data-free", ways.size("lut4"), ways.free("lut4")
@@ -156,7 +102,7 @@ def main() -> None:
             drawn = [pipeline.draw(prompts[part], noise[part], step_noise[:, part]) for part in parts]
         return Drawn(torch.cat([d.latents for d in drawn]), torch.cat([d.pictures for d in drawn]))
 
-    sensitivities = trial.products(CALIBRATION_PROMPTS)
+    sensitivities = trial.products(calibration_captions(CALIBRATION_PROMPTS))
     weights = {key: trial.student.weights[key[0]][key[1]].load() for key in sensitivities}
     truth = draw(Streaming({}))
     print(f"{count} prompts, seed {TEST_SEED}; {sum(w.size for w in weights.values())} weights; score of the student: ", end="")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.studies.ablation import EQUALISED, _Measured, techniques
-from benchmarks.studies.trial import Trial
+from benchmarks.studies.weights.trial import Trial
 from exporters.reference.decibels import snr_db
 from exporters.streamed.module import Substitute
 from exporters.student.student import Student
@@ -47,5 +47,5 @@ def test_the_denoiser_is_measured_where_the_student_leads_it(students: dict[str,
 
 
 def test_only_wanted_products_are_calibrated(students: dict[str, Student]) -> None:
-    sensitivities = Trial.of(students["tiny"], 64).products(1, lambda name: ".attn.to_q." in name)
+    sensitivities = Trial.of(students["tiny"], 64).products(["a red circle"], lambda name: ".attn.to_q." in name)
     assert list(sensitivities) == [("transformer", f"transformer_blocks.{i}.attn.to_q.weight") for i in (2, 1, 0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ from distillation.random_students import make_student, preset_shape
 from distillation.recipe import load_recipe
 from distillation.run.order import RECIPES, Order
 from distillation.run.plan import plan
-from distillation.run.start import follow
 from distillation.stages import FlowStage, MatchStage, TrajectoryStage
 from exporters.student.open import open_student
 from tests.distillation.run.tiny import half_written, stages
+from tests.helpers.shapes_run import SMALL
 
 SIZE = ("resolution=64",)  # that a tiny teacher can draw
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -66,31 +65,13 @@ def test_the_command_prints_an_estimate(
     assert not (tmp_path / "run").exists()
 
 
-SMALL = {
-    "text": ("steps=2", "batch=4"),
-    "vae": ("steps=2", "batch=4"),
-    "teacher": ("steps=2", "batch=4", "pictures=70", "layers=2"),
-    "follow-4": ("steps=2", "batch=4", "trajectories=4", "teacher_steps=4"),
-    "match-4": ("steps=2", "batch=4", "trajectories=4", "teacher_steps=4", "fake_steps=1", "fake_warmup=1"),
-    "low-4": ("steps=1", "batch=4", "trajectories=4", "teacher_steps=4", "fake_steps=1", "fake_warmup=0"),
-    "high-4": ("steps=1", "batch=4", "trajectories=4", "teacher_steps=4", "fake_steps=1", "fake_warmup=0"),
-    "split-4": ("prompts=2", "ratios=[0.0, 0.5]"),
-    "w4": ("steps=2", "batch=4"),
-    "follow-2": ("steps=1", "batch=4", "trajectories=4", "teacher_steps=4"),
-    "match-2": ("steps=1", "batch=4", "trajectories=4", "teacher_steps=4", "fake_steps=1", "fake_warmup=0"),
-}
-
-
-def test_the_world_s_recipe_from_nothing(tmp_path: Path) -> None:
-    changes = [f"{stage}.{change}" for stage, those in SMALL.items() for change in those]
-    order = Order("shapes-cpu", None, tmp_path / "run", (*changes, "judged=2", "processes=1"), device="cpu")
-    assert follow(replace(order, stop_after="w4")) == 0
-    assert sorted(stages(order.out)) == sorted([*list(SMALL)[:9]])
-    assert half_written(order.out) == []
-    student = open_student(order.out / "student-4")
+def test_the_world_s_recipe_from_nothing(shapes_run: Path) -> None:
+    assert sorted(stages(shapes_run)) == sorted([*list(SMALL)[:9]])
+    assert half_written(shapes_run) == []
+    student = open_student(shapes_run / "student-4")
     assert student.defaults.world == "shapes"
     assert student.defaults.sigmas == pytest.approx((1.0, 0.75, 0.5, 0.25))
     assert (student.defaults.height, student.defaults.max_sequence_length) == (64, 24)
-    assert (order.out / "student-w4" / "profile.toml").is_file()
+    assert (shapes_run / "student-w4" / "profile.toml").is_file()
     for stage in ("teacher", "follow-4", "match-4", "w4"):
-        assert '"right": ' in next(order.out.glob(f"stages/{stage}-*/judged.json")).read_text()
+        assert '"right": ' in next(shapes_run.glob(f"stages/{stage}-*/judged.json")).read_text()

@@ -1,9 +1,9 @@
-"""What trials of weights share: a student ready to draw, its sensitivities, and codes that make use of a part of them only."""
+"""What trials of weights share: a student ready to draw, and its sensitivities."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,6 @@ from exporters.streamed.module import Streaming
 from exporters.streamed.pipeline import TorchPipeline
 from exporters.student.student import Student
 from quantization.calibration import Key
-from quantization.codecs.integer import decode_integer, encode_integer
-from quantization.codecs.lookup import decode_lookup, encode_lookup
-from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
 
 CALIBRATION_SEED, TEST_SEED = 11, 7
@@ -27,7 +24,7 @@ CALIBRATION_SEED, TEST_SEED = 11, 7
 
 @dataclass(frozen=True)
 class Trial:
-    """A student without T5 at one size.
+    """A student at one size.
 
     Attributes:
         student: the student.
@@ -40,8 +37,8 @@ class Trial:
     sampling: Sampling
 
     @classmethod
-    def of(cls, student: Student, pixels: int) -> Trial:
-        """At ``pixels`` x ``pixels``, in the student's own number of steps."""
+    def of(cls, student: Student, pixels: int, *, keep_t5: bool = False) -> Trial:
+        """At ``pixels`` x ``pixels``, in the student's own number of steps, without T5 unless it is kept."""
         sampling = plan_sampling(student, pixels, pixels)
         tokens = student.configs["text_encoder"]["max_position_embeddings"]
         length = student.defaults.max_sequence_length
@@ -53,7 +50,7 @@ class Trial:
                 width=pixels,
                 timesteps=sampling.timesteps,
                 clip_tokens=tokens,
-                keep_t5=False,
+                keep_t5=keep_t5,
                 max_sequence_length=length,
             ),
             sampling,
@@ -63,11 +60,10 @@ class Trial:
         """The student in torch."""
         return TorchPipeline(self.student, self.options, self.sampling, streaming)
 
-    def products(self, prompts: int, wanted: Callable[[str], bool] = lambda name: True) -> dict[Key, Sensitivity]:
-        """The sensitivities of the transformer's products of wanted names, calibrated on so many captions."""
+    def products(self, captions: Sequence[str], wanted: Callable[[str], bool] = lambda name: True) -> dict[Key, Sensitivity]:
+        """The sensitivities of the transformer's products of wanted names, calibrated on captions."""
         with tempfile.TemporaryDirectory() as folder:
-            captions = tuple(str(caption) for caption in sample_captions(prompts, CALIBRATION_SEED))
-            calibration = calibrate(self.student, self.options, self.sampling, CalibrationPlan(captions), Path(folder))
+            calibration = calibrate(self.student, self.options, self.sampling, CalibrationPlan(tuple(captions)), Path(folder))
             keys = [key for key in calibration.weights() if key[0] == "transformer" and wanted(key[1])]
             sensitivities = {key: calibration.sensitivity(*key) for key in keys if calibration.entry(*key).layer == "linear"}
             return {
@@ -77,14 +73,11 @@ class Trial:
             }
 
 
+def calibration_captions(count: int) -> list[str]:
+    """Captions to calibrate on."""
+    return [str(caption) for caption in sample_captions(count, CALIBRATION_SEED)]
+
+
 def unseen_captions(count: int) -> list[str]:
     """Captions that no calibration here has seen."""
     return [str(caption) for caption in sample_captions(count, TEST_SEED)]
-
-
-def weighted_by_importance(weight: np.ndarray, scheme: Scheme, sensitivity: Sensitivity) -> np.ndarray:
-    """The weight that a scheme stores when its scales or tables know what is important, and nothing else is known."""
-    rows, columns = sensitivity.importance()
-    if scheme.kind == "lookup":
-        return decode_lookup(encode_lookup(weight, scheme, "weight", rows[:, None] * columns))
-    return decode_integer(encode_integer(weight, scheme, "weight", columns))

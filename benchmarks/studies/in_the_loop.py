@@ -1,0 +1,208 @@
+"""What learning with a profile's codes buys, over rounding afterwards to as many bytes: latents in decibels, and right pictures.
+
+    flash-deploy distill shapes-cpu -o RUN
+    python -m benchmarks.studies.in_the_loop RUN [--prompts 1000] [--calibration-prompts 32] [--stage w4]
+
+Of each stage of a run that quantizes in the loop: the student that entered it, in fp32, draws captions that nothing here has
+learned from or is calibrated on; the same student draws them with its weights stored as the stage's profile says, codes found in
+the ways of ``build`` and ``tune``; and the student that the stage made draws them with its own. Decibels are of all final latents
+together, against the first. Inputs of layers are not rounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.studies.distilled.captions import ASKED_SEED, Captions
+from benchmarks.studies.distilled.run_folder import RunFolder
+from benchmarks.studies.distilled.tables import table
+from benchmarks.studies.weights.trial import Trial
+from benchmarks.studies.weights.ways import INTEGERS, TABLES, Ways, Weights, rounded_to_nearest
+from distillation.levels import checked
+from distillation.networks.drawing import Sampler, decode
+from distillation.networks.quantized import COMPONENT, quantize
+from distillation.networks.roles import VelocityTransformer, latent_shape
+from distillation.recipe import Publication
+from distillation.run.lineage import Lineage
+from distillation.run.publish import publish
+from distillation.stages import QuantizeStage
+from exporters.quiet import quiet_libraries
+from exporters.reference.decibels import snr_db
+from exporters.student.open import open_student
+from quantization.calibration import Key
+from quantization.codecs.codec import roundtrip
+from quantization.errors import InputError
+from quantization.profile import load_profile
+from quantization.schemes import Scheme
+from quantization.sensitivity import Sensitivity
+
+BATCH, PIXELS = 50, 64
+ASKED, CALIBRATED = Captions(), Captions(seed=ASKED_SEED + 1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a network draws of the same captions, with T5 and without.
+
+    Attributes:
+        latents: ``[captions, channels, height, width]``, by whether T5 speaks.
+        right: ``[captions]``, likewise.
+    """
+
+    latents: dict[bool, np.ndarray]
+    right: dict[bool, np.ndarray]
+
+
+class Stage:
+    """A stage that quantizes in the loop.
+
+    Args:
+        run: whose.
+        name: its name.
+
+    Raises:
+        InputError: it was not made.
+    """
+
+    def __init__(self, run: RunFolder, name: str) -> None:
+        stage = run.recipe.stage(name)
+        assert isinstance(stage, QuantizeStage)
+        self.run, self.stage = run, stage
+        self.learned, self.entered = (run.run.lineage(one) for one in (name, run.recipe.stage(name).after))
+        self.profile = load_profile(run.stage_folder(name) / "result" / "profile.toml")
+        transformer = self.entered.component("transformer")
+        state = {f"{name}.weight": layer.weight.detach().numpy() for name, layer in transformer.named_modules() if _linear(layer)}
+        schemes = {(COMPONENT, name): self.profile.scheme(COMPONENT, name) for name in state}
+        self.schemes: dict[Key, Scheme] = {key: scheme for key, scheme in schemes.items() if scheme.kind != "float"}
+        self.weights: Weights = {key: state[key[1]] for key in self.schemes}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the weights that the profile rounds, so stored."""
+        return sum(scheme.size_bytes(self.weights[key].shape) for key, scheme in self.schemes.items())
+
+    def bits(self, size_bytes: int) -> float:
+        """Of each weight, scales and tables among them."""
+        return 8 * size_bytes / sum(weight.size for weight in self.weights.values())
+
+    def sensitivities(self, prompts: int) -> dict[Key, Sensitivity]:
+        """Of the entering student's weights; none of those that a bundle of fixed steps does not multiply by."""
+        captions = [str(caption) for caption in CALIBRATED.those(range(prompts))]
+        with tempfile.TemporaryDirectory() as folder:
+            entered = Path(folder) / "entered"
+            publish(
+                self.run.recipe, Publication(name=entered.name, stage=self.stage.after, dtype="fp32"), self.entered, entered, ""
+            )
+            found = Trial.of(open_student(entered), PIXELS, keep_t5=True).products(captions)
+        return {key: found[key] for key in self.weights if key in found}
+
+    @torch.no_grad()
+    def drawn(self, lineage: Lineage, stored: Mapping[Key, np.ndarray], prompts: int, *, rounded: bool = False) -> Drawn:
+        """What a student draws.
+
+        Args:
+            lineage: its components.
+            stored: weights in place of its own.
+            prompts: how many captions.
+            rounded: compute with what the profile stores.
+        """
+        transformer, vae = lineage.component("transformer"), lineage.component("vae")
+        transformer.load_state_dict({key[1]: torch.from_numpy(weight) for key, weight in stored.items()}, strict=False)
+        if rounded:
+            quantize(transformer, self.profile)
+        sampler = Sampler(
+            VelocityTransformer(transformer),
+            checked(self.stage.levels, self.stage.name),
+            lineage.text_encoders(transformer.config.joint_attention_dim),
+            latent_shape(transformer.config),
+        )
+        samplers = {t5: replace(sampler, without_t5=not t5) for t5 in (True, False)}
+        latents: dict[bool, list[np.ndarray]] = {t5: [] for t5 in samplers}
+        right: dict[bool, list[bool]] = {t5: [] for t5 in samplers}
+        for first in range(0, prompts, BATCH):
+            scenes = ASKED.those(range(first, min(first + BATCH, prompts)))
+            for t5, one in samplers.items():
+                got = one.latents([str(scene) for scene in scenes], first)
+                pictures = decode(vae, got).permute(0, 2, 3, 1).numpy()
+                latents[t5].append(got.numpy())
+                right[t5] += [ASKED.verdict(picture, scene)[0] for picture, scene in zip(pictures, scenes, strict=True)]
+        return Drawn({t5: np.concatenate(one) for t5, one in latents.items()}, {t5: np.array(one) for t5, one in right.items()})
+
+
+def ways(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tuple[str, int, Weights]]:
+    """The entering student's weights, stored in as many bytes as the stage's.
+
+    Args:
+        stage: whose profile it is.
+        sensitivities: of the entering student's weights.
+
+    Yields:
+        What is done, its bytes, and what the stored weights stand for.
+    """
+    weights, schemes = stage.weights, stage.schemes
+    yield "rounded to nearest", stage.size_bytes, {key: rounded_to_nearest(w, schemes[key]) for key, w in weights.items()}
+    yield "searched scales or tables", stage.size_bytes, {key: roundtrip(w, schemes[key], key[1]) for key, w in weights.items()}
+    calibrated = {key: roundtrip(w, schemes[key], key[1], sensitivities.get(key)) for key, w in weights.items()}
+    yield "calibrated, error feedback", stage.size_bytes, calibrated
+    known = {key: weight for key, weight in weights.items() if key in sensitivities}
+    limit = sum(schemes[key].size_bytes(weight.shape) for key, weight in known.items())
+    offered = TABLES if any(scheme.kind == "lookup" for scheme in schemes.values()) else INTEGERS
+    size, mixed = Ways(known, sensitivities).searched(offered, limit)
+    yield "calibrated, searched mixture", stage.size_bytes - limit + size, calibrated | mixed
+
+
+def rows(stage: Stage, prompts: int, calibration_prompts: int) -> Iterator[tuple[str, ...]]:
+    """The table of a stage, row by row."""
+    truth = stage.drawn(stage.entered, {}, prompts)
+    yield _row("as it entered, fp32", "32", truth, truth)
+    for name, size, stored in ways(stage, stage.sensitivities(calibration_prompts)):
+        yield _row(name, f"{stage.bits(size):.2f}", truth, stage.drawn(stage.entered, stored, prompts))
+    learned = stage.drawn(stage.learned, {}, prompts, rounded=True)
+    yield _row("learned in the loop", f"{stage.bits(stage.size_bytes):.2f}", truth, learned)
+
+
+def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
+    cells = [name, bits]
+    for t5 in (True, False):
+        before, after = truth.right[t5], drawn.right[t5]
+        db = "" if drawn is truth else f"{snr_db(truth.latents[t5], drawn.latents[t5]):.1f}"
+        lost = "" if drawn is truth else f", {int((before & ~after).sum())} lost, {int((after & ~before).sum())} won"
+        cells += [db, f"{100 * after.mean():.1f} %{lost}"]
+    return tuple(cells)
+
+
+def _linear(layer: torch.nn.Module) -> bool:
+    return isinstance(layer, torch.nn.Linear)
+
+
+def main() -> None:
+    """Print a table of each stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--prompts", type=int, default=1000, help="captions that are drawn")
+    parser.add_argument("--calibration-prompts", type=int, default=32, help="other captions, to calibrate on")
+    parser.add_argument("--stage", action="append", help="of kind quantize (repeatable); all of the run by default")
+    given = parser.parse_args()
+    quiet_libraries()
+    heads = ("", "bits a weight", "latents, dB", "right", "latents without T5, dB", "right without T5")
+    try:
+        run = RunFolder(given.run)
+        names = given.stage or [stage.name for stage in run.recipe.stages if isinstance(stage, QuantizeStage)]
+        for name in names:
+            print(f"{name}: {given.prompts} captions\n")
+            print(table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts))), end="\n\n", flush=True)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The study of quantization in the loop, of a run whose networks have learned next to nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.studies import in_the_loop
+from benchmarks.studies.distilled.run_folder import RunFolder
+from benchmarks.studies.in_the_loop import Drawn, Stage, rows, ways
+from distillation.networks.quantized import FOLDED
+from exporters.reference.decibels import snr_db
+
+
+@pytest.fixture(scope="module")
+def stage(shapes_run: Path) -> Stage:
+    return Stage(RunFolder(shapes_run), "w4")
+
+
+def test_every_way_costs_as_much_and_is_measured(stage: Stage) -> None:
+    """4 bits and a scale of 32 for 64 weights: 4.5, and a little more where rows are no whole blocks."""
+    told = list(rows(stage, 2, 1))
+    assert [row[0] for row in told] == [
+        "as it entered, fp32",
+        "rounded to nearest",
+        "searched scales or tables",
+        "calibrated, error feedback",
+        "calibrated, searched mixture",
+        "learned in the loop",
+    ]
+    (entered, *others), learned = told, told[-1]
+    assert entered[2] == entered[4] == ""
+    bits = [float(row[1]) for row in others]
+    assert 4.5 <= bits[0] < 4.75
+    assert all(bits[0] - 0.25 < one <= bits[0] for one in bits)
+    assert all(10 < float(row[column]) < math.inf for row in others for column in (2, 4))
+    assert learned[1] == others[0][1]
+
+
+def test_what_is_stored_is_what_draws(stage: Stage) -> None:
+    """Its own weights change nothing, others do."""
+    own = stage.drawn(stage.entered, {}, 2)
+    same = stage.drawn(stage.entered, stage.weights, 2)
+    key = ("transformer", "proj_out.weight")
+    other = stage.drawn(stage.entered, {key: 10 * stage.weights[key]}, 2)
+    assert snr_db(own.latents[True], same.latents[True]) == math.inf
+    assert snr_db(own.latents[True], other.latents[True]) < 60
+    assert not np.array_equal(own.latents[True], own.latents[False])
+
+
+def test_what_no_bundle_multiplies_by_is_stored_all_the_same(stage: Stage) -> None:
+    sensitivities = stage.sensitivities(1)
+    missing = {key[1] for key in stage.weights} - {key[1] for key in sensitivities}
+    assert {name for name in missing if name.startswith(FOLDED)}
+    assert all(set(stored) == set(stage.weights) for _, _, stored in ways(stage, sensitivities))
+
+
+def test_a_row_counts_pictures_that_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_the_loop, "snr_db", lambda truth, got: 12.34)
+    latents = {True: np.zeros(1), False: np.zeros(1)}
+    before = np.array([True, True, False, False])
+    truth = Drawn(latents, {True: before, False: before})
+    drawn = Drawn(latents, {True: np.array([False, True, True, True]), False: before})
+    row = in_the_loop._row("a way", "4.50", truth, drawn)
+    assert row == ("a way", "4.50", "12.3", "75.0 %, 1 lost, 2 won", "12.3", "50.0 %, 0 lost, 0 won")
