@@ -2,17 +2,21 @@
 
 The forward pass takes what the exporters' own codec makes of a weight (:func:`quantization.codecs.codec.roundtrip`), and inputs
 rounded as onnxruntime's kernels round them where they do; the gradient goes straight through both (Bengio et al., 1308.3432).
-What is published are the weights behind, in fp32, with the profile: a build encodes them by the same function, so that its
+Learning begins at codes that know the layers' inputs (error feedback; :func:`input_grams`), where those are given. What is
+published are the weights behind, in fp32, with the profile: a build encodes them by the same function, so that its
 codes are those of training, bit for bit, as long as it is given no calibration to choose others by. The timestep embedder is
 published as it is stored: a bundle whose steps are fixed holds constants that an exporter computes in fp32 from these weights
-(:mod:`exporters.restructure.conditioning`), and the others, which store them, come to the same codes again.
+(:mod:`exporters.restructure.conditioning`), and the others, which store them, come to all but the same values again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -21,8 +25,9 @@ from exporters.streamed.module import input_rounding
 from quantization.codecs.codec import roundtrip
 from quantization.profile import Profile
 from quantization.schemes import Scheme
+from quantization.sensitivity import Sensitivity
 
-__all__ = ["FOLDED", "Rounded", "quantize", "weights_behind"]
+__all__ = ["FOLDED", "Rounded", "input_grams", "quantize", "weights_behind"]
 
 COMPONENT = "transformer"
 FOLDED = "time_text_embed.timestep_embedder."
@@ -64,13 +69,39 @@ class Rounded(nn.Module):
         return through
 
 
-def quantize(transformer: nn.Module, profile: Profile, *, round_inputs: bool = False) -> list[str]:
+@contextlib.contextmanager
+def input_grams(transformer: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Gram matrices of the inputs of all linear layers, of what passes while this is open: 4 bytes for each pair of inputs.
+
+    Yields:
+        ``[in, in]`` in fp32 by the name of the weight, of layers that something has passed.
+    """
+    grams: dict[str, Tensor] = {}
+
+    def add(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        grams[name] = grams[name].addmm_(x.mT, x) if name in grams else x.mT @ x
+
+    linear = {f"{name}.weight": layer for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+    hooks = [layer.register_forward_pre_hook(functools.partial(add, name)) for name, layer in linear.items()]
+    try:
+        yield grams
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def quantize(
+    transformer: nn.Module, profile: Profile, *, round_inputs: bool = False, grams: Mapping[str, Tensor] | None = None
+) -> list[str]:
     """Let a transformer's linear layers compute with what a profile stores of their weights, in place.
 
     Args:
         transformer: diffusers' ``SD3Transformer2DModel``; its tensors are named as profiles name them.
         profile: how each weight is stored; floating-point schemes leave a layer as it is.
         round_inputs: as onnxruntime's kernels do, where the scheme's do.
+        grams: of layers' inputs (:func:`input_grams`): their weights begin as what is stored of them with error feedback, which
+            a codec without a calibration stores again, all but the same.
 
     Returns:
         The names of the weights that are rounded.
@@ -86,12 +117,22 @@ def quantize(transformer: nn.Module, profile: Profile, *, round_inputs: bool = F
         scheme = profile.scheme(COMPONENT, f"{name}.weight")
         if scheme.kind == "float":
             continue
-        parametrize.register_parametrization(layer, "weight", Rounded(scheme, f"{COMPONENT}: {name}.weight"))
+        origin = f"{COMPONENT}: {name}.weight"
+        if grams is not None and (gram := grams.get(f"{name}.weight")) is not None:
+            _store_with_feedback(layer.weight, scheme, gram, origin)
+        parametrize.register_parametrization(layer, "weight", Rounded(scheme, origin))
         rounding = input_rounding(scheme) if round_inputs else None
         if rounding is not None:
             layer.register_forward_pre_hook(_straight_through(rounding))
         names.append(f"{name}.weight")
     return names
+
+
+@torch.no_grad()
+def _store_with_feedback(weight: Tensor, scheme: Scheme, gram: Tensor, origin: str) -> None:
+    told = gram.cpu().numpy()
+    sensitivity = Sensitivity(np.ones(len(weight)), told.diagonal().copy(), {}, told)
+    weight.copy_(torch.from_numpy(roundtrip(weight.float().cpu().numpy(), scheme, origin, sensitivity)))
 
 
 def _straight_through(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Tensor]:

@@ -261,15 +261,18 @@ class Distillation:
         teacher = None
         if isinstance(stage, StudentStage):
             teacher = Once(self._sampler(site.teacher, teacher_levels(28), site, student.encode, stage.guidance))
-        judged = judge(student, site, self.recipe.judged, teacher=teacher)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in judged.facts.items())
+        facts = judge(student, site, self.recipe.judged, teacher=teacher).facts
+        if isinstance(stage, StudentStage) and stage.without_t5:
+            dropped = judge(replace(student, without_t5=True), site, self.recipe.judged, teacher=teacher).facts
+            facts |= {f"{name}_without_t5": value for name, value in dropped.items()}
+        told = ", ".join(f"{name} {value:.3f}" for name, value in facts.items())
         self.display.line(f"{stage.name}: {told} ({self.recipe.judged} prompts)")
         prompts = site.prompts(range(min(SHOWN, self.recipe.judged)))
         rows = [decode(site.here(site.lineage.component("vae")), student.latents(prompts))]
         if teacher is not None:
             rows.append(decode(site.here(site.teacher.component("vae")), teacher.latents(prompts)))
         write_grid(folder / "grid.png", rows)
-        write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **judged.facts}, indent=2))
+        write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **facts}, indent=2))
 
     def _sampler(
         self,

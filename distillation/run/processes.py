@@ -101,6 +101,12 @@ class Processes:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
+    def summed(self, tensor: Tensor) -> Tensor:
+        """A tensor that each has, summed over all."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def shard(self, network: Any, blocks: Any, *, half: bool = False) -> None:
         """Shard a network over the processes in place, a block at a time.
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
 from distillation.data.settings import ShapesData
-from distillation.flow import Velocity
+from distillation.flow import Velocity, euler
 from distillation.levels import checked, substeps
 from distillation.networks.adapters import adapted, merged_weight, write_lora
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.networks.quantized import quantize, weights_behind
+from distillation.networks.quantized import input_grams, quantize, weights_behind
 from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
 from distillation.objectives import trajectory
 from distillation.objectives.branches import merge
@@ -135,9 +135,14 @@ def quantize_job(stage: QuantizeStage, site: Site) -> Job:
     assert site.profile is not None
     profile = site.profile
     teacher, student = site.velocity(site.lineage, whole=True), site.velocity(site.lineage, learns=True, whole=True)
-    if not quantize(student.transformer, profile, round_inputs=stage.round_inputs):
-        raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
     batches = _batches(stage, site, teacher, teacher.transformer.config)
+    levels = checked(stage.levels, f"stage {stage.name}")
+    with torch.no_grad(), input_grams(teacher.transformer) as grams:
+        for batch in map(batches, range(stage.calibration)):
+            euler(teacher, batch.noise, levels, batch.cond)
+    grams = {name: site.processes.summed(gram) for name, gram in grams.items()}
+    if not quantize(student.transformer, profile, round_inputs=stage.round_inputs, grams=grams):
+        raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
         save_transformer(teacher.transformer, folder, weights_behind(student.transformer))
