@@ -144,6 +144,12 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         stage = self.stage(name)
         return (*self.way_to(stage.after), stage) if stage.after else (stage,)
 
+    def behind(self, name: str) -> list[str]:
+        """The names of all stages that one depends on, its way and the branches on it, and its own."""
+        way = self.way_to(name)
+        branches = [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
+        return [*(one for branch in branches for one in self.behind(branch)), *(stage.name for stage in way)]
+
     def identity(self, name: str, given: str = "") -> str:
         """A digest of a stage, of all that it goes on from, and of the seed.
 

@@ -168,16 +168,10 @@ class Distillation:
 
     def _identity(self, name: str) -> str:
         identity = self.recipe.identity(name, self.given)
-        if profiles := [self.profiles[one] for one in self._behind(name) if one in self.profiles]:
+        if profiles := [self.profiles[one] for one in self.recipe.behind(name) if one in self.profiles]:
             told = [identity, *map(profile_toml, profiles)]  # the recipe has their names alone
             return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
         return identity
-
-    def _behind(self, name: str) -> list[str]:
-        """All stages that a stage depends on, and itself: its way, and the branches on it."""
-        way = self.recipe.way_to(name)
-        branches = [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
-        return [*(one for branch in branches for one in self._behind(branch)), *(stage.name for stage in way)]
 
     def _stage_folder(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}-{self._identity(name)[:8]}"

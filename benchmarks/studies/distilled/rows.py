@@ -224,7 +224,7 @@ def recipe_of(recipe: Recipe, wanted: Iterable[Row], processes: int) -> Recipe:
     wanted = list(wanted)
     own = {stage.name: stage for row in wanted for stage in row.stages}
     starts = {stage.after for stage in own.values()} - own.keys() | {row.scored for row in wanted if not row.stages}
-    shared = {stage.name for start in starts for stage in recipe.way_to(start)}
+    shared = {name for start in starts for name in recipe.behind(start)}
     before = tuple(stage for stage in recipe.stages if stage.name in shared)
     return msgspec.structs.replace(
         recipe,
