@@ -59,10 +59,8 @@ _PER_SCENE: dict[str, Sequence[Any]] = {
 }
 _ALL = {f"{name} {thing}": len(answers) for thing in range(THINGS) for name, answers in _PER_THING.items()}
 _ALL |= {name: len(answers) for name, answers in _PER_SCENE.items()}
-#: CLIP is asked for what its window holds of most captions and its words say plainly.
-_OF_CLIP = [
-    name for name in _ALL if name.split()[0] in ("colour", "shape", "size", "second", "relation", "count") and "2" not in name
-]
+#: CLIP is asked for what its window holds of all captions but long ones, and its words say plainly.
+_OF_CLIP = [name for name in _ALL if name.split()[0] not in ("fill", "position") and "2" not in name]
 
 
 def targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
