@@ -10,7 +10,7 @@ from distillation.world.numbered import pictures, scenes
 
 __all__ = ["ShapesSource"]
 
-VERSION = 3  # of the world: another one where the same numbers come to mean other scenes or pictures
+VERSION = 4  # of the world: another one where the same numbers come to mean other scenes or pictures
 
 
 class ShapesSource(Source):
