@@ -147,8 +147,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def behind(self, name: str) -> list[str]:
         """The names of all stages that one depends on, its way and the branches on it, and its own."""
         way = self.way_to(name)
-        branches = [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
-        return [*(one for branch in branches for one in self.behind(branch)), *(stage.name for stage in way)]
+        return [*(one for branch in _branches(way) for one in self.behind(branch)), *(stage.name for stage in way)]
 
     def identity(self, name: str, given: str = "") -> str:
         """A digest of a stage, of all that it goes on from, and of the seed.
@@ -157,16 +156,16 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             name: of the stage.
             given: a digest of what the whole run begins from: teacher and data.
         """
-        way = [_content(stage) for stage in self.way_to(name)]
-        branches = [
-            self.identity(branch, given)
-            for stage in self.way_to(name)
-            if isinstance(stage, MergeStage)
-            for branch in stage.branches
-        ]
+        way = self.way_to(name)
+        contents, branches = [_content(stage) for stage in way], [self.identity(branch, given) for branch in _branches(way)]
         lora = msgspec.to_builtins(self.lora)
-        told = json.dumps([self.seed, given, way, branches, lora, self.half, self.resolution], sort_keys=True)
+        told = json.dumps([self.seed, given, contents, branches, lora, self.half, self.resolution], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _branches(way: Sequence[AnyStage]) -> list[str]:
+    """The names of the stages that the merges on a way put together."""
+    return [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
 
 
 def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:

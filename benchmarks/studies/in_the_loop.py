@@ -28,7 +28,7 @@ from benchmarks.studies.weights.trial import Trial
 from benchmarks.studies.weights.ways import INTEGERS, TABLES, Ways, Weights, rounded_to_nearest
 from distillation.levels import checked
 from distillation.networks.drawing import Sampler, decode
-from distillation.networks.quantized import COMPONENT, quantize
+from distillation.networks.quantized import COMPONENT, linear_layers, quantize
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Publication
 from distillation.run.lineage import Lineage
@@ -39,7 +39,7 @@ from exporters.reference.decibels import snr_db
 from exporters.student.open import open_student
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
-from quantization.errors import InputError
+from quantization.errors import Complaint, InputError
 from quantization.profile import load_profile
 from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
@@ -69,20 +69,21 @@ class Stage:
         name: its name.
 
     Raises:
-        InputError: it was not made.
+        InputError: it was not made, or is none of the recipe's that quantize.
     """
 
     def __init__(self, run: RunFolder, name: str) -> None:
-        stage = run.recipe.stage(name)
-        assert isinstance(stage, QuantizeStage)
-        self.run, self.stage = run, stage
-        self.learned, self.entered = (run.run.lineage(one) for one in (name, run.recipe.stage(name).after))
+        quantizing = {stage.name: stage for stage in run.recipe.stages if isinstance(stage, QuantizeStage)}
+        if name not in quantizing:
+            complaint = Complaint(name, "no stage of kind quantize", ", ".join(quantizing) or "a recipe with one")
+            raise InputError("There is nothing to compare.", [complaint])
+        self.run, self.stage = run, quantizing[name]
+        self.learned, self.entered = (run.run.lineage(one) for one in (name, self.stage.after))
         self.profile = load_profile(run.stage_folder(name) / "result" / "profile.toml")
-        transformer = self.entered.component("transformer")
-        state = {f"{name}.weight": layer.weight.detach().numpy() for name, layer in transformer.named_modules() if _linear(layer)}
-        schemes = {(COMPONENT, name): self.profile.scheme(COMPONENT, name) for name in state}
+        linear = {(COMPONENT, weight): layer for weight, layer in linear_layers(self.entered.component("transformer")).items()}
+        schemes = {key: self.profile.scheme(*key) for key in linear}
         self.schemes: dict[Key, Scheme] = {key: scheme for key, scheme in schemes.items() if scheme.kind != "float"}
-        self.weights: Weights = {key: state[key[1]] for key in self.schemes}
+        self.weights: Weights = {key: linear[key].weight.detach().numpy() for key in self.schemes}
 
     @property
     def size_bytes(self) -> int:
@@ -179,10 +180,6 @@ def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _linear(layer: torch.nn.Module) -> bool:
-    return isinstance(layer, torch.nn.Linear)
-
-
 def main() -> None:
     """Print a table of each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,8 +194,8 @@ def main() -> None:
         run = RunFolder(given.run)
         names = given.stage or [stage.name for stage in run.recipe.stages if isinstance(stage, QuantizeStage)]
         for name in names:
-            print(f"{name}: {given.prompts} captions\n")
-            print(table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts))), end="\n\n", flush=True)
+            told = table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts)))
+            print(f"{name}: {given.prompts} captions\n\n{told}\n", flush=True)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -10,7 +10,9 @@ from distillation.world.numbered import pictures, scenes
 
 __all__ = ["ShapesSource"]
 
-VERSION = 4  # of the world: another one where the same numbers come to mean other scenes or pictures
+VERSION = (
+    4  # of the world: another one where the same numbers come to mean other scenes or pictures, or encoders learn other facts
+)
 
 
 class ShapesSource(Source):

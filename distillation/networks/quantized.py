@@ -27,7 +27,7 @@ from quantization.profile import Profile
 from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
 
-__all__ = ["FOLDED", "Rounded", "input_grams", "quantize", "weights_behind"]
+__all__ = ["COMPONENT", "FOLDED", "Rounded", "input_grams", "linear_layers", "quantize", "weights_behind"]
 
 COMPONENT = "transformer"
 FOLDED = "time_text_embed.timestep_embedder."
@@ -69,6 +69,11 @@ class Rounded(nn.Module):
         return through
 
 
+def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """The layers whose weights a profile may round, by the names of these, in the transformer's order."""
+    return {f"{name}.weight": layer for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+
+
 @contextlib.contextmanager
 def input_grams(transformer: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Gram matrices of the inputs of all linear layers, of what passes while this is open: 4 bytes for each pair of inputs.
@@ -82,8 +87,7 @@ def input_grams(transformer: nn.Module) -> Iterator[dict[str, Tensor]]:
         x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
         grams[name] = grams[name].addmm_(x.mT, x) if name in grams else x.mT @ x
 
-    linear = {f"{name}.weight": layer for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
-    hooks = [layer.register_forward_pre_hook(functools.partial(add, name)) for name, layer in linear.items()]
+    hooks = [layer.register_forward_pre_hook(functools.partial(add, name)) for name, layer in linear_layers(transformer).items()]
     try:
         yield grams
     finally:
@@ -111,20 +115,18 @@ def quantize(
         SchemeError: a weight cannot be stored so.
     """
     names = []
-    for name, layer in list(transformer.named_modules()):
-        if not isinstance(layer, nn.Linear):
-            continue
-        scheme = profile.scheme(COMPONENT, f"{name}.weight")
+    for name, layer in linear_layers(transformer).items():
+        scheme = profile.scheme(COMPONENT, name)
         if scheme.kind == "float":
             continue
-        origin = f"{COMPONENT}: {name}.weight"
-        if grams is not None and (gram := grams.get(f"{name}.weight")) is not None:
+        origin = f"{COMPONENT}: {name}"
+        if grams is not None and (gram := grams.get(name)) is not None:
             _store_with_feedback(layer.weight, scheme, gram, origin)
         parametrize.register_parametrization(layer, "weight", Rounded(scheme, origin))
         rounding = input_rounding(scheme) if round_inputs else None
         if rounding is not None:
             layer.register_forward_pre_hook(_straight_through(rounding))
-        names.append(f"{name}.weight")
+        names.append(name)
     return names
 
 
@@ -153,9 +155,5 @@ def weights_behind(transformer: nn.Module) -> dict[str, Tensor]:
     """
     marker = ".parametrizations.weight.original"
     state = {name.replace(marker, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
-    stored = {
-        f"{name}.weight": layer.weight.detach()
-        for name, layer in transformer.named_modules()
-        if name.startswith(FOLDED) and parametrize.is_parametrized(layer, "weight")
-    }
-    return state | stored
+    folded = {name: layer for name, layer in linear_layers(transformer).items() if name.startswith(FOLDED)}
+    return state | {name: layer.weight.detach() for name, layer in folded.items()}

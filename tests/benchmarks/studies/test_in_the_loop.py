@@ -13,6 +13,7 @@ from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.in_the_loop import Drawn, Stage, rows, ways
 from distillation.networks.quantized import FOLDED
 from exporters.reference.decibels import snr_db
+from quantization.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,12 @@ def test_what_no_bundle_multiplies_by_is_stored_all_the_same(stage: Stage) -> No
     missing = {key[1] for key in stage.weights} - {key[1] for key in sensitivities}
     assert {name for name in missing if name.startswith(FOLDED)}
     assert all(set(stored) == set(stage.weights) for _, _, stored in ways(stage, sensitivities))
+
+
+@pytest.mark.parametrize("name", ["follow-4", "w5"])
+def test_what_quantizes_nothing_is_refused(shapes_run: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}: no stage of kind quantize \\(expected w4"):
+        Stage(RunFolder(shapes_run), name)
 
 
 def test_a_row_counts_pictures_that_turn(monkeypatch: pytest.MonkeyPatch) -> None:
