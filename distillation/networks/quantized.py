@@ -85,7 +85,9 @@ def input_grams(transformer: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     def add(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-        grams[name] = grams[name].addmm_(x.mT, x) if name in grams else x.mT @ x
+        with torch.autocast(x.device.type, enabled=False):  # which would sum in 8 bits
+            gram = x.mT @ x
+        grams[name] = grams[name].add_(gram) if name in grams else gram
 
     hooks = [layer.register_forward_pre_hook(functools.partial(add, name)) for name, layer in linear_layers(transformer).items()]
     try:
