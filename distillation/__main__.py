@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="a change of the recipe")
     parser.add_argument("--stop-after", default="", metavar="STAGE", help="the last stage to make")
     parser.add_argument("--device", default="", help="cpu or cuda")
+    parser.add_argument("--take-up", type=Path, metavar="FOLDER", help="a student that holds what stages have left")
     given = parser.parse_args()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     code = 1
@@ -33,7 +34,8 @@ def main() -> None:
         from distillation.run.start import follow
 
         loras = as_loras(given.lora)
-        order = Order(given.recipe, given.teacher, given.output, tuple(given.set), given.stop_after, given.device, loras)
+        about = tuple(given.set), given.stop_after, given.device, loras, given.take_up
+        order = Order(given.recipe, given.teacher, given.output, *about)
         code = follow(order)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -32,7 +32,7 @@ from distillation.networks.quantized import COMPONENT, linear_layers, quantize
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Publication
 from distillation.run.lineage import Lineage
-from distillation.run.publish import publish
+from distillation.run.outcome.publish import publish
 from distillation.stages import QuantizeStage
 from exporters.quiet import quiet_libraries
 from exporters.reference.decibels import snr_db

@@ -36,6 +36,7 @@ from deploy.cli.options import (
     VariantOption,
     WidthOption,
     build_request,
+    builtin_or,
     messages,
     need_export,
     parse_loras,
@@ -300,6 +301,14 @@ def distill(
     ] = None,
     stop_after: Annotated[str, typer.Option(metavar="STAGE", help="The last stage to make.", show_default=False)] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda. Default: the best there is.", show_default=False)] = "",
+    take_up: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A student that this recipe has handed out, or `builtin`: stages whose networks it holds are not made again.",
+            show_default=False,
+        ),
+    ] = None,
     launch: Annotated[
         str,
         typer.Option(
@@ -320,7 +329,8 @@ def distill(
     from distillation.run.order import Order
     from distillation.run.start import begin
 
-    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device, parse_loras(lora))
+    taken_up = None if take_up is None else builtin_or(take_up)
+    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device, parse_loras(lora), taken_up)
     if dry_run:
         from deploy.text import table
         from distillation.run.dry_run import remarks, rows

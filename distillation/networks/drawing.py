@@ -15,10 +15,13 @@ from distillation.levels import shifted
 from distillation.networks.conditioning import Conditioning
 from distillation.objectives.trajectory import teacher_velocity
 
-__all__ = ["Sampler", "decode", "teacher_levels"]
+__all__ = ["TEACHER_STEPS", "Sampler", "decode", "teacher_levels"]
+
+TEACHER_STEPS = 28
+"""In which a teacher draws beside its students, as diffusers has it for Stable Diffusion 3."""
 
 
-def teacher_levels(steps: int, shift: float = 3.0) -> tuple[float, ...]:
+def teacher_levels(steps: int = TEACHER_STEPS, shift: float = 3.0) -> tuple[float, ...]:
     """SD3's own levels: evenly spaced before the shift.
 
     >>> [round(level, 2) for level in teacher_levels(4)]

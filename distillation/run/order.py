@@ -28,6 +28,7 @@ class Order:
         stop_after: the last stage; all where empty.
         device: ``cpu``, ``cuda``; the best there is where empty.
         lora: LoRAs to merge into the teacher, in their order.
+        take_up: folder of a student that holds what stages have left.
 
     Raises:
         InputError: there are LoRAs, and no teacher to merge them into.
@@ -40,6 +41,7 @@ class Order:
     stop_after: str = ""
     device: str = ""
     lora: tuple[Lora, ...] = ()
+    take_up: Path | None = None
 
     def __post_init__(self) -> None:
         if self.lora and self.teacher is None:
@@ -95,6 +97,7 @@ class Order:
             told += ["--set", change]
         for one in self.lora:
             told += ["--lora", str(one)]
-        for option, value in (("--stop-after", self.stop_after), ("--device", self.device)):
-            told += [option, value] if value else []
+        options = {"--stop-after": self.stop_after, "--device": self.device, "--take-up": self.take_up}
+        for option, value in options.items():
+            told += [option, str(value)] if value else []
         return told

@@ -39,16 +39,18 @@ from distillation.networks.drawing import Sampler, decode, teacher_levels
 from distillation.recipe import Publication, Recipe
 from distillation.run.jobs import Job, Site, job_of
 from distillation.run.jobs.ahead import ahead
-from distillation.run.jobs.needs import check_needs, check_profile
+from distillation.run.jobs.needs import check_needs, check_profile, stages_to_make, teacher_of
 from distillation.run.judge import Once, judge
 from distillation.run.keeper import Keeper
 from distillation.run.lineage import Lineage
+from distillation.run.outcome.publish import Sibling, publish, read_json
+from distillation.run.outcome.taken_up import TAKEN_UP, TakenUp
 from distillation.run.processes import Processes
-from distillation.run.publish import Sibling, publish, read_json
 from distillation.run.records import Display, write_grid
 from distillation.run.signals import Interrupted, Stop
 from distillation.stages import AnyStage, FlowStage, MergeStage, QuantizeStage, StudentStage, TextStage, kind_of
 from distillation.world.text import T5_TOKENS
+from exporters.errors import Complaint, InputError
 from exporters.student.student import Student
 from quantization.files import DRAFTS, write_text, writing_error
 from quantization.folders import new_folder, remove_tree
@@ -71,16 +73,25 @@ class Distillation:
         processes: that share its work.
         display: where progress is told.
         stop: whether it is asked to stop.
+        taken_up: a student that holds what stages have left.
 
     Raises:
         InputError: the data or a profile cannot be read, or a stage could not begin with what there is.
     """
 
     def __init__(
-        self, recipe: Recipe, place: Path, base: Student | None, folder: Path, processes: Processes, display: Display, stop: Stop
+        self,
+        recipe: Recipe,
+        place: Path,
+        base: Student | None,
+        folder: Path,
+        processes: Processes,
+        display: Display,
+        stop: Stop,
+        taken_up: TakenUp | None = None,
     ) -> None:
         self.recipe, self.place, self.base, self.folder = recipe, place, base, folder
-        self.processes, self.display, self.stop = processes, display, stop
+        self.processes, self.display, self.stop, self.taken_up = processes, display, stop, taken_up
         self.source = open_source(recipe.data, place)
         check_needs(recipe, base, self.source, processes)
         quantizing = [stage for stage in recipe.stages if isinstance(stage, QuantizeStage)]
@@ -99,18 +110,21 @@ class Distillation:
             Interrupted: the run was asked to stop; the same call goes on.
             InputError: something is not as it has to be: the teacher, the data, a loss.
         """
+        asked = self.recipe.stages
         if last:
-            self.recipe.stage(last)
+            asked = asked[: asked.index(self.recipe.stage(last)) + 1]
         self._by_the_first(self._tidy)
-        for stage in self.recipe.stages:
+        if self.taken_up is not None:
+            self._by_the_first(partial(self._take_up, self.taken_up))
+        missing = stages_to_make(self.recipe, asked, self._is_made)
+        for stage in asked:
             if self.processes.agreed(self.stop.asked):
                 raise Interrupted
-            if not self._is_made(stage.name):
+            if stage.name in missing:
                 self._make(stage)
                 self._make_room()
-            self._by_the_first(partial(self._finish, stage))
-            if stage.name == last:
-                break
+            if self._is_made(stage.name):
+                self._by_the_first(partial(self._finish, stage))
 
     def _make_room(self) -> None:
         """Networks that name one another go before others take their place."""
@@ -145,12 +159,32 @@ class Distillation:
         if not file.is_file() or file.read_text("utf-8", errors="replace") != text:
             write_text(file, text)
 
+    def _take_up(self, student: TakenUp) -> None:
+        """Stages whose results a student holds are not made again.
+
+        Raises:
+            InputError: it holds none of the recipe's.
+        """
+        held = {stage.name: student.variant_of(stage, self._identity(stage.name), self.recipe) for stage in self.recipe.stages}
+        if not any(variant is not None for variant in held.values()):
+            ways = ", ".join(sorted({identity for those in student.components.values() for identity in those.values()}))
+            complaint = Complaint(str(student.folder), "holds no stage of the recipe as it is", got=f"stages {ways}")
+            raise InputError("No stage can be taken up.", [complaint], "a changed recipe, or other data, makes its stages itself")
+        for stage in self.recipe.stages:
+            variant = held[stage.name]
+            if variant is None or self._is_made(stage.name):
+                continue
+            with _refused(self._result(stage.name)), new_folder(self._result(stage.name), replace=True) as draft:
+                student.write(stage, self._identity(stage.name), variant, draft)
+            self.display.line(f"{stage.name}: taken up from {student.folder}")
+
     def _finish(self, stage: AnyStage) -> None:
         """What follows a stage's result: also where the run was stopped right after it."""
         folder = self._stage_folder(stage.name)
         if (folder / "checkpoints").is_dir():
             remove_tree(folder / "checkpoints")
-        self._report(stage, folder)
+        if TAKEN_UP not in read_json(folder / "result" / "stage.json"):  # that one was judged where it was made
+            self._report(stage, folder)
         for student in self.recipe.students:
             if stage.name in (student.stage, *student.variants.values()) and self._is_made(student.stage):
                 self._publish(student)
@@ -187,8 +221,7 @@ class Distillation:
         return Lineage(self.base, tuple(self._result(stage.name) for stage in reversed(way)), length)
 
     def _site(self, stage: AnyStage) -> Site:
-        teachers = [one.name for one in self.recipe.way_to(stage.name) if isinstance(one, FlowStage)]
-        teacher = teachers[-1] if teachers else ""
+        teacher = teacher_of(self.recipe, stage.name)
         branches = stage.branches if isinstance(stage, MergeStage) else ()
         return Site(
             recipe=self.recipe,
@@ -250,11 +283,11 @@ class Distillation:
         if read_json(folder / "judged.json").get("prompts") == self.recipe.judged:
             return
         site = replace(self._site(stage), lineage=self.lineage(stage.name))
-        levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels(28)
+        levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels()
         student = self._sampler(site.lineage, levels, site)
         teacher = None
         if isinstance(stage, StudentStage):
-            teacher = Once(self._sampler(site.teacher, teacher_levels(28), site, student.encode, stage.guidance))
+            teacher = Once(self._sampler(site.teacher, teacher_levels(), site, student.encode, stage.guidance))
         facts = judge(student, site, self.recipe.judged, teacher=teacher).facts
         if isinstance(stage, StudentStage) and stage.without_t5:
             dropped = judge(replace(student, without_t5=True), site, self.recipe.judged, teacher=teacher).facts

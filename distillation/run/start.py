@@ -73,6 +73,7 @@ def follow(order: Order) -> int:
         InputError: what was given cannot be followed.
     """
     quiet_libraries()
+    from distillation.run.outcome.taken_up import TakenUp
     from distillation.run.pipeline import Distillation
 
     recipe = order.read()
@@ -82,7 +83,8 @@ def follow(order: Order) -> int:
     launched = os.getppid() if processes.count > 1 else 0
     with stoppable(launched) as stop, Display(processes.first) as display, _alone(order.out, processes):
         try:
-            run = Distillation(recipe, order.place, order.open_teacher(), order.out, processes, display, stop)
+            taken_up = None if order.take_up is None else TakenUp(order.take_up)
+            run = Distillation(recipe, order.place, order.open_teacher(), order.out, processes, display, stop, taken_up)
             run.run(order.stop_after)
             display.line(
                 f"{order.out}: all that {recipe.name} asks for is there" + f" up to {order.stop_after}" * bool(order.stop_after)

@@ -22,9 +22,11 @@ SMALL = {
 }
 
 
-def follow_shapes(folder: Path) -> Path:
+def follow_shapes(folder: Path, take_up: Path | None = None) -> Path:
     """Follow it as far as the quantized student."""
     changes = [f"{stage}.{change}" for stage, those in SMALL.items() for change in those]
-    order = Order("shapes-cpu", None, folder, (*changes, "judged=2", "processes=1"), device="cpu", stop_after="w4")
+    order = Order(
+        "shapes-cpu", None, folder, (*changes, "judged=2", "processes=1"), device="cpu", stop_after="w4", take_up=take_up
+    )
     assert follow(order) == 0
     return folder

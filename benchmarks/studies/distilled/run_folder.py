@@ -8,11 +8,11 @@ from pathlib import Path
 from benchmarks.studies.distilled.subjects import Network
 from distillation.data.settings import ShapesData
 from distillation.levels import checked, shifted
-from distillation.networks.drawing import teacher_levels
+from distillation.networks.drawing import TEACHER_STEPS, teacher_levels
 from distillation.recipe import Recipe, parse_recipe
+from distillation.run.outcome.publish import PROVENANCE
 from distillation.run.pipeline import Distillation
 from distillation.run.processes import Processes
-from distillation.run.publish import PROVENANCE
 from distillation.run.records import METRICS, Display
 from distillation.run.signals import Stop
 from distillation.stages import FlowStage, StudentStage
@@ -21,8 +21,6 @@ from exporters.student.student import BUILTIN_STUDENT
 from quantization.errors import Complaint, InputError
 
 __all__ = ["TEACHER_STEPS", "RunFolder", "builtin", "student"]
-
-TEACHER_STEPS = 28
 
 
 class RunFolder:
@@ -75,7 +73,7 @@ class RunFolder:
         """
         lineage, stage = self.run.lineage(name), self.recipe.stage(name)
         facts = json.loads((self.stage_folder(name) / "result" / "stage.json").read_text("utf-8"))
-        levels = checked(stage.levels, name) if isinstance(stage, StudentStage) else teacher_levels(TEACHER_STEPS)
+        levels = checked(stage.levels, name) if isinstance(stage, StudentStage) else teacher_levels()
         return Network(name, facts["identity"], levels, results=lineage.results, t5_length=lineage.t5_length)
 
     def teacher(self) -> Network:

@@ -1,8 +1,8 @@
-"""What stages need before they can begin, told before the first of them does: hours lie between."""
+"""What stages need before they can begin, told before the first of them does: hours lie between; and which are to be made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distillation.data.settings import ShapesData
@@ -11,12 +11,12 @@ from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Recipe
 from distillation.run.lineage import CLIPS, T5
 from distillation.run.processes import Processes
-from distillation.stages import AnyStage, DecoderStage, FlowStage, QuantizeStage, StudentStage, TextStage, VaeStage
+from distillation.stages import AnyStage, DecoderStage, FlowStage, MergeStage, QuantizeStage, StudentStage, TextStage, VaeStage
 from exporters.errors import Complaint, InputError
 from exporters.student.student import Student
 from quantization.profile import Profile
 
-__all__ = ["check_needs", "check_profile"]
+__all__ = ["check_needs", "check_profile", "left", "stages_to_make", "teacher_of"]
 
 COMPONENT = "transformer"
 
@@ -41,7 +41,7 @@ def check_needs(recipe: Recipe, base: Student | None, source: Source, processes:
         missing = [name for name in _needed(stage, recipe, source) if name not in before]
         complaints += [Complaint(f"stage {stage.name}", f"there is no {name} to go on from") for name in missing]
         complaints += _data_complaints(stage, source)
-        there[stage.name] = before | set(_left(stage)) | set(missing)  # what is missing is told once
+        there[stage.name] = before | set(left(stage)) | set(missing)  # what is missing is told once
     if base is not None and COMPONENT in base.weights:
         complaints += _size_complaints(recipe, base.configs[COMPONENT])
     for student in recipe.students:
@@ -101,8 +101,52 @@ def _data_complaints(stage: AnyStage, source: Source) -> Iterator[Complaint]:
         yield Complaint("data", "has neither pictures nor latents", f"either, for stage {stage.name}")
 
 
-def _left(stage: AnyStage) -> tuple[str, ...]:
+def left(stage: AnyStage) -> tuple[str, ...]:
     """Components that a stage leaves."""
     if isinstance(stage, TextStage):
         return (*CLIPS, T5)
     return ("vae",) if isinstance(stage, VaeStage | DecoderStage) else ("transformer",)
+
+
+def teacher_of(recipe: Recipe, name: str) -> str:
+    """The stage that the teacher of a stage is of; none where the run was given it."""
+    teachers = [one.name for one in recipe.way_to(name) if isinstance(one, FlowStage)]
+    return teachers[-1] if teachers else ""
+
+
+def stages_to_make(recipe: Recipe, asked: Sequence[AnyStage], is_made: Callable[[str], bool]) -> set[str]:
+    """The stages that are to be made: not those whose networks nothing needs that is there, or is to be made itself.
+
+    Args:
+        recipe: of the run.
+        asked: its stages, as far as they are asked for.
+        is_made: whether a stage's result is there.
+    """
+    missing: set[str] = set()
+
+    def need(name: str) -> None:
+        """What a stage's student consists of, and what those stages need in turn that have to make it."""
+        for stage in _providers(recipe, name):
+            if stage.name in missing or is_made(stage.name):
+                continue
+            missing.add(stage.name)
+            teacher = teacher_of(recipe, stage.name) if isinstance(stage, StudentStage) else ""
+            for one in filter(None, (stage.after, *_branches(stage), teacher)):
+                need(one)
+
+    inner = {name for stage in asked for name in (stage.after, *_branches(stage))}
+    students = {name for student in recipe.students for name in (student.stage, *student.variants.values())}
+    for stage in asked:
+        if stage.name in students or stage.name not in inner:
+            need(stage.name)
+    return missing
+
+
+def _branches(stage: AnyStage) -> tuple[str, ...]:
+    return stage.branches if isinstance(stage, MergeStage) else ()
+
+
+def _providers(recipe: Recipe, name: str) -> list[AnyStage]:
+    """The stages that have left the components of a stage's student, the last of each."""
+    of_part = {part: stage for stage in recipe.way_to(name) for part in left(stage)}
+    return list({stage.name: stage for stage in of_part.values()}.values())

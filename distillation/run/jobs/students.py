@@ -112,7 +112,7 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
     teacher = None
     if several and not isinstance(site.recipe.data, ShapesData):  # nothing but the teacher tells right from wrong
         network = site.velocity(site.teacher, whole=True)
-        teacher = Once(replace(sampler, network=network, levels=teacher_levels(28), guidance=stage.guidance))
+        teacher = Once(replace(sampler, network=network, levels=teacher_levels(), guidance=stage.guidance))
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
         scores: dict[float, float] = {}

@@ -10,8 +10,8 @@ import pytest
 
 from distillation.run.lineage import Lineage
 from distillation.run.order import Order
+from distillation.run.outcome.publish import _card
 from distillation.run.plan import plan
-from distillation.run.publish import _card
 from exporters.errors import InputError
 from exporters.student.open import open_student
 from exporters.student.weights.lora.source import Lora, parse_lora

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from distillation.data.settings import ShapesData
+from distillation.networks.drawing import TEACHER_STEPS
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
+from distillation.run.jobs.needs import teacher_of
 from distillation.run.lineage import LORA, PROFILE, Lineage, Tensors
-from distillation.stages import AnyStage, StudentStage, kind_of
+from distillation.stages import AnyStage, FlowStage, StudentStage, kind_of
 from distillation.write import Dtype, write_component, write_index, write_weights
 from exporters.errors import Complaint
 from exporters.student.structure import COMPONENTS
@@ -24,11 +26,12 @@ from exporters.student.student import TOKENIZERS, Student
 from quantization.files import write_text
 from quantization.folders import new_folder
 
-__all__ = ["Sibling", "publish", "read_json"]
+__all__ = ["PROVENANCE", "Sibling", "publish", "read_json", "write_components"]
 
 SHIFT = 3.0
 """Of SD3's scheduler."""
 PROVENANCE = "distillation.json"
+"""What a student was made of: recipe, stage, and the stages that have left its components and those of its variants."""
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -70,25 +73,17 @@ def publish(
         WritingError: it cannot be written.
     """
     told: dict[str, Any] = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
-    if siblings:
-        told["variants"] = {one.name: one.identity for one in siblings}
+    told["components"] = {
+        name: _left_by(each) for name, each in {"": lineage, **{one.name: one.lineage for one in siblings}}.items()
+    }
     if read_json(folder / PROVENANCE) == told:
         return False
     if (lora := lineage.beside_transformer(LORA)) is not None:  # first: where the student is there, all of it is
         with new_folder(folder.with_name(folder.name + LORA_SUFFIX), replace=True) as draft:
             shutil.copytree(lora, draft, dirs_exist_ok=True)
     stage = recipe.stage(student.stage)
-    components = [name for name in COMPONENTS if lineage.has(name)]
     with new_folder(folder, replace=True) as draft:
-        configs = {}
-        for name in components:
-            config, tensors = lineage.stored(name)
-            if "dtype" in config:
-                config["dtype"] = _NAMES[student.dtype]
-            configs[name] = config
-            write_component(draft / name, config, *_shapes_and_chunks(tensors), student.dtype)
-            if name in TOKENIZERS:
-                _copy_tokenizer(lineage, name, draft / TOKENIZERS[name])
+        configs = write_components(lineage, [name for name in COMPONENTS if lineage.has(name)], draft, student.dtype)
         scheduler = _scheduler(lineage)
         (draft / "scheduler").mkdir()
         write_text(draft / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2))
@@ -106,6 +101,38 @@ def publish(
             write_text(draft / file, text)
         write_text(draft / "README.md", _card(recipe, student, stage, lineage, licences, siblings))
     return True
+
+
+def write_components(lineage: Lineage, names: Iterable[str], folder: Path, dtype: Dtype) -> dict[str, dict[str, Any]]:
+    """Write components and their tokenizers as diffusers lays them out.
+
+    Args:
+        lineage: that has them.
+        names: of the components.
+        folder: that theirs go into.
+        dtype: how their weights are stored.
+
+    Returns:
+        Their configurations.
+    """
+    configs = {}
+    for name in names:
+        config, tensors = lineage.stored(name)
+        if "dtype" in config:
+            config["dtype"] = _NAMES[dtype]
+        configs[name] = config
+        write_component(folder / name, config, *_shapes_and_chunks(tensors), dtype)
+        if name in TOKENIZERS:
+            _copy_tokenizer(lineage, name, folder / TOKENIZERS[name])
+    return configs
+
+
+def _left_by(lineage: Lineage) -> dict[str, str]:
+    """Which stage of the run has left each component, by its identity."""
+    results = {name: lineage.result(name) for name in COMPONENTS}
+    return {
+        name: read_json(place.with_name("stage.json")).get("identity", "") for name, place in results.items() if place is not None
+    }
 
 
 def _write_variant(folder: Path, sibling: Sibling, dtype: Dtype, lineage: Lineage) -> None:
@@ -183,6 +210,9 @@ def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict
         shift = scheduler.get("shift", 1.0)
         sigmas = [level / (shift - (shift - 1) * level) for level in stage.levels[:-1]]
         defaults |= {"steps": len(sigmas), "sigmas": [round(sigma, 12) for sigma in sigmas], "guidance_scale": 1.0}
+    elif isinstance(stage, FlowStage):
+        taught = [one for one in recipe.stages if isinstance(one, StudentStage) and teacher_of(recipe, one.name) == stage.name]
+        defaults |= {"steps": TEACHER_STEPS, "guidance_scale": taught[0].guidance if taught else 1.0}
     return defaults
 
 
@@ -193,7 +223,7 @@ def _merged(base: Student) -> list[str]:
 def _how_it_draws(stage: AnyStage) -> str:
     if isinstance(stage, StudentStage):
         return f"{len(stage.levels) - 1} steps without guidance (few-step distilled)"
-    return "28 steps with guidance"
+    return f"{TEACHER_STEPS} steps with guidance"
 
 
 def _card(
