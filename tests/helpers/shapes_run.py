@@ -23,10 +23,8 @@ SMALL = {
 
 
 def follow_shapes(folder: Path, take_up: Path | None = None) -> Path:
-    """Follow it as far as the quantized student."""
+    """Follow it."""
     changes = [f"{stage}.{change}" for stage, those in SMALL.items() for change in those]
-    order = Order(
-        "shapes-cpu", None, folder, (*changes, "judged=2", "processes=1"), device="cpu", stop_after="w4", take_up=take_up
-    )
+    order = Order("shapes-cpu", None, folder, (*changes, "judged=2", "processes=1"), device="cpu", take_up=take_up)
     assert follow(order) == 0
     return folder

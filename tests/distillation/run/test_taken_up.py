@@ -65,7 +65,7 @@ def test_another_stage_is_not_taken_up(whole: Order, tmp_path: Path, changes: Se
 def test_a_student_of_shapes_holds_its_teacher(shapes_run: Path, tmp_path: Path) -> None:
     """Weights were stored in fp16: half a unit of its 11th bit."""
     run = follow_shapes(tmp_path / "run", take_up=shapes_run / "student-4")
-    assert set(stages(run)) == {"text", "vae", "teacher", "split-4", "w4"}
+    assert set(stages(run)) == {"text", "vae", "teacher", "split-4", "match-2", "w4"}
     for held in ("text/result/text_encoder_3", "vae/result/vae", "teacher/result/transformer", "split-4/result/transformer"):
         stage, _, part = held.partition("/")
         (wanted,), (got,) = (place.glob(f"stages/{stage}-*/{part}") for place in (shapes_run, run))
