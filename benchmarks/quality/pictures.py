@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.extra import need
 from benchmarks.quality.drawing import Drawn, Wanted
-from distillation.shape_world import SIZE_PIXELS, parse_caption, score
+from benchmarks.quality.worlds import World, world_named
+from distillation.shape_world import SIZE_PIXELS
 from exporters.reference.decibels import EQUAL_DB, psnr_db, snr_db
 from quantization.errors import Complaint, InputError
 
@@ -126,16 +127,18 @@ def assess(
     where: str,
     scored: int = 0,
     clip: ClipScore | None = None,
+    world: World | None = None,
 ) -> tuple[PictureQuality, ...]:
     """Compare pictures, one by one.
 
     Args:
-        wanted: what was to be drawn; the last ``scored`` are captions of the built-in student's world.
+        wanted: what was to be drawn; the last ``scored`` are captions of the student's world.
         reference: the fp32 student's.
         drawn: those to be judged.
         where: what drew them, for complaints.
         scored: how many the scorer is asked about.
         clip: gives pictures and prompts their CLIP scores.
+        world: whose captions those are; the first built-in student's by default.
 
     Raises:
         InputError: pictures are missing, have another size, or hold what is not finite.
@@ -143,7 +146,7 @@ def assess(
     if len(drawn) != len(wanted):
         complaint = Complaint(where, "pictures are missing", str(len(wanted)), str(len(drawn)))
         raise InputError("The pictures cannot be compared.", [complaint])
-    prompts = [one.prompt for one in wanted]
+    prompts, world = [one.prompt for one in wanted], world or world_named(None)
     clips = [clip([one.picture for one in side], prompts) if clip else [None] * len(wanted) for side in (drawn, reference)]
     judged = []
     for i, (one, truth, got) in enumerate(zip(wanted, reference, drawn, strict=True)):
@@ -159,8 +162,8 @@ def assess(
                 psnr_db=_finite(psnr_db(truth.picture, got.picture, name)),
                 ssim=ssim(truth.picture, got.picture, name),
                 latent_db=latents,
-                right=score(got.picture, parse_caption(one.prompt)).right if ask else None,
-                reference_right=score(truth.picture, parse_caption(one.prompt)).right if ask else None,
+                right=world.right(got.picture, one.prompt) if ask else None,
+                reference_right=world.right(truth.picture, one.prompt) if ask else None,
                 clip=clips[0][i],
                 reference_clip=clips[1][i],
             )
@@ -173,7 +176,7 @@ def _finite(decibels: float) -> float:
 
 
 def can_be_scored(height: int, width: int) -> bool:
-    """Whether the scorer knows pictures of this size in pixels: the built-in student's."""
+    """Whether the scorer knows pictures of this size in pixels: the captioned worlds'."""
     return (height, width) == (SIZE_PIXELS, SIZE_PIXELS)
 
 

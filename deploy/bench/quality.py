@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from benchmarks.quality.drawing import Drawn, Wanted
 from benchmarks.quality.pictures import ClipScore, Quality, assess
+from benchmarks.quality.worlds import World, world_named
 from benchmarks.results.picture_grid import Pictures
 from deploy.bench.processes import Job, draw
 from deploy.bench.request import BenchRequest
 from deploy.bench.targets import REFERENCE, PeerTarget, find_target
 from deploy.errors import Complaint, InputError
-from distillation.shape_world import sample_captions
+from exporters.student.open import open_source
 
 SCORE_SEED = (
     7  # of the captions that are scored, as in benchmarks/studies/scheme_quality.py: others than students are calibrated on
@@ -39,7 +40,8 @@ class Judge:
     """
 
     def __init__(self, request: BenchRequest) -> None:
-        self._request, self._wanted = request, _wanted(request)
+        self._request, self._world = request, _world(request)
+        self._wanted = _wanted(request, self._world)
         self._clip: ClipScore | None = None
         if request.clip is not None:
             from benchmarks.quality.clip_score import clip_scorer
@@ -58,7 +60,7 @@ class Judge:
         itself = job.target_name == REFERENCE
         tell(f"drawing {len(wanted)} pictures: {where}")
         drawn = truth if itself else draw(job, wanted, request.remote)
-        judged = assess(wanted, truth, drawn, where, request.score, self._clip)
+        judged = assess(wanted, truth, drawn, where, request.score, self._clip, self._world)
         name = "it is the reference" if itself else "the student in diffusers, fp32"
         shown = slice(0, len(wanted) - request.score)
         pictures = Pictures(job.subject, job.target_name, tuple(wanted[shown]), tuple(drawn[shown]), tuple(truth[shown]))
@@ -76,7 +78,13 @@ class Judge:
         return self._references[key]
 
 
-def _wanted(request: BenchRequest) -> list[Wanted]:
+def _world(request: BenchRequest) -> World:
+    """The world whose scorer is asked, if it is: the student's."""
+    source = request.source(keep_t5=True) if request.score else None
+    return world_named(None if source is None else open_source(source).defaults.world)
+
+
+def _wanted(request: BenchRequest, world: World) -> list[Wanted]:
     """Prompts, each with its own seed, and after them the captions to be scored."""
     from deploy.prompts import read_prompts
     from deploy.tune.calibrate import default_prompts
@@ -87,5 +95,5 @@ def _wanted(request: BenchRequest) -> list[Wanted]:
         complaint = Complaint("--pictures", "more than there are prompts", f"at most {len(prompts)}", str(request.pictures))
         raise InputError("There are too few prompts.", [complaint], "give more with --prompts")
     wanted = [Wanted(prompt, seed) for seed, prompt in enumerate(prompts[: request.pictures])]
-    captions = sample_captions(request.score, SCORE_SEED)
-    return wanted + [Wanted(str(caption), FIRST_SCORED + i) for i, caption in enumerate(captions)]
+    captions = world.captions(request.score, SCORE_SEED)
+    return wanted + [Wanted(caption, FIRST_SCORED + i) for i, caption in enumerate(captions)]

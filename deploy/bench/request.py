@@ -31,7 +31,7 @@ class BenchRequest:
         remote: a command with ``{command}`` in it, for a device elsewhere: ``ssh phone {command}``.
         prompts: a file of prompts to compare pictures of; by default the student's own, or prompts of all sorts.
         pictures: how many of them.
-        score: how many more pictures the built-in student's scorer judges.
+        score: how many more pictures the scorer of the student's world judges.
         clip: folder of a CLIP model that scores pictures.
     """
 

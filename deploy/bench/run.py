@@ -157,7 +157,7 @@ def _check_student(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
         picture = bundle.manifest.picture
         if request.score and not can_be_scored(picture.height, picture.width):
             got = f"{picture.height} x {picture.width} pixels"
-            complaints.append(Complaint("--score", "the scorer knows the built-in student's pictures", "64 x 64 pixels", got))
+            complaints.append(Complaint("--score", "the scorer knows pictures of captioned worlds", "64 x 64 pixels", got))
     if complaints:
         raise InputError("The student cannot be compared with.", complaints)
 

@@ -51,7 +51,11 @@ def bench(
     pictures: Annotated[int, typer.Option(min=1, help="With --student: how many of them are drawn and compared.")] = 4,
     score: Annotated[
         int,
-        typer.Option(min=0, max=100_000, help="With --student builtin: pictures that its scorer judges; a claim needs 500."),
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="With --student builtin, or another of a captioned world: pictures that its scorer judges; a claim needs 500.",
+        ),
     ] = 0,
     clip: Annotated[
         Path | None,

@@ -57,8 +57,12 @@ class Trainee:
         """The network that a stage is for."""
         return cls("student", student, stage.optimizer, stage.steps, stage.average)
 
-    def learn(self, loss: Tensor, step: int) -> float:
+    def learn(self, loss: Tensor | Iterable[Tensor], step: int) -> float:
         """One step down a loss.
+
+        Args:
+            loss: what falls; of several parts each is computed when those before have gone back, so that one graph is held.
+            step: of the stage.
 
         Returns:
             The gradient's norm.
@@ -68,16 +72,19 @@ class Trainee:
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        if bool(loss.isfinite()):
-            loss.backward()  # type: ignore[no-untyped-call]
+        for part in (loss,) if isinstance(loss, Tensor) else loss:
+            last = part.item()
+            if not math.isfinite(last):
+                total = math.nan
+                break
+            part.backward()  # type: ignore[no-untyped-call]
+        else:
             _average_over_processes(self.parameters)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
             total = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        else:
-            total = math.nan
         if not math.isfinite(total):
             raise DivergedError(
-                f"{self.name}: step {step}: the loss is {loss.item():.4g} and its gradient {total:.4g}.",
+                f"{self.name}: step {step}: the loss is {last:.4g} and its gradient {total:.4g}.",
                 remedy=f"lower {self.name}'s learning rate ({self.settings.learning_rate:g}) or its clip "
                 f"({self.settings.clip:g}); what was saved before is still good",
             )

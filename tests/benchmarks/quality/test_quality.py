@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,7 +9,10 @@ import pytest
 from benchmarks.quality.clip_score import clip_scorer
 from benchmarks.quality.drawing import Drawn, Wanted, from_line, noise, read_wanted, to_line, wanted_lines
 from benchmarks.quality.pictures import PictureQuality, Quality, assess, sign_test, ssim, wilson_interval
-from distillation.shape_world import render, sample_captions
+from benchmarks.quality.worlds import world_named
+from distillation.shape_world import parse_caption, render, sample_captions
+from distillation.world import render as scenes_render
+from distillation.world import scenes
 from exporters.reference.decibels import EQUAL_DB
 from quantization.errors import InputError
 
@@ -87,6 +92,26 @@ def test_what_is_assessed() -> None:
     assert quality.score is not None
     assert (quality.score.count, quality.score.share, quality.score.lost, quality.score.p_value) == (4, 1.0, 0, 1.0)
     assert quality.clip is None
+
+
+@pytest.mark.parametrize(
+    ("name", "true_picture"),
+    [
+        (None, lambda caption, seed: render(parse_caption(caption), seed)),
+        ("shapes", lambda caption, seed: scenes_render.render(scenes.parse(caption), seed)),
+    ],
+)
+def test_a_world_scores_its_own_captions(name: str | None, true_picture: Callable[[str, int], np.ndarray]) -> None:
+    world = world_named(name)
+    for number, caption in enumerate(world.captions(20, 3)):
+        picture = true_picture(caption, number)
+        assert world.right(picture, caption)
+        assert not world.right(picture[:, ::-1, ::-1] * 0.5, caption)
+
+
+def test_an_unknown_world() -> None:
+    with pytest.raises(InputError, match=r"world.*no scorer knows it.*shapes.*got clouds"):
+        world_named("clouds")
 
 
 def test_scores_are_paired() -> None:
