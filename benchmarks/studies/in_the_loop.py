@@ -7,6 +7,8 @@ Of each stage of a run that quantizes in the loop: the student that entered it, 
 learned from or is calibrated on; the same student draws them with its weights stored as the stage's profile says, codes found in
 the ways of ``build`` and ``tune``; and the student that the stage made draws them with its own. Decibels are of all final latents
 together, against the first. Inputs of layers are not rounded.
+
+``--mixture FILE`` writes the searched mixture as a profile and measures nothing: what a stage may learn to be stored by.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +42,9 @@ from exporters.student.open import open_student
 from quantization.calibration import Key
 from quantization.codecs.codec import roundtrip
 from quantization.errors import Complaint, InputError
-from quantization.profile import load_profile
-from quantization.schemes import Scheme
+from quantization.files import write_text
+from quantization.profile import Profile, Rule, profile_toml
+from quantization.schemes import Scheme, parse_scheme
 from quantization.sensitivity import Sensitivity
 
 BATCH, PIXELS = 50, 64
@@ -79,7 +82,7 @@ class Stage:
             raise InputError("There is nothing to compare.", [complaint])
         self.run, self.stage = run, quantizing[name]
         self.learned, self.entered = (run.run.lineage(one) for one in (name, self.stage.after))
-        self.profile = load_profile(run.stage_folder(name) / "result" / "profile.toml")
+        self.profile = run.run.profiles[name]
         linear = {(COMPONENT, weight): layer for weight, layer in linear_layers(self.entered.component("transformer")).items()}
         schemes = {key: self.profile.scheme(*key) for key in linear}
         self.schemes: dict[Key, Scheme] = {key: scheme for key, scheme in schemes.items() if scheme.kind != "float"}
@@ -148,16 +151,42 @@ def ways(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tup
     Yields:
         What is done, its bytes, and what the stored weights stand for.
     """
-    weights, schemes = stage.weights, stage.schemes
-    yield "rounded to nearest", stage.size_bytes, {key: rounded_to_nearest(w, schemes[key]) for key, w in weights.items()}
-    yield "searched scales or tables", stage.size_bytes, {key: roundtrip(w, schemes[key], key[1]) for key, w in weights.items()}
-    calibrated = {key: roundtrip(w, schemes[key], key[1], sensitivities.get(key)) for key, w in weights.items()}
-    yield "calibrated, error feedback", stage.size_bytes, calibrated
-    known = {key: weight for key, weight in weights.items() if key in sensitivities}
-    limit = sum(schemes[key].size_bytes(weight.shape) for key, weight in known.items())
-    offered = TABLES if any(scheme.kind == "lookup" for scheme in schemes.values()) else INTEGERS
-    size, mixed = Ways(known, sensitivities).searched(offered, limit)
-    yield "calibrated, searched mixture", stage.size_bytes - limit + size, calibrated | mixed
+    weights, scheme = stage.weights, _uniform(stage)
+    size, name = sum(scheme.size_bytes(weight.shape) for weight in weights.values()), scheme.name
+    yield f"{name}, rounded to nearest", size, {key: rounded_to_nearest(w, scheme) for key, w in weights.items()}
+    yield f"{name}, searched scales or tables", size, {key: roundtrip(w, scheme, key[1]) for key, w in weights.items()}
+    calibrated = {key: roundtrip(w, scheme, key[1], sensitivities.get(key)) for key, w in weights.items()}
+    yield f"{name}, calibrated, error feedback", size, calibrated
+    known, limit = _known(stage, sensitivities)
+    mixed_size, mixed = known.searched(_offered(stage), limit)
+    others = {key: roundtrip(w, stage.schemes[key], key[1]) for key, w in weights.items() if key not in mixed}
+    yield "calibrated, searched mixture", stage.size_bytes - limit + mixed_size, others | mixed
+
+
+def _offered(stage: Stage) -> Sequence[str]:
+    """What a search may choose from, as ``tune`` has it: tables of Core ML or integers of onnxruntime."""
+    return TABLES if any(scheme.kind == "lookup" for scheme in stage.schemes.values()) else INTEGERS
+
+
+def _uniform(stage: Stage) -> Scheme:
+    """One scheme for all weights: the profile's where it has one, else the one that takes most nearly as many bytes."""
+    own = {scheme.name: scheme for scheme in stage.schemes.values()}
+    offered = [parse_scheme(name) for name in (own if len(own) == 1 else _offered(stage))]
+    sizes = {scheme: sum(scheme.size_bytes(weight.shape) for weight in stage.weights.values()) for scheme in offered}
+    return min(offered, key=lambda scheme: abs(sizes[scheme] - stage.size_bytes))
+
+
+def _known(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> tuple[Ways, int]:
+    """The weights that a search is about, and the bytes that the profile gives them."""
+    weights = {key: weight for key, weight in stage.weights.items() if key in sensitivities}
+    return Ways(weights, sensitivities), sum(stage.schemes[key].size_bytes(weight.shape) for key, weight in weights.items())
+
+
+def mixture(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Profile:
+    """The searched mixture as a profile, of no more bytes than the stage's."""
+    known, limit = _known(stage, sensitivities)
+    schemes = stage.schemes | {key: option.scheme for key, option in known.chosen(_offered(stage), limit).items()}
+    return Profile((Rule("*", "*", parse_scheme("fp16")), *(Rule(*key, scheme) for key, scheme in schemes.items())))
 
 
 def rows(stage: Stage, prompts: int, calibration_prompts: int) -> Iterator[tuple[str, ...]]:
@@ -180,19 +209,26 @@ def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--prompts", type=int, default=1000, help="captions that are drawn")
     parser.add_argument("--calibration-prompts", type=int, default=32, help="other captions, to calibrate on")
     parser.add_argument("--stage", action="append", help="of kind quantize (repeatable); all of the run by default")
-    given = parser.parse_args()
+    parser.add_argument("--mixture", type=Path, metavar="FILE", help="write the searched mixture of the one stage as a profile")
+    given = parser.parse_args(arguments)
     quiet_libraries()
     heads = ("", "bits a weight", "latents, dB", "right", "latents without T5, dB", "right without T5")
     try:
         run = RunFolder(given.run)
         names = given.stage or [stage.name for stage in run.recipe.stages if isinstance(stage, QuantizeStage)]
+        if given.mixture is not None:
+            stage = Stage(run, names[0])
+            profile = mixture(stage, stage.sensitivities(given.calibration_prompts))
+            told = f"The mixture of least error in as many bytes as {stage.run.recipe.name}'s stage {names[0]} takes."
+            write_text(given.mixture, profile_toml(profile, told))
+            return
         for name in names:
             told = table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts)))
             print(f"{name}: {given.prompts} captions\n\n{told}\n", flush=True)

@@ -62,16 +62,16 @@ class Ways:
         """Scales or tables that weigh errors by importance, without feedback."""
         return self.all_of(lambda key, w: weighted_by_importance(w, parse_scheme(scheme), self.sensitivities[key]))
 
-    def searched(self, schemes: Sequence[str], size_bytes: int) -> tuple[int, Weights]:
-        """The choice among schemes of least estimated error within a size.
-
-        Returns:
-            Its bytes, and what it leaves.
-        """
+    def chosen(self, schemes: Sequence[str], size_bytes: int) -> dict[Key, Option]:
+        """The choice among schemes of least estimated error within a size."""
         options = [[self._option(key, scheme) for scheme in schemes] for key in self.weights]
-        chosen = choose(options, "error", Limits(size_bytes=size_bytes))
-        stored = {key: self.ours(option.scheme.name)[key] for key, option in zip(self.weights, chosen, strict=True)}
-        return sum(option.size_bytes for option in chosen), stored
+        return dict(zip(self.weights, choose(options, "error", Limits(size_bytes=size_bytes)), strict=True))
+
+    def searched(self, schemes: Sequence[str], size_bytes: int) -> tuple[int, Weights]:
+        """What that choice leaves of the weights, after its bytes."""
+        options = self.chosen(schemes, size_bytes)
+        stored = {key: self.ours(option.scheme.name)[key] for key, option in options.items()}
+        return sum(option.size_bytes for option in options.values()), stored
 
     def _option(self, key: Key, scheme: str) -> Option:
         error = self.sensitivities[key].weight_error(self.weights[key], self.ours(scheme)[key])

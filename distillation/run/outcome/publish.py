@@ -19,6 +19,7 @@ from distillation.recipe import LORA_SUFFIX, Publication, Recipe, RecipeError
 from distillation.run.jobs.needs import teacher_of
 from distillation.run.lineage import LORA, PROFILE, Lineage, Tensors
 from distillation.stages import AnyStage, FlowStage, StudentStage, kind_of
+from distillation.world.scenes import sample
 from distillation.write import Dtype, write_component, write_index, write_weights
 from exporters.errors import Complaint
 from exporters.student.structure import COMPONENTS
@@ -32,6 +33,7 @@ SHIFT = 3.0
 """Of SD3's scheduler."""
 PROVENANCE = "distillation.json"
 """What a student was made of: recipe, stage, and the stages that have left its components and those of its variants."""
+PROMPTS, PROMPTS_SEED = 128, 1 << 19
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -94,6 +96,9 @@ def publish(
             own = _defaults(recipe, recipe.stage(sibling.stage), sibling.lineage, scheduler)
             write_text(draft / f"student.{sibling.name}.json", json.dumps(own, indent=2))
         write_text(draft / PROVENANCE, json.dumps(told, indent=2))
+        if isinstance(recipe.data, ShapesData):  # what calibrations and pages are to ask of it
+            captions = dict.fromkeys(f"{scene}\n" for scene in sample(2 * PROMPTS, PROMPTS_SEED))
+            write_text(draft / "prompts.txt", "".join(list(captions)[:PROMPTS]))
         if (profile := lineage.beside_transformer(PROFILE)) is not None:
             shutil.copyfile(profile, draft / PROFILE)
         licences = {} if lineage.base is None else lineage.base.licences()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.studies.in_the_loop import Drawn, Stage, rows, ways
 from distillation.networks.quantized import FOLDED
 from exporters.reference.decibels import snr_db
 from quantization.errors import InputError
+from quantization.profile import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,9 @@ def test_every_way_costs_as_much_and_is_measured(stage: Stage) -> None:
     told = list(rows(stage, 2, 1))
     assert [row[0] for row in told] == [
         "as it entered, fp32",
-        "rounded to nearest",
-        "searched scales or tables",
-        "calibrated, error feedback",
+        "int4g64, rounded to nearest",
+        "int4g64, searched scales or tables",
+        "int4g64, calibrated, error feedback",
         "calibrated, searched mixture",
         "learned in the loop",
     ]
@@ -57,6 +59,19 @@ def test_what_no_bundle_multiplies_by_is_stored_all_the_same(stage: Stage) -> No
     missing = {key[1] for key in stage.weights} - {key[1] for key in sensitivities}
     assert {name for name in missing if name.startswith(FOLDED)}
     assert all(set(stored) == set(stage.weights) for _, _, stored in ways(stage, sensitivities))
+
+
+def test_a_mixture_is_a_profile_of_no_more_bytes(stage: Stage, tmp_path: Path) -> None:
+    """A stage that learns to be stored by it is compared with one scheme in as many bytes, which is the one that it came from."""
+    file = tmp_path / "mixed.toml"
+    in_the_loop.main([str(stage.run.folder), "--calibration-prompts", "1", "--mixture", str(file)])
+    profile = load_profile(file)
+    schemes = {key: profile.scheme(*key) for key in stage.weights}
+    assert len(set(schemes.values())) > 1
+    mixed = copy.copy(stage)
+    mixed.profile, mixed.schemes = profile, schemes
+    assert 0.98 * stage.size_bytes < mixed.size_bytes <= stage.size_bytes
+    assert in_the_loop._uniform(mixed).name == in_the_loop._uniform(stage).name == "int4g64"
 
 
 @pytest.mark.parametrize("name", ["follow-4", "w5"])

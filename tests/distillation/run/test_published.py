@@ -19,6 +19,7 @@ from distillation.networks.quantized import FOLDED, quantize, weights_behind
 from distillation.recipe import RecipeError
 from distillation.run.order import Order
 from distillation.run.start import follow
+from distillation.world.scenes import KINDS, parse
 from exporters.restructure.conditioning import embed_timesteps
 from exporters.student.open import open_student
 from quantization.codecs.codec import roundtrip
@@ -91,6 +92,12 @@ def test_siblings_lie_in_one_folder_and_draw_as_they_were_trained(whole: Order) 
     assert db(drawn_by_training(both, "merged")[0], drawn_by_diffusers(folder, variant="2-steps")[0]) < 80  # that it can fail
     assert open_student(folder, variant="2-steps").defaults.steps == 2
     assert "`--variant 2-steps`" in (folder / "README.md").read_text()
+
+
+def test_students_of_shapes_tell_what_to_ask_them(shapes_run: Path) -> None:
+    prompts = (shapes_run / "student-4" / "prompts.txt").read_text().splitlines()
+    assert len(set(prompts)) == 128
+    assert {parse(prompt).kind for prompt in prompts} == set(KINDS)
 
 
 def test_a_variant_is_built_as_its_student(whole: Order) -> None:
