@@ -13,7 +13,6 @@ from deploy.bench.processes import Job, draw
 from deploy.bench.request import BenchRequest
 from deploy.bench.targets import REFERENCE, PeerTarget, find_target
 from deploy.errors import Complaint, InputError
-from exporters.student.open import open_source
 
 SCORE_SEED = (
     7  # of the captions that are scored, as in benchmarks/studies/scheme_quality.py: others than students are calibrated on
@@ -81,7 +80,11 @@ class Judge:
 def _world(request: BenchRequest) -> World:
     """The world whose scorer is asked, if it is: the student's."""
     source = request.source(keep_t5=True) if request.score else None
-    return world_named(None if source is None else open_source(source).defaults.world)
+    if source is None:
+        return world_named(None)
+    from exporters.student.open import open_source  # not there without flash-deploy[export]
+
+    return world_named(open_source(source).defaults.world)
 
 
 def _wanted(request: BenchRequest, world: World) -> list[Wanted]:

@@ -46,6 +46,8 @@ def text_job(stage: TextStage, site: Site) -> Job:
         tokenizers = (*student.clip_tokenizers, student.t5_tokenizer)
         for name, encoder, tokenizer in zip((*CLIPS, T5), encoders, tokenizers, strict=True):
             encoder.save_pretrained(folder / name)
+            tokenizer.backend_tokenizer.no_padding()  # as it came to be used here: nobody else's business
+            tokenizer.backend_tokenizer.no_truncation()
             tokenizer.save_pretrained(folder / TOKENIZERS[name])
 
     return Job(Networks(student), batches, write)

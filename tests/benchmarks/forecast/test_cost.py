@@ -212,7 +212,8 @@ def denoiser_attention(config: Mapping[str, Any], side: int, text: int) -> int:
 def test_the_denoiser_costs_what_its_configuration_says(name: str, students: dict[str, Student]) -> None:
     student = open_student(BUILTIN_STUDENT) if name == "builtin" else students[name]
     config, side, clip_tokens = student.configs["transformer"], 4, 16
-    options = GraphOptions("native", 16 * side, 16 * side, (1000.0,), clip_tokens, keep_t5=False, max_sequence_length=16)
+    pixels = 8 * config["patch_size"] * side
+    options = GraphOptions("native", pixels, pixels, (1000.0,), clip_tokens, keep_t5=False, max_sequence_length=16)
     spec = next(graph for graph in plan_graphs(student, options) if graph.name == "denoiser")
     traced, _ = clean_up(trace(spec, torch.float32), PassOptions(uniform("fp32")))
     groups: dict[str, int] = {}
