@@ -309,7 +309,7 @@ class Distillation:
         encode: Callable[..., Conditioning] | None = None,
         guidance: float = 1.0,
     ) -> Sampler:
-        network = site.velocity(lineage, whole=True)
+        network = site.drawing(lineage)
         config = network.transformer.config
         encode = encode or site.text_encoders(config.joint_attention_dim)
         return Sampler(network, levels, encode, site.latent_shape(config), guidance)

@@ -10,6 +10,7 @@ from distillation.data.settings import ShapesData
 from distillation.levels import checked, shifted
 from distillation.networks.drawing import TEACHER_STEPS, teacher_levels
 from distillation.recipe import Recipe, parse_recipe
+from distillation.run.lineage import PROFILE
 from distillation.run.outcome.publish import PROVENANCE
 from distillation.run.pipeline import Distillation
 from distillation.run.processes import Processes
@@ -66,7 +67,7 @@ class RunFolder:
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
 
     def stage(self, name: str) -> Network:
-        """What a stage left, sampled as it learned to: a student at its levels, a teacher in 28 steps without guidance.
+        """What a stage left, sampled and stored as it learned to: a student at its levels, a teacher in 28 steps unguided.
 
         Raises:
             InputError: as :meth:`stage_folder`.
@@ -74,7 +75,8 @@ class RunFolder:
         lineage, stage = self.run.lineage(name), self.recipe.stage(name)
         facts = json.loads((self.stage_folder(name) / "result" / "stage.json").read_text("utf-8"))
         levels = checked(stage.levels, name) if isinstance(stage, StudentStage) else teacher_levels()
-        return Network(name, facts["identity"], levels, results=lineage.results, t5_length=lineage.t5_length)
+        profile = lineage.beside_transformer(PROFILE)
+        return Network(name, facts["identity"], levels, results=lineage.results, t5_length=lineage.t5_length, profile=profile)
 
     def teacher(self) -> Network:
         """The teacher without guidance.

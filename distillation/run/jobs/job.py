@@ -18,15 +18,16 @@ from distillation.data.order import numbers_of
 from distillation.data.settings import ShapesData
 from distillation.data.source import Source
 from distillation.networks.conditioning import Conditioning, TextEncoders
+from distillation.networks.quantized import quantize
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Recipe
 from distillation.run.cache import Kept, keep, named
-from distillation.run.lineage import CLIPS, Lineage
+from distillation.run.lineage import CLIPS, PROFILE, Lineage
 from distillation.run.processes import Processes
 from distillation.run.records import Display
 from distillation.run.signals import Stop
 from distillation.stages import Stage
-from quantization.profile import Profile
+from quantization.profile import Profile, load_profile
 
 __all__ = ["Job", "Site"]
 
@@ -123,6 +124,13 @@ class Site:
         if recipe.shard and not whole and self.processes.count > 1:
             self.processes.shard(transformer, blocks, half=recipe.half)
         return VelocityTransformer(transformer, half=recipe.half)
+
+    def drawing(self, lineage: Lineage) -> VelocityTransformer:
+        """A lineage's transformer as it draws: one that has learned with a profile computes with what that stores."""
+        network = self.velocity(lineage, whole=True)
+        if (profile := lineage.beside_transformer(PROFILE)) is not None:
+            quantize(network.transformer, load_profile(profile))
+        return network
 
     def latent_shape(self, config: Any) -> tuple[int, int, int]:
         """Of the latents that a transformer draws here, ``(channels, height, width)``.

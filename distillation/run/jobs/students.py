@@ -157,7 +157,7 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
     """A small decoder of the latents that the student draws."""
     from diffusers import AutoencoderTiny
 
-    velocity = site.velocity(site.lineage, whole=True)
+    velocity = site.drawing(site.lineage)
     vae = site.here(site.lineage.component("vae"))
     levels = checked(stage.levels, f"stage {stage.name}")
     torch.manual_seed(site.recipe.seed)

@@ -53,6 +53,8 @@ def drawn_by_diffusers(
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32, variant=variant)
     pipeline.set_progress_bar_config(disable=True)
     change(pipeline)
+    if (folder / "profile.toml").is_file():  # as a build stores it
+        quantize(pipeline.transformer, load_profile(folder / "profile.toml"))
     told = {name: defaults[name] for name in ("height", "width", "sigmas", "guidance_scale", "max_sequence_length")} | options
     shape = (16, defaults["height"] // 8, defaults["width"] // 8)
     start = Counter(0, "draw", 0, range(len(PROMPTS))).normal("start", shape, torch.zeros(()))
