@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.mixture is not None:
             stage = Stage(run, names[0])
             profile = mixture(stage, stage.sensitivities(given.calibration_prompts))
-            told = f"The mixture of least error in as many bytes as {stage.run.recipe.name}'s stage {names[0]} takes."
+            told = f"The mixture of least error in as many bytes as {run.recipe.name}'s stage {names[0]} takes."
             write_text(given.mixture, profile_toml(profile, told))
             return
         for name in names:

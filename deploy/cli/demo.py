@@ -15,8 +15,8 @@ from exporters.quiet import quiet_libraries
 
 PROMPTS = (
     "a red circle left of a blue square on a white background",
-    "a large yellow triangle on a black background",
-    "a purple cross above a green circle on a gray background",
+    "a striped yellow and purple circle on a black background",
+    "a yellow circle above a purple square on a gray background",
     "two cyan squares on a white background",
 )
 TILE_PIXELS, MARGIN_PIXELS, CAPTION_PIXELS = 256, 12, 40

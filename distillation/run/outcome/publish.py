@@ -196,7 +196,8 @@ def _scheduler(lineage: Lineage) -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    return {"_class_name": type(scheduler).__name__, **scheduler.config}
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}  # a set: in any order
+    return {"_class_name": type(scheduler).__name__, **config}
 
 
 def _defaults(recipe: Recipe, stage: AnyStage, lineage: Lineage, scheduler: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from distillation.networks.quantized import FOLDED
 from exporters.reference.decibels import snr_db
 from quantization.errors import InputError
 from quantization.profile import load_profile
+from quantization.schemes import parse_scheme
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,17 @@ def stage(shapes_run: Path) -> Stage:
 
 
 def test_every_way_costs_as_much_and_is_measured(stage: Stage) -> None:
-    """4 bits and a scale of 32 for 64 weights: 4.5, and a little more where rows are no whole blocks."""
+    """4 bits and a scale of 32 for 64 weights: 4.5; a little more where rows are no whole blocks, or blocks have zero points.
+
+    The profile is a mixture, chosen for twice as many layers."""
+    name = in_the_loop._uniform(stage).name
+    assert name in ("int4g64", "uint4g64")
     told = list(rows(stage, 2, 1))
     assert [row[0] for row in told] == [
         "as it entered, fp32",
-        "int4g64, rounded to nearest",
-        "int4g64, searched scales or tables",
-        "int4g64, calibrated, error feedback",
+        f"{name}, rounded to nearest",
+        f"{name}, searched scales or tables",
+        f"{name}, calibrated, error feedback",
         "calibrated, searched mixture",
         "learned in the loop",
     ]
@@ -38,9 +43,9 @@ def test_every_way_costs_as_much_and_is_measured(stage: Stage) -> None:
     assert entered[2] == entered[4] == ""
     bits = [float(row[1]) for row in others]
     assert 4.5 <= bits[0] < 4.75
-    assert all(bits[0] - 0.25 < one <= bits[0] for one in bits)
+    assert all(abs(one - bits[0]) < 0.25 for one in bits)
     assert all(10 < float(row[column]) < math.inf for row in others for column in (2, 4))
-    assert learned[1] == others[0][1]
+    assert float(learned[1]) == pytest.approx(stage.bits(stage.size_bytes), abs=0.005)
 
 
 def test_what_is_stored_is_what_draws(stage: Stage) -> None:
@@ -62,7 +67,7 @@ def test_what_no_bundle_multiplies_by_is_stored_all_the_same(stage: Stage) -> No
 
 
 def test_a_mixture_is_a_profile_of_no_more_bytes(stage: Stage, tmp_path: Path) -> None:
-    """A stage that learns to be stored by it is compared with one scheme in as many bytes, which is the one that it came from."""
+    """A stage that learns to be stored by it is compared with one scheme in as many bytes."""
     file = tmp_path / "mixed.toml"
     in_the_loop.main([str(stage.run.folder), "--calibration-prompts", "1", "--mixture", str(file)])
     profile = load_profile(file)
@@ -71,7 +76,10 @@ def test_a_mixture_is_a_profile_of_no_more_bytes(stage: Stage, tmp_path: Path) -
     mixed = copy.copy(stage)
     mixed.profile, mixed.schemes = profile, schemes
     assert 0.98 * stage.size_bytes < mixed.size_bytes <= stage.size_bytes
-    assert in_the_loop._uniform(mixed).name == in_the_loop._uniform(stage).name == "int4g64"
+    uniform = copy.copy(stage)
+    uniform.schemes = dict.fromkeys(stage.schemes, parse_scheme("int4g64"))
+    assert in_the_loop._uniform(uniform).name == "int4g64"
+    assert in_the_loop._uniform(mixed).name in ("int4g64", "uint4g64")
 
 
 @pytest.mark.parametrize("name", ["follow-4", "w5"])

@@ -86,7 +86,7 @@ def test_verify_against_another_student(builtin_bundle: Bundle, tiny_folder: Pat
 def test_inspect(builtin_bundle: Bundle) -> None:
     student = json.loads(flash_deploy("inspect", "--json").stdout)
     assert student["kind"] == "student"
-    assert {c["name"]: c["parameters"] for c in student["components"]}["transformer"] == 2_557_120
+    assert {c["name"]: c["parameters"] for c in student["components"]}["transformer"] == 2_569_360
     bundle = json.loads(flash_deploy("inspect", builtin_bundle.folder, "--json").stdout)
     assert bundle["total_bytes"] == sum(f["size_bytes"] for f in bundle["files"])
     text = flash_deploy("inspect", builtin_bundle.folder).stdout

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from deploy.cli import demo
-from distillation.shape_world import SIZE_PIXELS, parse_caption, score
+from distillation.shape_world import SIZE_PIXELS
+from distillation.world.scenes import parse
+from distillation.world.score import score
 
 
 def test_four_pictures_show_what_their_captions_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,4 +27,4 @@ def test_four_pictures_show_what_their_captions_say(tmp_path: Path, capsys: pyte
         top = demo.MARGIN_PIXELS + index // 2 * (step + demo.CAPTION_PIXELS)
         tile = pixels[top : top + demo.TILE_PIXELS, left : left + demo.TILE_PIXELS]
         small = Image.fromarray((tile * 255).astype(np.uint8)).resize((SIZE_PIXELS, SIZE_PIXELS), Image.Resampling.BOX)
-        assert score(np.asarray(small) / 255, parse_caption(caption)).right, caption
+        assert score(np.asarray(small) / 255, parse(caption))[0].right, caption

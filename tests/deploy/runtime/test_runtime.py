@@ -46,7 +46,7 @@ def test_same_picture_as_diffusers(builtin_bundle: Bundle) -> None:
         width=64,
         sigmas=[1.0, 0.75, 0.5, 0.25],
         guidance_scale=1.0,
-        max_sequence_length=16,
+        max_sequence_length=open_student().defaults.max_sequence_length,
         latents=torch.from_numpy(latents),
         output_type="np",
     ).images

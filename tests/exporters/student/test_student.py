@@ -22,7 +22,7 @@ from tests.helpers.student_files import WEIGHTS, edit_json, edit_weights, same_w
 def test_built_in_student_opens() -> None:
     student = open_student()
     assert student.path == BUILTIN_STUDENT
-    assert sum(w.elements for w in student.weights["transformer"].values()) == 2_557_120
+    assert sum(w.elements for w in student.weights["transformer"].values()) == 2_569_360
     assert (student.defaults.steps, student.defaults.sigmas) == (4, (1.0, 0.75, 0.5, 0.25))
     assert student.has_t5
 
