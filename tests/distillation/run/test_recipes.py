@@ -11,10 +11,12 @@ from deploy.cli import main as cli
 from distillation.random_students import make_student, preset_shape
 from distillation.recipe import load_recipe
 from distillation.run.order import RECIPES, Order
+from distillation.run.outcome.taken_up import TakenUp
 from distillation.run.plan import plan
 from distillation.stages import FlowStage, MatchStage, TrajectoryStage
 from exporters.student.open import open_student
-from tests.distillation.run.tiny import half_written, stages
+from exporters.student.student import BUILTIN_STUDENT
+from tests.distillation.run.tiny import half_written, opened, stages
 from tests.helpers.shapes_run import SMALL
 
 SIZE = ("resolution=64",)  # that a tiny teacher can draw
@@ -67,7 +69,7 @@ def test_the_command_prints_an_estimate(
 
 
 def test_the_world_s_recipe_from_nothing(shapes_run: Path) -> None:
-    assert sorted(stages(shapes_run)) == sorted([*list(SMALL)[:9]])
+    assert sorted(stages(shapes_run)) == sorted(SMALL)
     assert half_written(shapes_run) == []
     student = open_student(shapes_run / "student-4")
     assert student.defaults.world == "shapes"
@@ -77,3 +79,12 @@ def test_the_world_s_recipe_from_nothing(shapes_run: Path) -> None:
     for stage in ("teacher", "follow-4", "match-4", "w4"):
         judged = json.loads(next(shapes_run.glob(f"stages/{stage}-*/judged.json")).read_text())
         assert ("right" in judged, "right_without_t5" in judged) == (True, stage != "teacher")
+
+
+def test_the_built_in_student_is_of_the_recipe(tmp_path: Path) -> None:
+    """Whoever changes a stage of it makes it anew: an hour of training cannot be taken up any more."""
+    order = Order("shapes-cpu", None, tmp_path / "run", device="cpu", take_up=BUILTIN_STUDENT)
+    run, student = opened(order), TakenUp(BUILTIN_STUDENT)
+    held = {stage.name: student.variant_of(stage, run._identity(stage.name), run.recipe) for stage in run.recipe.stages}
+    expected = {"text": "", "vae": "", "teacher": "teacher", "split-4": "", "match-2": "2-steps"}
+    assert {name: variant for name, variant in held.items() if variant is not None} == expected
