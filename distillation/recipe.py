@@ -54,7 +54,7 @@ from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
 
-__all__ = ["LORA_SUFFIX", "Publication", "Recipe", "RecipeError", "load_recipe", "parse_recipe"]
+__all__ = ["LORA_SUFFIX", "Publication", "Recipe", "RecipeError", "branches_of", "load_recipe", "parse_recipe"]
 
 
 #: Of a recipe, beside its stages.
@@ -163,9 +163,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
+def branches_of(stage: AnyStage) -> tuple[str, ...]:
+    """The names of the stages that a merge puts together; of another stage none."""
+    return stage.branches if isinstance(stage, MergeStage) else ()
+
+
 def _branches(way: Sequence[AnyStage]) -> list[str]:
-    """The names of the stages that the merges on a way put together."""
-    return [branch for stage in way if isinstance(stage, MergeStage) for branch in stage.branches]
+    """Those of all merges on a way."""
+    return [branch for stage in way for branch in branches_of(stage)]
 
 
 def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:

@@ -209,6 +209,20 @@ def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
     return tuple(cells)
 
 
+def _write_mixture(run: RunFolder, names: Sequence[str], calibration_prompts: int, file: Path) -> None:
+    """The searched mixture of the one stage that is named, as a profile.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(names) != 1:
+        complaint = Complaint("--mixture", "is of one stage", f"--stage with one of {', '.join(names)}", f"{len(names)} stages")
+        raise InputError("There is no one stage to choose a mixture for.", [complaint])
+    stage = Stage(run, names[0])
+    told = f"The mixture of least error in as many bytes as {run.recipe.name}'s stage {names[0]} takes."
+    write_text(file, profile_toml(mixture(stage, stage.sensitivities(calibration_prompts)), told))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,10 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = RunFolder(given.run)
         names = given.stage or [stage.name for stage in run.recipe.stages if isinstance(stage, QuantizeStage)]
         if given.mixture is not None:
-            stage = Stage(run, names[0])
-            profile = mixture(stage, stage.sensitivities(given.calibration_prompts))
-            told = f"The mixture of least error in as many bytes as {run.recipe.name}'s stage {names[0]} takes."
-            write_text(given.mixture, profile_toml(profile, told))
+            _write_mixture(run, names, given.calibration_prompts, given.mixture)
             return
         for name in names:
             told = table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts)))

@@ -36,7 +36,7 @@ from distillation.data.settings import ShapesData
 from distillation.loop import run_stage
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.recipe import Publication, Recipe
+from distillation.recipe import Publication, Recipe, branches_of
 from distillation.run.jobs import Job, Site, job_of
 from distillation.run.jobs.ahead import ahead
 from distillation.run.jobs.needs import check_needs, check_profile, stages_to_make, teacher_of
@@ -192,7 +192,7 @@ class Distillation:
     def _publish(self, student: Publication) -> None:
         """Hand a student out, with those of its variants that are made."""
         done = [(name, stage) for name, stage in student.variants.items() if self._is_made(stage)]
-        siblings = [Sibling(name, stage, self.lineage(stage), self._identity(stage)) for name, stage in done]
+        siblings = [Sibling(name, stage, self.lineage(stage)) for name, stage in done]
         target, identity = self.folder / student.name, self._identity(student.stage)
         if publish(self.recipe, student, self.lineage(student.stage), target, identity, siblings):
             self.display.line(f"{target}")
@@ -222,14 +222,13 @@ class Distillation:
 
     def _site(self, stage: AnyStage) -> Site:
         teacher = teacher_of(self.recipe, stage.name)
-        branches = stage.branches if isinstance(stage, MergeStage) else ()
         return Site(
             recipe=self.recipe,
             lineage=self.lineage(stage.after),
             origin=self._identity(stage.after) if stage.after else self.given,
             teacher=self.lineage(teacher),
             teacher_identity=self._identity(teacher) if teacher else self.given,
-            branches=tuple(self.lineage(branch) for branch in branches),
+            branches=tuple(self.lineage(branch) for branch in branches_of(stage)),
             source=self.source,
             processes=self.processes,
             cache=self.folder / "cache",

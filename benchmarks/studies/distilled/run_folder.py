@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.studies.distilled.subjects import Network
 from distillation.data.settings import ShapesData
 from distillation.levels import checked, shifted
-from distillation.networks.drawing import TEACHER_STEPS, teacher_levels
+from distillation.networks.drawing import teacher_levels
 from distillation.recipe import Recipe, parse_recipe
 from distillation.run.lineage import PROFILE
 from distillation.run.outcome.publish import PROVENANCE
@@ -21,7 +21,7 @@ from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
 from quantization.errors import Complaint, InputError
 
-__all__ = ["TEACHER_STEPS", "RunFolder", "builtin", "student"]
+__all__ = ["RunFolder", "builtin", "student"]
 
 
 class RunFolder:

@@ -8,10 +8,10 @@ from typing import Any
 from distillation.data.settings import ShapesData
 from distillation.data.source import Source
 from distillation.networks.roles import LATENT_PIXELS
-from distillation.recipe import Recipe
+from distillation.recipe import Recipe, branches_of
 from distillation.run.lineage import CLIPS, T5
 from distillation.run.processes import Processes
-from distillation.stages import AnyStage, DecoderStage, FlowStage, MergeStage, QuantizeStage, StudentStage, TextStage, VaeStage
+from distillation.stages import AnyStage, DecoderStage, FlowStage, QuantizeStage, StudentStage, TextStage, VaeStage
 from exporters.errors import Complaint, InputError
 from exporters.student.student import Student
 from quantization.profile import Profile
@@ -131,19 +131,15 @@ def stages_to_make(recipe: Recipe, asked: Sequence[AnyStage], is_made: Callable[
                 continue
             missing.add(stage.name)
             teacher = teacher_of(recipe, stage.name) if isinstance(stage, StudentStage) else ""
-            for one in filter(None, (stage.after, *_branches(stage), teacher)):
+            for one in filter(None, (stage.after, *branches_of(stage), teacher)):
                 need(one)
 
-    inner = {name for stage in asked for name in (stage.after, *_branches(stage))}
+    inner = {name for stage in asked for name in (stage.after, *branches_of(stage))}
     students = {name for student in recipe.students for name in (student.stage, *student.variants.values())}
     for stage in asked:
         if stage.name in students or stage.name not in inner:
             need(stage.name)
     return missing
-
-
-def _branches(stage: AnyStage) -> tuple[str, ...]:
-    return stage.branches if isinstance(stage, MergeStage) else ()
 
 
 def _providers(recipe: Recipe, name: str) -> list[AnyStage]:

@@ -45,13 +45,11 @@ class Sibling:
         name: of the variant.
         stage: whose networks it has.
         lineage: its components.
-        identity: of its stage.
     """
 
     name: str
     stage: str
     lineage: Lineage
-    identity: str
 
 
 def publish(

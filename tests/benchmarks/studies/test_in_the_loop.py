@@ -82,6 +82,13 @@ def test_a_mixture_is_a_profile_of_no_more_bytes(stage: Stage, tmp_path: Path) -
     assert in_the_loop._uniform(mixed).name in ("int4g64", "uint4g64")
 
 
+def test_a_mixture_is_of_one_stage(shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        in_the_loop.main([str(shapes_run), "--stage", "w4", "--stage", "w4", "--mixture", str(tmp_path / "mixed.toml")])
+    assert "--mixture: is of one stage" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["follow-4", "w5"])
 def test_what_quantizes_nothing_is_refused(shapes_run: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: no stage of kind quantize \\(expected w4"):
