@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from distillation.run.lineage import LORA, PROFILE, Lineage, Tensors
 from distillation.stages import AnyStage, FlowStage, StudentStage, kind_of
 from distillation.world.scenes import sample
 from distillation.write import Dtype, write_component, write_index, write_weights
-from exporters.errors import Complaint
+from exporters.errors import Complaint, InputError
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import TOKENIZERS, Student
 from quantization.files import write_text
@@ -70,6 +71,7 @@ def publish(
 
     Raises:
         RecipeError: its levels cannot be said to its scheduler, or a variant has components of another kind.
+        InputError: a weight is no number.
         WritingError: it cannot be written.
     """
     told: dict[str, Any] = {"recipe": recipe.name, "stage": student.stage, "identity": identity, "dtype": student.dtype}
@@ -117,6 +119,9 @@ def write_components(lineage: Lineage, names: Iterable[str], folder: Path, dtype
 
     Returns:
         Their configurations.
+
+    Raises:
+        InputError: a weight is no number.
     """
     configs = {}
     for name in names:
@@ -124,7 +129,7 @@ def write_components(lineage: Lineage, names: Iterable[str], folder: Path, dtype
         if "dtype" in config:
             config["dtype"] = _NAMES[dtype]
         configs[name] = config
-        write_component(folder / name, config, *_shapes_and_chunks(tensors), dtype)
+        write_component(folder / name, config, *_shapes_and_chunks(name, tensors), dtype)
         if name in TOKENIZERS:
             _copy_tokenizer(lineage, name, folder / TOKENIZERS[name])
     return configs
@@ -156,11 +161,29 @@ def _write_variant(folder: Path, sibling: Sibling, dtype: Dtype, lineage: Lineag
                 [Complaint(f"variants.{sibling.name}", f"its {name} is built otherwise", f"the student's {differing}")],
                 "hand it out as a student of its own",
             )
-        write_weights(folder / name, *_shapes_and_chunks(tensors), dtype, variant=sibling.name)
+        write_weights(folder / name, *_shapes_and_chunks(name, tensors), dtype, variant=sibling.name)
 
 
-def _shapes_and_chunks(tensors: Tensors) -> tuple[dict[str, tuple[int, ...]], dict[str, Callable[[], Iterable[np.ndarray]]]]:
-    return {key: shape for key, (shape, _) in tensors.items()}, {key: chunks for key, (_, chunks) in tensors.items()}
+def _shapes_and_chunks(
+    component: str, tensors: Tensors
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Callable[[], Iterable[np.ndarray]]]]:
+    """What is written of a component; nothing that is no number.
+
+    Raises:
+        InputError: when a piece is read that holds NaN or infinity.
+    """
+
+    def finite(key: str, read: Callable[[], Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+        for chunk in read():
+            if not np.isfinite(chunk.astype(np.float32, copy=False)).all():
+                complaint = Complaint(f"{component}: {key}", "holds NaN or infinity", "finite numbers")
+                raise InputError("A network cannot be written.", [complaint], "copy or download what it was read from again")
+            yield chunk
+
+    chunks: dict[str, Callable[[], Iterable[np.ndarray]]] = {
+        key: partial(finite, key, read) for key, (_, read) in tensors.items()
+    }
+    return {key: shape for key, (shape, _) in tensors.items()}, chunks
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:

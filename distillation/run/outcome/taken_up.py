@@ -70,10 +70,18 @@ class TakenUp:
             folder: the result's.
 
         Raises:
+            InputError: a component is not there, though the student tells of it, or a weight is no number.
             StudentError: the student's weights are not as its configuration says.
         """
         student = open_student(self.folder, variant=variant or None)
         lineage = Lineage(student, (), student.defaults.max_sequence_length)
-        write_components(lineage, [part for part in left(stage) if lineage.has(part)], folder, "fp32")
+        if missing := [part for part in left(stage) if not lineage.has(part)]:
+            complaints = [
+                Complaint(f"{self.folder}: {part}", "is not there", f"what stage {stage.name} has left") for part in missing
+            ]
+            raise InputError(
+                "A stage cannot be taken up.", complaints, "copy or download the student again, with all its components"
+            )
+        write_components(lineage, left(stage), folder, "fp32")
         facts = {"name": stage.name, "identity": identity, TAKEN_UP: variant or student.path.name}
         write_text(folder / "stage.json", json.dumps(facts, indent=2))

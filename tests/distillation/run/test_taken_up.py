@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from distillation.recipe import parse_recipe
 from distillation.run.jobs.needs import stages_to_make
@@ -16,7 +18,7 @@ from distillation.run.order import Order
 from distillation.run.start import follow
 from exporters.errors import InputError
 from exporters.student.open import open_student
-from tests.distillation.run.tiny import RECIPE, STUDENT, lay_out, stages
+from tests.distillation.run.tiny import RECIPE, STUDENT, half_written, lay_out, stages
 from tests.helpers.shapes_run import follow_shapes
 
 
@@ -76,6 +78,33 @@ def test_a_student_of_shapes_holds_its_teacher(shapes_run: Path, tmp_path: Path)
             assert torch.allclose(ours[name], weight, rtol=2**-11, atol=2**-25), name
     teacher = open_student(shapes_run / "student-4", variant="teacher").defaults
     assert (teacher.steps, teacher.guidance_scale, teacher.sigmas) == (28, 2.0, None)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("no T5", "text_encoder_3: is not there .*what stage text has left"),
+        ("NaN", r"transformer: proj_out\.bias: holds NaN or infinity"),
+        ("cut off", "teacher.safetensors: truncated"),
+    ],
+)
+def test_a_damaged_student_is_refused(shapes_run: Path, tmp_path: Path, harm: str, told: str) -> None:
+    """Above all one of whose components is gone: the run would go on without it."""
+    student = tmp_path / "student"
+    shutil.copytree(shapes_run / "student-4", student)
+    file = student / "transformer/diffusion_pytorch_model.teacher.safetensors"
+    if harm == "no T5":
+        shutil.rmtree(student / "text_encoder_3")
+    elif harm == "NaN":
+        tensors = load_file(file)
+        tensors["proj_out.bias"][0] = torch.nan
+        save_file(tensors, file)
+    else:
+        os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match=told):
+        follow_shapes(tmp_path / "run", take_up=student)
+    assert half_written(tmp_path / "run") == []
+    assert "teacher" not in stages(tmp_path / "run")
 
 
 def test_what_nothing_needs_is_not_made() -> None:
