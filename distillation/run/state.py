@@ -146,12 +146,18 @@ def _written(draft: Path, processes: Processes) -> Iterator[None]:
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:
-    """Everything that a run holds, by name: ``role/weights/name``, ``role/average/name``, ``role/optimizer/name/key``."""
+    """Everything that a run holds, by name: ``role/weights/name``, ``role/average/name``, ``role/optimizer/name/key``.
+
+    A weight of two names (T5's embedding) is held by its first.
+    """
     tensors: dict[str, Tensor] = {}
     for role, trainee in run.trainees.items():
         learned = [name for name, parameter in trainee.module.named_parameters() if parameter.requires_grad]
-        for name, tensor in trainee.module.state_dict().items():
-            tensors[f"{role}/weights/{name}"] = tensor
+        told: set[int] = set()
+        for name, tensor in trainee.module.state_dict(keep_vars=True).items():
+            if id(tensor) not in told:
+                tensors[f"{role}/weights/{name}"] = tensor.detach()
+            told.add(id(tensor))
         for name, tensor in zip(learned, trainee.average, strict=False):
             tensors[f"{role}/average/{name}"] = tensor
         for parameter_name, state in _optimizer_states(trainee):

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distillation.batches import Networks
 from distillation.loop import Run, run_stage
 from distillation.run import state
 from distillation.run.processes import Processes
-from distillation.stages import MatchStage, Optimizer
+from distillation.stages import FlowStage, MatchStage, Optimizer
 from quantization.errors import InputError
 from quantization.files import WritingError
 from tests.distillation.gaussian import Linear, Teacher
@@ -55,6 +56,32 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert rest.records == records[3:]
     for one, other in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_weight_of_two_names_is_held_once(tmp_path: Path) -> None:
+    """As T5's embedding is: safetensors refuse it twice."""
+
+    class Tied(Polynomial):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = self.coefficients
+
+    def run(folder: Path, stop: int, **options: Any) -> tuple[nn.Module, list[dict[str, float]]]:
+        def keep(run: Run, record: dict[str, float]) -> bool:
+            state.save(folder, run, "me", ONE)
+            return run.step == stop
+
+        student = Tied()
+        stage = FlowStage(name="s", steps=4, average=0.5)
+        return student, run_stage(stage, Networks(student), batch, seed=0, on_step=keep, **options).records
+
+    whole, records = run(tmp_path / "whole", 4)
+    run(tmp_path / "cut", 2)
+    checkpoint = state.latest(tmp_path / "cut", "me")
+    assert checkpoint is not None
+    resumed, rest = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ONE))
+    assert rest == records[2:]
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
