@@ -53,6 +53,8 @@ def keep(
     compute: Callable[[range], Tensor],
     processes: Processes,
     on_file: Callable[[int, int], bool] = lambda done, total: False,
+    *,
+    lockstep: bool = False,
 ) -> Kept:
     """Compute what is not there yet, and open all.
 
@@ -62,6 +64,7 @@ def keep(
         compute: the samples of these numbers, ``[numbers, ...]``; kept in fp16.
         processes: all of which call this.
         on_file: told how many of this process's files there are; returns whether to stop, and where one process does, all do.
+        lockstep: what computes is shared out over the processes: where one of them computes, all have to.
 
     Raises:
         Interrupted: it was stopped; the files that are there are kept.
@@ -73,9 +76,11 @@ def keep(
     files = [folder / f"{numbers.start:08d}-{len(numbers)}.npy" for numbers in ranges]
     own = list(zip(ranges, files, strict=True))[processes.rank :: processes.count]
     for turn in range(-(-len(files) // processes.count)):
-        for numbers, file in own[turn : turn + 1]:  # the last turn may be of some processes only
-            if not file.exists():
-                array = compute(numbers).half().cpu().numpy()
+        numbers, file = own[turn] if turn < len(own) else (ranges[0], None)  # the last turn may be of some processes only
+        missing = file is not None and not file.exists()
+        if processes.agreed(missing) if lockstep else missing:
+            array = compute(numbers).half().cpu().numpy()
+            if file is not None and missing:
                 if not np.isfinite(array).all():
                     raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
                 write_array(file, array)

@@ -227,4 +227,4 @@ class Site:
             self.display.bar(name.partition("-")[0], done, total)
             return self.stop.asked
 
-        return keep(self.cache / name, count, compute, self.processes, tell)
+        return keep(self.cache / name, count, compute, self.processes, tell, lockstep=self.recipe.shard)

@@ -95,6 +95,17 @@ def test_shared_out_networks(alone: Order, tmp_path: Path) -> None:
     assert_near(alone.out, order.out)
 
 
+def test_shared_out_networks_draw_together(alone: Order, tmp_path: Path) -> None:
+    """The one file of trajectories is the first process's: without the second it cannot compute it, with half a teacher."""
+    order = replace(alone, out=tmp_path / "run", changes=("shard=true", "follow.trajectories=4"), stop_after="follow")
+    told = together(order, tmp_path)
+    assert told.codes == [0, 0], told.said
+    assert [line["step"] for line in metrics(order.out, "follow")] == [1, 2, 3, 4]
+    whole = replace(order, out=tmp_path / "whole", changes=("follow.trajectories=4",))
+    assert start.follow(whole) == 0
+    assert float((weights(order.out, "follow") - weights(whole.out, "follow")).abs().mean()) < 1e-5  # as assert_near
+
+
 def test_one_message_of_what_fails_in_one_process(alone: Order, tmp_path: Path) -> None:
     """The second file of trajectories is the second process's, and cannot be read; the first has nothing to complain of."""
     order = replace(alone, out=tmp_path / "run")
