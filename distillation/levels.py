@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quantization.errors import InputError
 
-__all__ = ["checked", "segments", "shifted", "substeps"]
+__all__ = ["checked", "segments", "shifted", "substeps", "through"]
 
 #: Four steps of a flow that is shifted by 3, SD3's own: evenly spaced before the shift.
 FOUR = (1.0, 0.9, 0.75, 0.5, 0.0)
@@ -41,6 +41,15 @@ def segments(levels: Sequence[float]) -> list[tuple[float, float]]:
     [(1, 0.75), (0.75, 0)]
     """
     return list(itertools.pairwise(levels))
+
+
+def through(levels: Sequence[float], nodes: Sequence[float]) -> list[list[float]]:
+    """Levels as a list for each segment of nodes that are among them, both ends included.
+
+    >>> through((1, .9, .75, .5, 0), (1, .75, 0))
+    [[1, 0.9, 0.75], [0.75, 0.5, 0]]
+    """
+    return [[level for level in levels if low <= level <= high] for high, low in segments(nodes)]
 
 
 def substeps(levels: Sequence[float], count: int, shift: float = 3.0) -> list[list[float]]:

@@ -269,9 +269,21 @@ def _level_complaints(stage: StudentStage, where: str) -> Iterator[Complaint]:
         yield Complaint(where, f"stage {stage.name}: nodes", "its levels among them", f"without {sorted(strangers)}")
 
 
+def _path_complaints(recipe: Recipe, stage: StudentStage, where: str) -> Iterator[Complaint]:
+    """Of a path that is another stage's student's."""
+    draws = {one.name: one for one in recipe.way_to(stage.after)}.get(stage.path) if stage.after else None
+    if not isinstance(draws, StudentStage):
+        yield Complaint(where, f"stage {stage.name}: path", "a stage with levels that it goes on from", stage.path)
+    elif strangers := set(stage.nodes or stage.levels) - set(draws.levels):
+        expected = f"a stage that comes through {sorted(strangers)}"
+        yield Complaint(where, f"stage {stage.name}: path", expected, f"{stage.path} of {list(draws.levels)}")
+
+
 def _way_complaints(recipe: Recipe, where: str) -> Iterator[Complaint]:
     """What a stage or a student cannot be because of the stages that it goes on from."""
     for stage in recipe.stages:
+        if isinstance(stage, StudentStage) and stage.path:
+            yield from _path_complaints(recipe, stage, where)
         mover = _mover(recipe, stage.after) if stage.after else None
         if isinstance(stage, MatchStage) and stage.adversarial.weight and recipe.shard and recipe.lora is None:
             expected = "0 where shard = true: heads look into the fake model's blocks, past torch's gathering of its weights"

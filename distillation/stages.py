@@ -155,6 +155,8 @@ class StudentStage(Stage, frozen=True, kw_only=True):
         trajectories: prompts whose teacher states are integrated once and kept; 0: anew for each step.
         nodes: levels at which those are kept, the student's among them; by default the student's. Students of the same nodes
             share them.
+        path: the stage, one of those before, whose student draws the path that is followed, by its own steps and without
+            guidance (progressive distillation, 2202.00512): far cheaper than the teacher's, whose it is where this is empty.
         only: the steps that are trained, by number from 0; all where empty.
         guidance: the teacher's scale, 1 for none.
         teacher_steps: substeps of the teacher where its states do not come with the batches.
@@ -165,6 +167,7 @@ class StudentStage(Stage, frozen=True, kw_only=True):
     without_t5: Share = 0.0
     trajectories: Count = 0
     nodes: tuple[float, ...] = ()
+    path: str = ""
     only: tuple[Count, ...] = ()
     guidance: Weight = 1.0
     teacher_steps: Positive = 28

@@ -121,7 +121,7 @@ class Stage:
         transformer, vae = lineage.component("transformer"), lineage.component("vae")
         transformer.load_state_dict({key[1]: torch.from_numpy(weight) for key, weight in stored.items()}, strict=False)
         if rounded:
-            quantize(transformer, self.profile)
+            quantize(transformer, self.profile, round_inputs=self.stage.round_inputs)
         sampler = Sampler(
             VelocityTransformer(transformer),
             checked(self.stage.levels, self.stage.name),

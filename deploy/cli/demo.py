@@ -17,7 +17,7 @@ PROMPTS = (
     "a red circle left of a blue square on a white background",
     "a striped yellow and purple circle on a black background",
     "a yellow circle above a purple square on a gray background",
-    "two cyan squares on a white background",
+    "three red triangles on a white background",
 )
 TILE_PIXELS, MARGIN_PIXELS, CAPTION_PIXELS = 256, 12, 40
 

@@ -10,9 +10,8 @@ from distillation.world.numbered import pictures, scenes
 
 __all__ = ["ShapesSource"]
 
-VERSION = (
-    4  # of the world: another one where the same numbers come to mean other scenes or pictures, or encoders learn other facts
-)
+VERSION = 5
+"""Of the world: another one where the same numbers come to mean other scenes or pictures, or encoders learn other facts."""
 
 
 class ShapesSource(Source):

@@ -45,6 +45,7 @@ class Setting:
         text_tokens: CLIP's and T5's together.
         trajectories: prompts whose teacher states are integrated once and kept, by the name of the stage that learns from them;
             other stages integrate them anew for each step.
+        paths: steps of the student whose path a stage follows, by the name of that stage; others follow the teacher's.
     """
 
     processes: int = 1
@@ -56,6 +57,7 @@ class Setting:
     width: int = 1024
     text_tokens: int = TEXT_TOKENS
     trajectories: Mapping[str, int] = field(default_factory=dict)
+    paths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -213,30 +215,33 @@ def estimate(
     return Estimate(cost, setting, speed, tuple(followed), tuple(others))
 
 
-def passes(stage: AnyStage, *, kept: bool = False) -> Passes:
+def passes(stage: AnyStage, *, kept: bool = False, path: int = 0) -> Passes:
     """What a step of a stage computes for each sample, as :mod:`distillation.training` does it.
 
     Args:
         stage: of the recipe.
-        kept: the teacher's states come with the batches.
+        kept: the states that it follows come with the batches.
+        path: steps of the student that draws them; 0 where the teacher does.
     """
     guided = 2 if isinstance(stage, TrajectoryStage | MatchStage) and stage.guidance != 1 else 1
     if isinstance(stage, TrajectoryStage):
-        return Passes(teacher=0 if kept else guided * _substeps(stage), learning=1)
+        return Passes(teacher=0 if kept else _drawn(stage, path), learning=1)
     if isinstance(stage, MatchStage):
         steps = len(stage.levels) - 1
         heads = stage.adversarial.weight > 0
-        followed = kept and stage.trajectory_weight > 0
+        followed = (kept or path > 0) and stage.trajectory_weight > 0
         return Passes(
-            teacher=guided,
+            teacher=guided + (0 if kept else path),
             free=steps + 1 + 2 * heads,  # the rollout; the fake model's answer; features of real data and of drawn
             learning=stage.fake_steps + 1 + heads + followed,
         )
     return Passes(learning=1)
 
 
-def _substeps(stage: TrajectoryStage | MatchStage) -> int:
-    return sum(len(part) - 1 for part in substeps(checked(stage.levels, stage.name), stage.teacher_steps, stage.shift))
+def _drawn(stage: TrajectoryStage | MatchStage, path: int) -> int:
+    """Passes that draw a path to follow: a student's steps, or the teacher's with its guidance."""
+    parts = substeps(checked(stage.levels, stage.name), stage.teacher_steps, stage.shift)
+    return path or (1 if stage.guidance == 1 else 2) * sum(len(part) - 1 for part in parts)
 
 
 def _stage(
@@ -246,8 +251,8 @@ def _stage(
     speed: Speed,
     beside: Mapping[str, float],
 ) -> StageEstimate:
-    trajectories = setting.trajectories.get(stage.name, 0)
-    step = passes(stage, kept=bool(trajectories))
+    trajectories, path = setting.trajectories.get(stage.name, 0), setting.paths.get(stage.name, 0)
+    step = passes(stage, kept=bool(trajectories), path=path)
     lora = setting.lora is not None and not isinstance(stage, FlowStage)  # a teacher learns whole
     flops = stage.steps * stage.batch * _flops(step, cost, checkpointing=setting.checkpointing, lora=lora)
     if isinstance(stage, MatchStage) and stage.fake_warmup:
@@ -255,8 +260,7 @@ def _stage(
         saved = _flops(skipped, cost, checkpointing=setting.checkpointing, lora=lora)
         flops -= min(stage.fake_warmup, stage.steps) * stage.batch * saved
     if trajectories and not isinstance(stage, FlowStage):
-        guided = 1 if stage.guidance == 1 else 2
-        flops += float(trajectories * guided * _substeps(stage) * cost.flops)
+        flops += float(trajectories * _drawn(stage, path) * cost.flops)
     return StageEstimate(
         name=stage.name,
         passes=step,
@@ -292,9 +296,10 @@ def _memory(
     optimizers = [stage.optimizer, *fakes]
     follows = isinstance(stage, MatchStage) or (isinstance(stage, TrajectoryStage) and not kept)
     shared = setting.processes if setting.sharded and not lora else 1
-    networks = FP32 * whole * len(optimizers) + itemsize * whole * follows
-    roles = itemsize * whole + 2 * FP32 * cost.adapter  # both adapters are made, whether both learn or not
-    step = passes(stage, kept=kept)
+    path = setting.paths.get(stage.name, 0)
+    networks = FP32 * whole * len(optimizers) + itemsize * whole * (follows + (path > 0))
+    roles = itemsize * whole * (1 + (path > 0)) + 2 * FP32 * cost.adapter  # both are made, whether both learn or not
+    step = passes(stage, kept=kept, path=path)
     graphs = step.learning - (stage.fake_steps if isinstance(stage, MatchStage) else 0)  # of the student's step, at once
     numbers = cost.kept_checkpointed if setting.checkpointing else cost.kept
     return Memory(

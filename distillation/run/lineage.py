@@ -19,13 +19,15 @@ from exporters.reference.diffusers import reference_component
 from exporters.student.student import TOKENIZERS, Student
 from exporters.student.tokenizers import load_tokenizer
 
-__all__ = ["ADAPTER", "CLIPS", "LORA", "PROFILE", "T5", "Lineage", "Tensors", "undamaged"]
+__all__ = ["ADAPTER", "CLIPS", "INPUTS", "LORA", "PROFILE", "T5", "Lineage", "Tensors", "undamaged"]
 
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 ADAPTER, LORA = "adapter.safetensors", "lora"
 """What a stage with adapters leaves beside its transformer: the student's, for the next stage and for diffusers."""
 PROFILE = "profile.toml"
 """What a stage that quantizes leaves beside its transformer: how the weights are to be stored."""
+INPUTS = "rounded_inputs.txt"
+"""What it leaves there too where it has learned with rounded inputs."""
 
 #: By name: shape, and what reads the numbers, in flat pieces.
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], Iterable[np.ndarray]]]]

@@ -222,6 +222,7 @@ class Distillation:
 
     def _site(self, stage: AnyStage) -> Site:
         teacher = teacher_of(self.recipe, stage.name)
+        path = stage.path if isinstance(stage, StudentStage) else ""
         return Site(
             recipe=self.recipe,
             lineage=self.lineage(stage.after),
@@ -229,6 +230,8 @@ class Distillation:
             teacher=self.lineage(teacher),
             teacher_identity=self._identity(teacher) if teacher else self.given,
             branches=tuple(self.lineage(branch) for branch in branches_of(stage)),
+            path=self.lineage(path) if path else None,
+            path_identity=self._identity(path) if path else "",
             source=self.source,
             processes=self.processes,
             cache=self.folder / "cache",

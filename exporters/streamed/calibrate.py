@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from quantization.errors import Complaint
 from quantization.files import REMEDY, WritingError, reserve, writing
 from quantization.schemes import BLOCKS
 
+LIMIT = 10.0
+"""A prompt counts at most so many times what the median prompt does, in each component. Where a picture is on the brink of
+another one, the gradient tells of a change that no rounding can bring about: 10,000 times the median's was seen."""
 _ROUNDED = (0, *BLOCKS)
 """Block sizes for which rounding of activations is measured; 0 for whole tensors."""
 
@@ -48,15 +51,37 @@ class CalibrationPlan:
 
 
 class _Sums:
-    """Running sums of one weight."""
+    """Sums of one weight: of the prompt at hand, and of each before it."""
 
     def __init__(self, layer: Layer, rows: int, columns: int) -> None:
-        self.layer, self.inputs = layer, 0
-        self.rows, self.columns = np.zeros(rows), np.zeros(columns)
-        self.gradient: Tensor | None = None  # of the current prompt: a weight that is used at every step adds them up
+        self.layer, self.shape, self.inputs = layer, (rows, columns), 0
+        self.gradient: Tensor | None = None  # a weight that is used at every step adds them up
         self.rounding: dict[int, float] = {}
+        self.words: Tensor | None = None  # of an embedding: squares by column
+        self.of_prompts: dict[int, _Prompt] = {}
         self.gram: int | None = None
         self.shares_gram = False
+
+    def finish_prompt(self, number: int) -> None:
+        """Square what the steps of one prompt have summed to."""
+        rows, _ = self.shape
+        if self.words is not None:  # a prompt has a few tokens; each row is as likely to be among them
+            words = self.words.numpy()
+            self.of_prompts[number] = _Prompt(np.full(rows, words.sum() / rows, np.float32), words, {})
+        elif self.gradient is not None:
+            squares = self.gradient**2
+            sides = squares.sum(dim=1).numpy(), squares.sum(dim=0).numpy()
+            self.of_prompts[number] = _Prompt(*sides, self.rounding)
+        self.gradient, self.words, self.rounding = None, None, {}
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What one prompt says of one weight: sums of its squared gradient, and what rounding its inputs comes to."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    rounding: dict[int, float]
 
 
 class _Collector:
@@ -72,10 +97,9 @@ class _Collector:
         rows = product.weight.shape[0]
         sums = self.sums.setdefault(key, _Sums(_layer(product.layer), rows, product.weight.elements // rows))
         flat = weight_gradient.reshape(len(weight_gradient), -1)
-        if isinstance(product.layer, nn.Embedding):  # a prompt has a few tokens; each row is as likely to be among them
-            squares = (flat**2).sum(dim=0).double().numpy()
-            sums.columns += squares
-            sums.rows += squares.sum() / rows
+        if isinstance(product.layer, nn.Embedding):
+            squares = (flat**2).sum(dim=0)
+            sums.words = squares if sums.words is None else sums.words + squares
             return
         sums.gradient = flat if sums.gradient is None else sums.gradient + flat
         channels = 1 if isinstance(product.layer, nn.Conv2d) else -1
@@ -108,14 +132,49 @@ class _Collector:
                     gram_file(self.folder, sums.gram).unlink()
                     sums.gram, sums.shares_gram = owner, True
 
-    def finish_prompt(self) -> None:
-        """Square what the steps of one prompt have summed to."""
+    def finish_prompt(self, number: int) -> None:
+        """All weights have been told all that a prompt has to say."""
         for sums in self.sums.values():
-            if sums.gradient is not None:
-                squares = sums.gradient**2
-                sums.rows += squares.sum(dim=1).double().numpy()
-                sums.columns += squares.sum(dim=0).double().numpy()
-                sums.gradient = None
+            sums.finish_prompt(number)
+
+    def means(self, prompts: int) -> dict[Key, _Prompt]:
+        """Of all prompts, each as far as :data:`LIMIT` lets it count."""
+        weights = {
+            component: _limited(
+                [
+                    sum(
+                        float(sums.of_prompts[number].rows.sum(dtype=np.float64))
+                        for key, sums in self.sums.items()
+                        if key[0] == component and number in sums.of_prompts
+                    )
+                    for number in range(prompts)
+                ]
+            )
+            for component in {component for component, _ in self.sums}
+        }
+        return {key: _mean(sums, weights[key[0]]) for key, sums in self.sums.items()}
+
+
+def _limited(energies: Sequence[float]) -> np.ndarray:
+    """The weight of each prompt: 1, or less where it has more than :data:`LIMIT` times the median energy.
+
+    >>> _limited([1.0, 2.0, 3.0, 200.0, 2.0]).tolist()
+    [1.0, 1.0, 1.0, 0.1, 1.0]
+    """
+    told = np.array(energies, np.float64)
+    most = LIMIT * np.median(told)
+    return np.where(told > most, most / np.maximum(told, np.finfo(np.float64).tiny), 1.0)
+
+
+def _mean(sums: _Sums, weights: np.ndarray) -> _Prompt:
+    count, (rows, columns), rounding = len(weights), map(np.zeros, sums.shape), dict.fromkeys(_ROUNDED, 0.0)
+    for number, told in sums.of_prompts.items():
+        weight = float(weights[number]) / count
+        rows += weight * told.rows
+        columns += weight * told.columns
+        for block, error in told.rounding.items():
+            rounding[block] += weight * error
+    return _Prompt(rows, columns, {} if sums.layer == "embedding" else rounding)
 
 
 def _layer(module: nn.Module) -> Layer:
@@ -179,7 +238,7 @@ def calibrate(
         picture = pipeline.draw([prompt], start, step_noise[:, i : i + 1]).pictures
         projection = torch.randn(picture.shape, generator=generator) / picture.numel() ** 0.5
         picture.backward(projection)  # type: ignore[no-untyped-call]
-        collector.finish_prompt()
+        collector.finish_prompt(i)
         if i == 0 and plan.grams:
             collector.share_grams()
         if on_prompt:
@@ -195,19 +254,19 @@ def calibrate(
         max_sequence_length=options.max_sequence_length,
     )
     count = len(plan.prompts)
-    vectors = [(sums.rows / count, sums.columns / count) for sums in collector.sums.values()]
-    save_calibration(folder, recipe, _entries(collector, count), vectors)
+    means = collector.means(count)
+    save_calibration(folder, recipe, _entries(collector, means, count), [(mean.rows, mean.columns) for mean in means.values()])
     return Calibration(folder)
 
 
-def _entries(collector: _Collector, prompts: int) -> list[Entry]:
+def _entries(collector: _Collector, means: dict[Key, _Prompt], prompts: int) -> list[Entry]:
     return [
         Entry(
             component=component,
             name=name,
             layer=sums.layer,
             inputs=sums.inputs // prompts,
-            rounding={block: error / prompts for block, error in sums.rounding.items()},
+            rounding=means[component, name].rounding,
             gram=sums.gram,
         )
         for (component, name), sums in collector.sums.items()

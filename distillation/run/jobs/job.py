@@ -22,7 +22,7 @@ from distillation.networks.quantized import quantize
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Recipe
 from distillation.run.cache import Kept, keep, named
-from distillation.run.lineage import CLIPS, PROFILE, Lineage
+from distillation.run.lineage import CLIPS, INPUTS, PROFILE, Lineage
 from distillation.run.processes import Processes
 from distillation.run.records import Display
 from distillation.run.signals import Stop
@@ -59,6 +59,8 @@ class Site:
         teacher: what its teacher is made of.
         teacher_identity: a digest of the teacher.
         branches: of a merge, what the two stages left.
+        path: of a stage that follows the student of another one, what that left.
+        path_identity: a digest of it.
         source: of prompts and pictures.
         processes: of the run.
         cache: folder for what is computed once.
@@ -78,6 +80,8 @@ class Site:
     display: Display
     stop: Stop
     branches: tuple[Lineage, ...] = field(default=())
+    path: Lineage | None = None
+    path_identity: str = ""
     profile: Profile | None = None
 
     @property
@@ -129,7 +133,8 @@ class Site:
         """A lineage's transformer as it draws: one that has learned with a profile computes with what that stores."""
         network = self.velocity(lineage, whole=True)
         if (profile := lineage.beside_transformer(PROFILE)) is not None:
-            quantize(network.transformer, load_profile(profile))
+            round_inputs = lineage.beside_transformer(INPUTS) is not None
+            quantize(network.transformer, load_profile(profile), round_inputs=round_inputs)
         return network
 
     def latent_shape(self, config: Any) -> tuple[int, int, int]:

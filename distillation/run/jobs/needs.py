@@ -130,8 +130,8 @@ def stages_to_make(recipe: Recipe, asked: Sequence[AnyStage], is_made: Callable[
             if stage.name in missing or is_made(stage.name):
                 continue
             missing.add(stage.name)
-            teacher = teacher_of(recipe, stage.name) if isinstance(stage, StudentStage) else ""
-            for one in filter(None, (stage.after, *branches_of(stage), teacher)):
+            followed = (teacher_of(recipe, stage.name), stage.path) if isinstance(stage, StudentStage) else ()
+            for one in filter(None, (stage.after, *branches_of(stage), *followed)):
                 need(one)
 
     inner = {name for stage in asked for name in (stage.after, *branches_of(stage))}

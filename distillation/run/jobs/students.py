@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from distillation.batches import Batch, Networks
 from distillation.counters import Counter
 from distillation.data.settings import ShapesData
 from distillation.flow import Velocity, euler
-from distillation.levels import checked, substeps
+from distillation.levels import checked, substeps, through
 from distillation.networks.adapters import adapted, merged_weight, write_lora
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
@@ -30,7 +30,7 @@ from distillation.objectives.heads import Heads
 from distillation.run.cache import Kept
 from distillation.run.jobs.job import Job, Site
 from distillation.run.judge import Once, judge
-from distillation.run.lineage import ADAPTER, LORA, PROFILE, undamaged
+from distillation.run.lineage import ADAPTER, INPUTS, LORA, PROFILE, undamaged
 from distillation.stages import DecoderStage, MatchStage, MergeStage, QuantizeStage, StudentStage, TrajectoryStage
 from distillation.write import write_component
 from exporters.errors import InputError
@@ -149,6 +149,10 @@ def quantize_job(stage: QuantizeStage, site: Site) -> Job:
         write_text(
             folder / PROFILE, profile_toml(profile, f"What {site.recipe.name}'s stage {stage.name} has learned to be stored by.")
         )
+        if stage.round_inputs:
+            write_text(
+                folder / INPUTS, f"{site.recipe.name}'s stage {stage.name} has learned with inputs as onnxruntime has them.\n"
+            )
 
     return Job(Networks(student, teacher), batches, write)
 
@@ -205,13 +209,16 @@ def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) ->
     nodes = checked(stage.nodes, f"stage {stage.name}: nodes") if stage.nodes else levels
     own = [nodes.index(level) for level in levels]
     told = site.teller(encoders, stage.trajectories)
-    kept = _trajectories(stage, site, teacher, told, uncond, nodes, shape) if stage.trajectories else None
+    path = _path(stage, site, teacher, uncond, nodes)
+    kept = _trajectories(stage, site, path, told, shape) if stage.trajectories else None
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
         states = None
         if kept is None:
             numbers, noise = site.numbers(stage, step), place.normal("start", shape, site.like)
+            if stage.path:
+                states = path.states(noise, told(numbers))[:, own]
         else:
             numbers = place.integers("trajectories", kept.count).tolist()
             noise = _start(site, numbers, shape)
@@ -238,23 +245,50 @@ def _start(site: Site, numbers: Any, shape: tuple[int, ...]) -> Tensor:
     return Counter(site.recipe.seed, "trajectories", 0, list(numbers)).normal("start", shape, site.like)
 
 
+@dataclass(frozen=True)
+class _Path:
+    """What a student follows.
+
+    Attributes:
+        network: that draws it.
+        uncond: the empty prompt; none where there is no guidance.
+        guidance: the network's scale.
+        substeps: of each segment.
+        whose: a digest of the network.
+    """
+
+    network: Velocity
+    uncond: Conditioning | None
+    guidance: float
+    substeps: Sequence[Sequence[float]]
+    whose: str
+
+    def states(self, noise: Tensor, cond: Conditioning) -> Tensor:
+        """The states at the ends of the segments, ``[batch, segments + 1, ...]``."""
+        uncond = None if self.uncond is None else self.uncond.repeated(len(noise))
+        return trajectory.states(trajectory.teacher_velocity(self.network, uncond, self.guidance), noise, self.substeps, cond)
+
+
+def _path(stage: StudentStage, site: Site, teacher: Velocity, uncond: Conditioning | None, nodes: tuple[float, ...]) -> _Path:
+    """The teacher's with its guidance, or the path of the student that the stage names, without any."""
+    if site.path is None:
+        return _Path(teacher, uncond, stage.guidance, substeps(nodes, stage.teacher_steps, stage.shift), site.teacher_identity)
+    draws = site.recipe.stage(stage.path)
+    assert isinstance(draws, StudentStage)
+    return _Path(site.velocity(site.path), None, 1.0, through(draws.levels, nodes), site.path_identity)
+
+
 def _trajectories(
     stage: StudentStage,
     site: Site,
-    teacher: Velocity,
+    path: _Path,
     told: Callable[[Sequence[int]], Conditioning],
-    uncond: Conditioning | None,
-    levels: tuple[float, ...],
     shape: tuple[int, int, int],
 ) -> Kept:
-    """The teacher's states at the student's levels, but for the noise that they start at."""
-    parts = substeps(levels, stage.teacher_steps, stage.shift)
+    """The states of a path at the student's levels, but for the noise that they start at."""
 
     def compute(numbers: range) -> Tensor:
-        cond = told(numbers)
-        empty = None if uncond is None else uncond.repeated(len(numbers))
-        guided = trajectory.teacher_velocity(teacher, empty, stage.guidance)
-        return trajectory.states(guided, _start(site, numbers, shape), parts, cond)[:, 1:]
+        return path.states(_start(site, numbers, shape), told(numbers))[:, 1:]
 
-    facts = [site.teacher_identity, site.source.fingerprint, site.recipe.seed, stage.guidance, parts]
+    facts = [path.whose, site.source.fingerprint, site.recipe.seed, path.guidance, path.substeps]
     return site.kept(site.named("trajectories", facts, shape), stage.trajectories, compute)

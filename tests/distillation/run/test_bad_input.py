@@ -63,6 +63,7 @@ LOW = changed("only = [1]", "only = [1]\naverage = 0.5", WHOLE)  # a mark of the
 MORE = '[[stage]]\nkind = "match"\nname = "more"\nafter = "merged"\nsteps = 1\n'
 TWICE = STUDENT.replace("student-2", "student-2-lora")
 HALF = changed('name = "student-w4"\n', 'name = "student-w4"\ndtype = "fp16"\n', WHOLE)
+PATH = changed('after = "follow"', 'after = "follow"\npath = "{}"').replace("{ ", "{{ ").replace(" }", " }}")
 OTHER = LOW.replace("levels = [1.0, 0.75, 0.0]\nonly = [1]", "levels = [1.0, 0.5, 0.0]\nonly = [1]")
 
 
@@ -79,6 +80,9 @@ OTHER = LOW.replace("levels = [1.0, 0.75, 0.0]\nonly = [1]", "levels = [1.0, 0.5
         (OTHER, ["stage merged: branches", "stages of its own levels", "got low"]),
         (changed("levels = [1.0, 0.75, 0.0]", "levels = [1.0, 0.75, 0.8, 0.0]"), ["levels go from 1 down to 0"]),
         (changed("nodes = [1.0, 0.9, 0.75", "nodes = [1.0, 0.9, 0.7"), ["nodes", "its levels among them", "0.75"]),
+        (PATH.format("nobody"), ["stage match: path", "a stage with levels that it goes on from", "got nobody"]),
+        (PATH.format("match"), ["stage match: path", "a stage with levels that it goes on from", "got match"]),
+        (PATH.format("follow"), ["stage match: path", "a stage that comes through [0.5, 0.9]", "got follow of [1.0, 0.75, 0.0]"]),
         (changed('stage = "match"', 'stage = "mtach"'), ["student student-2: stage", "got mtach"]),
         (changed('name = "student-2"', 'name = "cache"'), ["student 'cache'"]),
         (HALF, ["student student-w4: dtype", "expected fp32", "got fp16"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -109,6 +110,18 @@ def test_steps_of_the_fake_model_alone_cost_less() -> None:
 def test_kept_trajectories_are_drawn_once() -> None:
     run = taken(FOLLOW, trajectories={"follow": 100})
     assert run.stages[0].flops == (100 * 16 + 40 * 4) * run.cost.flops
+
+
+def test_the_path_of_a_student_is_its_own_steps() -> None:
+    """Four steps and no guidance, where the teacher takes eight and is asked twice; its network lies beside the others."""
+    assert passes(FOLLOW, path=4) == Passes(teacher=4, learning=1)
+    assert passes(FOLLOW, kept=True, path=4) == Passes(learning=1)
+    near = msgspec.structs.replace(MATCH, trajectory_weight=0.5)
+    assert passes(near, path=4) == Passes(teacher=2 + 4, free=4, learning=5)
+    run = taken(FOLLOW, trajectories={"follow": 100}, paths={"follow": 4})
+    assert run.stages[0].flops == (100 * 4 + 40 * 4) * run.cost.flops
+    more = run.stages[0].memory.weights - taken(FOLLOW, trajectories={"follow": 100}).stages[0].memory.weights
+    assert more == 2 * (run.cost.parameters + run.cost.table)
 
 
 def test_adapters_learn_on_weights_that_do_not() -> None:

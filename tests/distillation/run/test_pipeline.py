@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from distillation.flow import euler
+from distillation.networks.roles import VelocityTransformer
 from distillation.random_students import make_student, preset_shape
+from distillation.run.jobs import job_of
 from distillation.run.order import Order
 from distillation.run.start import follow
 from tests.distillation.run.tiny import (
@@ -29,6 +32,19 @@ from tests.distillation.run.tiny import (
     stages,
 )
 
+PATH = """
+[[stage]]
+kind = "trajectory"
+name = "one"
+after = "merged"
+path = "follow"
+steps = 1
+batch = 2
+levels = [1.0, 0.0]
+guidance = 2.0
+without_t5 = 0.5
+trajectories = {}
+"""
 ALL = ["follow", "match", "high", "low", "merged", "w4", "small"]
 
 
@@ -61,9 +77,30 @@ def test_every_stage_is_judged_and_drawn_beside_its_teacher(whole: Order) -> Non
 
 
 def test_a_run_that_is_done_does_nothing_and_writes_nothing(whole: Order) -> None:
+    assert follow(whole) == 0  # another test may have let the same folder follow another recipe since
     before = {file: file.stat().st_mtime_ns for file in [whole.out, *whole.out.rglob("*")]}
     assert follow(whole) == 0
     assert {file: file.stat().st_mtime_ns for file in [whole.out, *whole.out.rglob("*")]} == before
+
+
+@pytest.mark.parametrize("kept", [0, 70], ids=["drawn for each step", "kept"])
+def test_a_path_may_be_another_student_s(whole: Order, tmp_path: Path, kept: int) -> None:
+    """Its steps as they are when that student draws: no guidance, T5 told, whatever the stage says of itself."""
+    order = copied(whole, tmp_path / "run")
+    recipe = Path(order.recipe)
+    recipe.write_text(recipe.read_text() + PATH.format(kept))
+    run = opened(order)
+    stage = run.recipe.stage("one")
+    batch = job_of(stage, run._site(stage)).batches(3)
+    assert batch.states is not None
+    network = VelocityTransformer(run.lineage("follow").component("transformer"))
+    with torch.no_grad():
+        drawn = euler(network, batch.noise, (1.0, 0.75, 0.0), batch.told_teacher)
+    assert bool(batch.states.isfinite().all())
+    assert torch.equal(batch.states[:, 0], batch.noise)
+    # kept states are fp16: half a unit in the last place of numbers below 8
+    assert torch.allclose(batch.states[:, 1], drawn[-1], rtol=0, atol=2**-9 if kept else 1e-5)
+    assert not torch.allclose(batch.states[:, 1], drawn[1], rtol=0, atol=0.1)
 
 
 def identities(order: Order) -> dict[str, str]:

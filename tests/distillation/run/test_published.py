@@ -17,6 +17,8 @@ from distillation.counters import Counter
 from distillation.networks.drawing import decode
 from distillation.networks.quantized import FOLDED, quantize, weights_behind
 from distillation.recipe import RecipeError
+from distillation.run.jobs import job_of
+from distillation.run.lineage import INPUTS
 from distillation.run.order import Order
 from distillation.run.start import follow
 from distillation.world.scenes import KINDS, parse
@@ -24,7 +26,7 @@ from exporters.restructure.conditioning import embed_timesteps
 from exporters.student.open import open_student
 from quantization.codecs.codec import roundtrip
 from quantization.profile import load_profile
-from tests.distillation.run.tiny import BRANCHES, LORA, RECIPE, STUDENT, lay_out, opened
+from tests.distillation.run.tiny import BRANCHES, LORA, PROFILE, RECIPE, STUDENT, lay_out, opened
 
 PROMPTS = ["a red circle", "a small blue square left of a large green triangle"]
 
@@ -171,6 +173,24 @@ def test_constants_that_an_export_computes_are_those_of_training(whole: Order) -
         wanted = embed.timestep_embedder(embed.time_proj(torch.tensor(timesteps))).numpy()
     got = embed_timesteps(student.weights["transformer"], timesteps)
     assert np.allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_who_learned_with_rounded_inputs_draws_with_them(whole: Order, tmp_path: Path) -> None:
+    (tmp_path / "w8.toml").write_text(PROFILE.replace("int4g32", "int8g32"))
+    run = opened(replace(whole, changes=("w4.round_inputs=true", f"w4.profile='{tmp_path / 'w8.toml'}'")))
+    stage = run.recipe.stage("w4")
+    site = run._site(stage)
+    job = job_of(stage, site)
+    job.write(tmp_path, {})
+    lineage = replace(site.lineage, results=(tmp_path, *site.lineage.results))
+    batch = job.batches(0)
+    asked = (batch.noise, torch.ones(len(batch.noise)), batch.cond)
+    with torch.no_grad():
+        learned = job.networks.student(*asked)
+        assert bool(learned.isfinite().all())
+        assert torch.equal(site.drawing(lineage)(*asked), learned)
+        (tmp_path / INPUTS).unlink()
+        assert not torch.equal(site.drawing(lineage)(*asked), learned)
 
 
 def test_a_decoder_of_a_quantized_student_goes_with_its_profile(whole: Order) -> None:

@@ -114,6 +114,7 @@ def test_what_nothing_needs_is_not_made() -> None:
     tables = [dict(zip(("kind", "name", "after", "steps", "batch"), (*one, 1, 1), strict=True)) for one in told]
     tables.append({"kind": "merge", "name": "split", "after": "follow", "branches": ["low", "high"]})
     tables.append({"kind": "trajectory", "name": "two", "after": "split", "steps": 1, "batch": 1})
+    tables.append({"kind": "trajectory", "name": "one", "after": "two", "path": "split", "steps": 1, "batch": 1})
     recipe = parse_recipe({"name": "chain", "stage": tables}, "a test")
     everything = {one.name for one in recipe.stages}
 
@@ -124,6 +125,7 @@ def test_what_nothing_needs_is_not_made() -> None:
     assert to_make(everything) == set()
     assert to_make(everything - {"follow", "low", "high", "teacher", "split"}) == set()
     assert to_make(everything - {"follow", "text"}) == {"text"}
-    assert to_make({"text", "vae", "split"}) == {"two", "teacher"}  # whose path it follows
-    assert to_make({"text", "vae", "teacher", "low"}) == {"follow", "high", "split", "two"}
+    assert to_make({"text", "vae", "split"}, last=8) == {"two", "teacher"}  # whose path it follows
+    assert to_make({"text", "vae", "teacher", "low"}, last=8) == {"follow", "high", "split", "two"}
+    assert to_make({"text", "vae", "teacher", "two", "follow", "low"}) == {"one", "split", "high"}  # that path's student
     assert to_make({"text", "vae", "teacher", "split"}, last=4) == {"follow"}

@@ -187,8 +187,10 @@ def test_they_predict_the_picture_error(scheme: str, builtin) -> None:
 
 def test_rounding_of_activations_is_predicted(builtin) -> None:
     """What rounding does to a picture has a heavy tail: one prompt of sixteen is on the brink of another picture and makes up
-    most of the mean, 18 dB above the median. The prediction is a mean of other prompts: it lies between the two (2 dB spared),
-    and one scheme's over the other's, which prompts share, is right within 2 dB (2.7 predicted, 3.0 seen)."""
+    most of the mean, 18 dB above the median. The prediction is a mean of other prompts, of which none counts more than ten times
+    the median one: it lies between the two, but for what medians of so few prompts are off: 1.25 standard deviations over the
+    root of their number each, of which two are compared, twice that at most. One scheme's over the other's, which prompts share,
+    is right within 2 dB."""
     student, options, sampling, sensitivities = builtin
     prompts = [str(caption) for caption in sample_captions(16, seed=2)]
     truth = draw(student, options, sampling, prompts, Streaming({})).pictures
@@ -201,7 +203,8 @@ def test_rounding_of_activations_is_predicted(builtin) -> None:
         changes = (got - truth).square().flatten(1).mean(1).numpy()
         predicted.append(10 * np.log10(sum(sensitivities[key].rounding_error(scheme) for key in keys)))
         measured.append(10 * np.log10(changes))
-        assert np.median(measured[-1]) - 2 < predicted[-1] < 10 * np.log10(changes.mean()) + 2
+        off = 2 * 2**0.5 * 1.25 * np.std(measured[-1]) / len(prompts) ** 0.5
+        assert np.median(measured[-1]) - off < predicted[-1] < 10 * np.log10(changes.mean()) + 2
     assert abs(predicted[0] - predicted[1] - np.median(np.subtract(*measured))) < 2
 
 

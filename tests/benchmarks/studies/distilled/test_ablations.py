@@ -84,7 +84,7 @@ def test_seeds_change_what_comes_after_the_fork_alone() -> None:
     seeded = [row.seeded(seed) for seed in range(3) for row in ROWS.values()]
     recipe = recipe_of(RECIPE, seeded, 2)
     names = [stage.name for stage in recipe.stages]
-    assert names[:4] == ["text", "vae", "teacher", "follow-4"]
+    assert names[:4] == ["vae", "text", "teacher", "follow-4"]
     assert len(set(names)) == len(names) == 4 + 3 * 15  # rows of one stage each, less the shared ones, and the split's four
     for name in names[:4]:
         assert recipe.identity(name, "given") == RECIPE.identity(name, "given")
