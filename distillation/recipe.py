@@ -45,6 +45,7 @@ from distillation.stages import (
     MergeStage,
     Positive,
     QuantizeStage,
+    Stage,
     StudentStage,
     TextStage,
     TrajectoryStage,
@@ -54,7 +55,7 @@ from distillation.write import Dtype
 from exporters.errors import Complaint, InputError
 from quantization.files import read_toml
 
-__all__ = ["LORA_SUFFIX", "Publication", "Recipe", "RecipeError", "branches_of", "load_recipe", "parse_recipe"]
+__all__ = ["LORA_SUFFIX", "Publication", "Recipe", "RecipeError", "branches_of", "load_recipe", "parse_recipe", "path_of"]
 
 
 #: Of a recipe, beside its stages.
@@ -166,6 +167,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 def branches_of(stage: AnyStage) -> tuple[str, ...]:
     """The names of the stages that a merge puts together; of another stage none."""
     return stage.branches if isinstance(stage, MergeStage) else ()
+
+
+def path_of(recipe: Recipe, stage: Stage) -> StudentStage | None:
+    """The stage whose student draws what a stage follows; none where the teacher does."""
+    if not isinstance(stage, StudentStage) or not stage.path:
+        return None
+    path = recipe.stage(stage.path)
+    assert isinstance(path, StudentStage)  # as the recipe was checked
+    return path
 
 
 def _branches(way: Sequence[AnyStage]) -> list[str]:

@@ -240,8 +240,10 @@ def passes(stage: AnyStage, *, kept: bool = False, path: int = 0) -> Passes:
 
 def _drawn(stage: TrajectoryStage | MatchStage, path: int) -> int:
     """Passes that draw a path to follow: a student's steps, or the teacher's with its guidance."""
+    if path:
+        return path
     parts = substeps(checked(stage.levels, stage.name), stage.teacher_steps, stage.shift)
-    return path or (1 if stage.guidance == 1 else 2) * sum(len(part) - 1 for part in parts)
+    return (1 if stage.guidance == 1 else 2) * sum(len(part) - 1 for part in parts)
 
 
 def _stage(

@@ -8,10 +8,10 @@ from typing import Any
 from distillation.networks.cost import TEXT_TOKENS
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.random_students import PRESETS, configs_of
-from distillation.recipe import Recipe
+from distillation.recipe import Recipe, path_of
 from distillation.run.dry_run import Estimate, Setting, Speed, estimate
 from distillation.run.order import Order
-from distillation.stages import AnyStage, FlowStage, StudentStage
+from distillation.stages import FlowStage, StudentStage
 from distillation.world import networks as world
 from distillation.world.text import CLIP_TOKENS, T5_TOKENS
 from exporters.student.student import Student
@@ -43,18 +43,9 @@ def plan(order: Order) -> Estimate:
         width=side,
         text_tokens=CLIP_TOKENS + T5_TOKENS if on_cpu else TEXT_TOKENS,
         trajectories={stage.name: stage.trajectories for stage in recipe.stages if isinstance(stage, StudentStage)},
-        paths={stage.name: len(path.levels) - 1 for stage in recipe.stages if (path := _path(recipe, stage)) is not None},
+        paths={stage.name: len(path.levels) - 1 for stage in recipe.stages if (path := path_of(recipe, stage)) is not None},
     )
     return estimate(configs, recipe.stages, setting, CORE if on_cpu else None)
-
-
-def _path(recipe: Recipe, stage: AnyStage) -> StudentStage | None:
-    """The stage whose student draws what a stage follows; none where the teacher does."""
-    if not isinstance(stage, StudentStage) or not stage.path:
-        return None
-    path = recipe.stage(stage.path)
-    assert isinstance(path, StudentStage)
-    return path
 
 
 def _opened(teacher: Student) -> Mapping[str, Mapping[str, Any]]:

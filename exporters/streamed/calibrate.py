@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,31 +139,23 @@ class _Collector:
 
     def means(self, prompts: int) -> dict[Key, _Prompt]:
         """Of all prompts, each as far as :data:`LIMIT` lets it count."""
-        weights = {
-            component: _limited(
-                [
-                    sum(
-                        float(sums.of_prompts[number].rows.sum(dtype=np.float64))
-                        for key, sums in self.sums.items()
-                        if key[0] == component and number in sums.of_prompts
-                    )
-                    for number in range(prompts)
-                ]
-            )
-            for component in {component for component, _ in self.sums}
-        }
+        energies: dict[str, np.ndarray] = {}
+        for (component, _), sums in self.sums.items():
+            of_component = energies.setdefault(component, np.zeros(prompts))
+            for number, told in sums.of_prompts.items():
+                of_component[number] += told.rows.sum(dtype=np.float64)
+        weights = {component: _limited(of_component) for component, of_component in energies.items()}
         return {key: _mean(sums, weights[key[0]]) for key, sums in self.sums.items()}
 
 
-def _limited(energies: Sequence[float]) -> np.ndarray:
+def _limited(energies: np.ndarray) -> np.ndarray:
     """The weight of each prompt: 1, or less where it has more than :data:`LIMIT` times the median energy.
 
-    >>> _limited([1.0, 2.0, 3.0, 200.0, 2.0]).tolist()
+    >>> _limited(np.array([1.0, 2.0, 3.0, 200.0, 2.0])).tolist()
     [1.0, 1.0, 1.0, 0.1, 1.0]
     """
-    told = np.array(energies, np.float64)
-    most = LIMIT * np.median(told)
-    return np.where(told > most, most / np.maximum(told, np.finfo(np.float64).tiny), 1.0)
+    most = LIMIT * np.median(energies)
+    return np.where(energies > most, most / np.maximum(energies, np.finfo(np.float64).tiny), 1.0)
 
 
 def _mean(sums: _Sums, weights: np.ndarray) -> _Prompt:

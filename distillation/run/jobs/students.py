@@ -27,6 +27,7 @@ from distillation.networks.roles import VelocityTransformer, of_transformer, sav
 from distillation.objectives import trajectory
 from distillation.objectives.branches import merge
 from distillation.objectives.heads import Heads
+from distillation.recipe import path_of
 from distillation.run.cache import Kept
 from distillation.run.jobs.job import Job, Site
 from distillation.run.judge import Once, judge
@@ -271,10 +272,9 @@ class _Path:
 
 def _path(stage: StudentStage, site: Site, teacher: Velocity, uncond: Conditioning | None, nodes: tuple[float, ...]) -> _Path:
     """The teacher's with its guidance, or the path of the student that the stage names, without any."""
-    if site.path is None:
+    draws = path_of(site.recipe, stage)
+    if draws is None or site.path is None:
         return _Path(teacher, uncond, stage.guidance, substeps(nodes, stage.teacher_steps, stage.shift), site.teacher_identity)
-    draws = site.recipe.stage(stage.path)
-    assert isinstance(draws, StudentStage)
     return _Path(site.velocity(site.path), None, 1.0, through(draws.levels, nodes), site.path_identity)
 
 
