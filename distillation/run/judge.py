@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from distillation.data.settings import ShapesData
 from distillation.networks.drawing import Sampler, decode
+from distillation.run.signals import Interrupted
 from distillation.world.scenes import sample
 from distillation.world.score import score
 from exporters.errors import InputError
@@ -55,6 +57,8 @@ class Once:
 def judge(sampler: Sampler, site: Site, count: int, first: int = 0, teacher: Sampler | Once | None = None) -> Judgement:
     """Judge a network: in the world by scenes that it has not learned from, else by the source's own prompts.
 
+    The run's processes share the prompts; all of them call this, and each is told the same.
+
     Args:
         sampler: how it draws.
         site: of its stage.
@@ -76,29 +80,47 @@ def _scored(sampler: Sampler, site: Site, count: int, first: int) -> Judgement:
     """The share of pictures that are right."""
     scenes = sample(count, seed=JUDGED_SEED + first)
     vae = site.here(site.lineage.component("vae"))
-    right: list[bool] = []
-    for start in range(0, count, BATCH):
-        site.stop.check()
-        asked = scenes[start : start + BATCH]
-        latents = _finite(sampler.latents([str(scene) for scene in asked], start))
+    right = 0
+    for part in _shared(site, count):
+        asked = [scenes[number] for number in part]
+        latents = _finite(sampler.latents([str(scene) for scene in asked], part.start))
         pictures = decode(vae, latents).permute(0, 2, 3, 1).cpu().numpy()
-        right += [score(picture, scene)[0].right for picture, scene in zip(pictures, asked, strict=True)]
-        site.display.bar("judging", min(start + BATCH, count), count)
-    share = sum(right) / count
+        right += sum(score(picture, scene)[0].right for picture, scene in zip(pictures, asked, strict=True))
+    share = float(_over_all(site, right)) / count
     return Judgement(share, {"right": share})
 
 
 def _near(sampler: Sampler, teacher: Sampler | Once, site: Site, count: int, first: int) -> Judgement:
     """How near latents come to the teacher's from the same noise, in decibels."""
     signal = error = 0.0
-    for start in range(0, count, BATCH):
-        site.stop.check()
-        prompts = site.asked(range(first + start, first + min(start + BATCH, count)))
-        wanted, got = _finite(teacher.latents(prompts, start)), _finite(sampler.latents(prompts, start))
+    for part in _shared(site, count):
+        prompts = site.asked(range(first + part.start, first + part.stop))
+        wanted, got = _finite(teacher.latents(prompts, part.start)), _finite(sampler.latents(prompts, part.start))
         signal, error = signal + float(wanted.square().sum()), error + float((wanted - got).square().sum())
-        site.display.bar("judging", min(start + BATCH, count), count)
-    decibels = 10 * float(torch.log10(torch.tensor(signal / max(error, 1e-30))))
+    signal, error = _over_all(site, signal, error).tolist()
+    decibels = 10 * math.log10(signal / max(error, 1e-30))
     return Judgement(decibels, {"latent_db": decibels})
+
+
+def _shared(site: Site, count: int) -> Iterator[range]:
+    """This process's batches of numbers; all processes take as many turns, and stop after the same one.
+
+    Raises:
+        Interrupted: one of them was asked to stop.
+    """
+    processes = site.processes
+    for turn in range(0, count, BATCH * processes.count):
+        if processes.agreed(site.stop.asked):
+            raise Interrupted
+        start = turn + BATCH * processes.rank
+        if start < count:
+            yield range(start, min(start + BATCH, count))
+        site.display.bar("judging", min(turn + BATCH * processes.count, count), count)
+
+
+def _over_all(site: Site, *sums: float) -> Tensor:
+    """Sums of all processes; in float32, for Apple's GPUs have no other: counts stay whole below 16 million."""
+    return site.processes.summed(torch.tensor(sums, dtype=torch.float32, device=site.processes.device))
 
 
 def _finite(latents: Tensor) -> Tensor:

@@ -124,7 +124,8 @@ class Distillation:
                 self._make(stage)
                 self._make_room()
             if self._is_made(stage.name):
-                self._by_the_first(partial(self._finish, stage))
+                self._report(stage)
+                self._by_the_first(partial(self._hand_out, stage))
 
     def _make_room(self) -> None:
         """Networks that name one another go before others take their place."""
@@ -178,13 +179,11 @@ class Distillation:
                 student.write(stage, self._identity(stage.name), variant, draft)
             self.display.line(f"{stage.name}: taken up from {student.folder}")
 
-    def _finish(self, stage: AnyStage) -> None:
+    def _hand_out(self, stage: AnyStage) -> None:
         """What follows a stage's result: also where the run was stopped right after it."""
-        folder = self._stage_folder(stage.name)
-        if (folder / "checkpoints").is_dir():
-            remove_tree(folder / "checkpoints")
-        if TAKEN_UP not in read_json(folder / "result" / "stage.json"):  # that one was judged where it was made
-            self._report(stage, folder)
+        checkpoints = self._stage_folder(stage.name) / "checkpoints"
+        if checkpoints.is_dir():
+            remove_tree(checkpoints)
         for student in self.recipe.students:
             if stage.name in (student.stage, *student.variants.values()) and self._is_made(student.stage):
                 self._publish(student)
@@ -277,12 +276,9 @@ class Distillation:
             raise Interrupted
 
     @torch.no_grad()
-    def _report(self, stage: AnyStage, folder: Path) -> None:
-        """A stage's student is judged, and drawn beside its teacher, unless it has been."""
-        teaches = isinstance(stage, FlowStage) and isinstance(self.recipe.data, ShapesData)  # else nothing tells right from wrong
-        if not (isinstance(stage, StudentStage) or teaches) or not self.recipe.judged or self.source.has_embeddings:
-            return
-        if read_json(folder / "judged.json").get("prompts") == self.recipe.judged:
+    def _report(self, stage: AnyStage) -> None:
+        """A stage's student is judged by all processes together, and drawn beside its teacher, unless it has been."""
+        if not self._is_unjudged(stage):
             return
         site = replace(self._site(stage), lineage=self.lineage(stage.name))
         levels = stage.levels if isinstance(stage, StudentStage) else teacher_levels()
@@ -294,14 +290,29 @@ class Distillation:
         if isinstance(stage, StudentStage) and stage.without_t5:
             dropped = judge(replace(student, without_t5=True), site, self.recipe.judged, teacher=teacher).facts
             facts |= {f"{name}_without_t5": value for name, value in dropped.items()}
-        told = ", ".join(f"{name} {value:.3f}" for name, value in facts.items())
-        self.display.line(f"{stage.name}: {told} ({self.recipe.judged} prompts)")
-        prompts = site.prompts(range(min(SHOWN, self.recipe.judged)))
-        rows = [decode(site.here(site.lineage.component("vae")), student.latents(prompts))]
-        if teacher is not None:
-            rows.append(decode(site.here(site.teacher.component("vae")), teacher.latents(prompts)))
-        write_grid(folder / "grid.png", rows)
-        write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **facts}, indent=2))
+
+        def write() -> None:
+            told = ", ".join(f"{name} {value:.3f}" for name, value in facts.items())
+            self.display.line(f"{stage.name}: {told} ({self.recipe.judged} prompts)")
+            prompts = site.prompts(range(min(SHOWN, self.recipe.judged)))
+            rows = [decode(site.here(site.lineage.component("vae")), student.latents(prompts))]
+            if teacher is not None:
+                rows.append(decode(site.here(site.teacher.component("vae")), teacher.latents(prompts)))
+            folder = self._stage_folder(stage.name)
+            write_grid(folder / "grid.png", rows)
+            write_text(folder / "judged.json", json.dumps({"prompts": self.recipe.judged, **facts}, indent=2))
+
+        self._by_the_first(write)
+
+    def _is_unjudged(self, stage: AnyStage) -> bool:
+        """Whether there is something to judge a stage's student by, and it has not been; as the first process finds it."""
+        teaches = isinstance(stage, FlowStage) and isinstance(self.recipe.data, ShapesData)  # else nothing tells right from wrong
+        if not (isinstance(stage, StudentStage) or teaches) or not self.recipe.judged or self.source.has_embeddings:
+            return False
+        folder = self._stage_folder(stage.name)
+        elsewhere = TAKEN_UP in read_json(folder / "result" / "stage.json")  # judged where it was made
+        done = elsewhere or read_json(folder / "judged.json").get("prompts") == self.recipe.judged
+        return bool(self.processes.agreed(self.processes.first and not done))
 
     def _sampler(
         self,

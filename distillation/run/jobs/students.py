@@ -115,14 +115,15 @@ def merge_job(stage: MergeStage, site: Site) -> Job:
         network = site.velocity(site.teacher, whole=True)
         teacher = Once(replace(sampler, network=network, levels=teacher_levels(), guidance=stage.guidance))
 
+    scores: dict[float, float] = {}
+    for ratio in stage.ratios:
+        student.load_state_dict(merge(low.state_dict(), high.state_dict(), ratio))
+        scores[ratio] = judge(sampler, site, stage.prompts, first=1 << 24, teacher=teacher).figure if several else 0.0
+        site.display.line(f"{stage.name}: ratio {ratio:g}: {scores[ratio]:.4f}")
+    best = max(scores, key=scores.__getitem__)
+    student.load_state_dict(merge(low.state_dict(), high.state_dict(), best))
+
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
-        scores: dict[float, float] = {}
-        for ratio in stage.ratios:
-            student.load_state_dict(merge(low.state_dict(), high.state_dict(), ratio))
-            scores[ratio] = judge(sampler, site, stage.prompts, first=1 << 24, teacher=teacher).figure if several else 0.0
-            site.display.line(f"{stage.name}: ratio {ratio:g}: {scores[ratio]:.4f}")
-        best = max(scores, key=scores.__getitem__)
-        student.load_state_dict(merge(low.state_dict(), high.state_dict(), best))
         save_transformer(student.transformer, folder)
         write_text(
             folder / "ratios.json", json.dumps({"taken": best, "figures": {str(r): s for r, s in scores.items()}}, indent=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +88,25 @@ def test_two_processes_stop_and_go_on_bit_for_bit(both: Order, tmp_path: Path) -
     assert torch.equal(weights(order.out, "follow"), weights(both.out, "follow"))
     assert metrics(order.out, "follow") == metrics(both.out, "follow")
     assert half_written(order.out) == []
+
+
+def test_two_processes_judge_together(alone: Order, tmp_path: Path) -> None:
+    """The same student, by 110 prompts in batches of 50, two and one: sums of fp32 in another order, 1e-5 dB. A wish to stop that
+    reaches the second process alone, at a batch's end, ends both."""
+    one, two = (
+        replace(alone, out=shutil.copytree(alone.out, tmp_path / name), changes=("judged=110",), stop_after="follow")
+        for name in ("one", "two")
+    )
+    assert start.follow(one) == 0
+    told = together(two, tmp_path, asked_at=("judging", 100))
+    assert told.codes == [130, 130], told.said
+    assert not list(two.out.glob("stages/*/judged.json"))
+    told = together(two, tmp_path)
+    assert told.codes == [0, 0], told.said
+    (here, there) = (json.loads(next(order.out.glob("stages/follow-*/judged.json")).read_text()) for order in (one, two))
+    assert here["prompts"] == there["prompts"] == 110
+    assert here["latent_db"] == pytest.approx(there["latent_db"], abs=1e-4)
+    assert content(one.out).keys() == content(two.out).keys()
 
 
 def test_shared_out_networks(alone: Order, tmp_path: Path) -> None:
