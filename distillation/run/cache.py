@@ -74,9 +74,9 @@ def keep(
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [range(start, min(start + PER_FILE, count)) for start in range(0, count, PER_FILE)]
     files = [folder / f"{numbers.start:08d}-{len(numbers)}.npy" for numbers in ranges]
-    own = list(zip(ranges, files, strict=True))[processes.rank :: processes.count]
-    for turn in range(-(-len(files) // processes.count)):
-        numbers, file = own[turn] if turn < len(own) else (ranges[0], None)  # the last turn may be of some processes only
+    own = len(files[processes.rank :: processes.count])
+    for turn, piece in enumerate(processes.turns(list(zip(ranges, files, strict=True))), 1):
+        numbers, file = piece or (ranges[0], None)
         missing = file is not None and not file.exists()
         if processes.agreed(missing) if lockstep else missing:
             array = compute(numbers).half().cpu().numpy()
@@ -84,7 +84,7 @@ def keep(
                 if not np.isfinite(array).all():
                     raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
                 write_array(file, array)
-        if processes.agreed(on_file(min(turn + 1, len(own)), len(own))):
+        if processes.agreed(on_file(min(turn, own), own)):
             raise Interrupted
     return Kept(tuple(_open(file, len(numbers)) for numbers, file in zip(ranges, files, strict=True)), count)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -97,8 +96,8 @@ def _near(sampler: Sampler, teacher: Sampler | Once, site: Site, count: int, fir
         prompts = site.asked(range(first + part.start, first + part.stop))
         wanted, got = _finite(teacher.latents(prompts, part.start)), _finite(sampler.latents(prompts, part.start))
         signal, error = signal + float(wanted.square().sum()), error + float((wanted - got).square().sum())
-    signal, error = _over_all(site, signal, error).tolist()
-    decibels = 10 * math.log10(signal / max(error, 1e-30))
+    whole, off = _over_all(site, signal, error)
+    decibels = 10 * float(torch.log10(whole / off.clamp(min=1e-30)))
     return Judgement(decibels, {"latent_db": decibels})
 
 
@@ -109,13 +108,13 @@ def _shared(site: Site, count: int) -> Iterator[range]:
         Interrupted: one of them was asked to stop.
     """
     processes = site.processes
-    for turn in range(0, count, BATCH * processes.count):
+    parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    for turn, part in enumerate(processes.turns(parts), 1):
         if processes.agreed(site.stop.asked):
             raise Interrupted
-        start = turn + BATCH * processes.rank
-        if start < count:
-            yield range(start, min(start + BATCH, count))
-        site.display.bar("judging", min(turn + BATCH * processes.count, count), count)
+        if part is not None:
+            yield part
+        site.display.bar("judging", min(turn * BATCH * processes.count, count), count)
 
 
 def _over_all(site: Site, *sums: float) -> Tensor:

@@ -36,7 +36,7 @@ from distillation.data.settings import ShapesData
 from distillation.loop import run_stage
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.recipe import Publication, Recipe, branches_of
+from distillation.recipe import Publication, Recipe, branches_of, path_of
 from distillation.run.jobs import Job, Site, job_of
 from distillation.run.jobs.ahead import ahead
 from distillation.run.jobs.needs import check_needs, check_profile, stages_to_make, teacher_of
@@ -221,7 +221,7 @@ class Distillation:
 
     def _site(self, stage: AnyStage) -> Site:
         teacher = teacher_of(self.recipe, stage.name)
-        path = stage.path if isinstance(stage, StudentStage) else ""
+        path = path_of(self.recipe, stage)
         return Site(
             recipe=self.recipe,
             lineage=self.lineage(stage.after),
@@ -229,8 +229,8 @@ class Distillation:
             teacher=self.lineage(teacher),
             teacher_identity=self._identity(teacher) if teacher else self.given,
             branches=tuple(self.lineage(branch) for branch in branches_of(stage)),
-            path=self.lineage(path) if path else None,
-            path_identity=self._identity(path) if path else "",
+            path=None if path is None else self.lineage(path.name),
+            path_identity="" if path is None else self._identity(path.name),
             source=self.source,
             processes=self.processes,
             cache=self.folder / "cache",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from exporters.errors import InputError
 
 __all__ = ["Processes"]
+
+Piece = TypeVar("Piece")
 
 PATIENCE = dt.timedelta(days=2)
 """While one process judges or writes the others wait: far longer than torch's half an hour. One that is gone is seen at once."""
@@ -87,6 +90,16 @@ class Processes:
             raise InputError(f"{where}: a batch of {batch} cannot be shared by {self.count} processes: make it a multiple.")
         share = batch // self.count
         return range(self.rank * share, (self.rank + 1) * share)
+
+    def turns(self, pieces: Sequence[Piece]) -> Iterator[Piece | None]:
+        """This process's share of some work, a piece a turn.
+
+        All take as many turns, so that in each they can do together what all have to; where pieces run out in the last, some have
+        none.
+        """
+        for first in range(0, len(pieces), self.count):
+            own = first + self.rank
+            yield pieces[own] if own < len(pieces) else None
 
     def wait(self) -> None:
         """Until all are here."""

@@ -31,15 +31,6 @@ class Stop:
         """By a signal, or by the end of the parent."""
         return self.told or bool(self._parent and os.getppid() != self._parent)
 
-    def check(self) -> None:
-        """Between two pieces of work that are kept.
-
-        Raises:
-            Interrupted: the run was asked to stop.
-        """
-        if self.asked:
-            raise Interrupted
-
 
 @contextlib.contextmanager
 def stoppable(parent: int = 0) -> Iterator[Stop]:
