@@ -160,7 +160,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         way = self.way_to(name)
         contents, branches = [_content(stage) for stage in way], [self.identity(branch, given) for branch in _branches(way)]
         lora = msgspec.to_builtins(self.lora)
-        told = json.dumps([self.seed, given, contents, branches, lora, self.half, self.resolution], sort_keys=True)
+        half = self.half and not all(isinstance(stage, TextStage | VaeStage) for stage in way)  # those compute in fp32 anyway
+        told = json.dumps([self.seed, given, contents, branches, lora, half, self.resolution], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 

@@ -32,9 +32,8 @@ class Kept:
     count: int
 
     def __getitem__(self, numbers: Sequence[int]) -> Tensor:
-        """Those of some samples, ``[numbers, ...]``, in fp32."""
-        rows = [self.files[number // PER_FILE][number % PER_FILE] for number in numbers]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+        """Those of some samples, ``[numbers, ...]``, in fp16 as they are kept."""
+        return torch.from_numpy(np.stack([self.files[number // PER_FILE][number % PER_FILE] for number in numbers]))
 
 
 def named(kind: str, told: str) -> str:
@@ -54,6 +53,7 @@ def keep(
     processes: Processes,
     on_file: Callable[[int, int], bool] = lambda done, total: False,
     *,
+    at_once: int = PER_FILE,
     lockstep: bool = False,
 ) -> Kept:
     """Compute what is not there yet, and open all.
@@ -63,7 +63,8 @@ def keep(
         count: of samples.
         compute: the samples of these numbers, ``[numbers, ...]``; kept in fp16.
         processes: all of which call this.
-        on_file: told how many of this process's files there are; returns whether to stop, and where one process does, all do.
+        on_file: told how many of this process's parts there are; returns whether to stop, and where one process does, all do.
+        at_once: samples that are computed together, a multiple of a file's.
         lockstep: what computes is shared out over the processes: where one of them computes, all have to.
 
     Raises:
@@ -73,20 +74,22 @@ def keep(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [range(start, min(start + PER_FILE, count)) for start in range(0, count, PER_FILE)]
-    files = [folder / f"{numbers.start:08d}-{len(numbers)}.npy" for numbers in ranges]
-    own = len(files[processes.rank :: processes.count])
-    for turn, piece in enumerate(processes.turns(list(zip(ranges, files, strict=True))), 1):
-        numbers, file = piece or (ranges[0], None)
-        missing = file is not None and not file.exists()
-        if processes.agreed(missing) if lockstep else missing:
-            array = compute(numbers).half().cpu().numpy()
-            if file is not None and missing:
-                if not np.isfinite(array).all():
+    files = [(numbers, folder / f"{numbers.start:08d}-{len(numbers)}.npy") for numbers in ranges]
+    parts = [files[start : start + at_once // PER_FILE] for start in range(0, len(files), at_once // PER_FILE)]
+    own = len(parts[processes.rank :: processes.count])
+    for turn, part in enumerate(processes.turns(parts), 1):
+        missing = [(numbers, file) for numbers, file in part or () if not file.exists()]
+        if processes.agreed(bool(missing)) if lockstep else missing:
+            together = range(missing[0][0].start, missing[-1][0].stop) if missing else ranges[0]
+            array = compute(together).half().cpu().numpy()
+            for numbers, file in missing:
+                own_part = array[numbers.start - together.start : numbers.stop - together.start]
+                if not np.isfinite(own_part).all():
                     raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
-                write_array(file, array)
+                write_array(file, own_part)
         if processes.agreed(on_file(min(turn, own), own)):
             raise Interrupted
-    return Kept(tuple(_open(file, len(numbers)) for numbers, file in zip(ranges, files, strict=True)), count)
+    return Kept(tuple(_open(file, len(numbers)) for numbers, file in files), count)
 
 
 def _open(file: Path, count: int) -> np.ndarray:

@@ -244,15 +244,22 @@ class Distillation:
         site, folder = self._site(stage), self._stage_folder(stage.name)
         self.display.line(f"{stage.name}: {kind_of(stage)}, {stage.steps} steps of {stage.batch}")
         began = time.perf_counter()
+        if site.like.is_cuda:
+            torch.cuda.reset_peak_memory_stats(site.like.device)
         job = job_of(stage, site)
         if not isinstance(stage, MergeStage):
             self._learn(stage, job, folder)
         state = self.processes.whole(job.networks.student)
+        facts: dict[str, object] = {"name": stage.name, "identity": self._identity(stage.name)}
+        facts["seconds"] = time.perf_counter() - began
+        if site.like.is_cuda:
+            held = torch.cuda.max_memory_allocated(site.like.device)
+            facts["device_bytes"] = held
+            self.display.line(f"{stage.name}: {held / 1e9:.1f} GB of tensors on the device at most")
 
         def write() -> None:
             with _refused(folder / "result"), new_folder(folder / "result", replace=True) as draft:
                 job.write(draft, state)
-                facts = {"name": stage.name, "identity": self._identity(stage.name), "seconds": time.perf_counter() - began}
                 write_text(draft / "stage.json", json.dumps(facts, indent=2))
 
         self._by_the_first(write)

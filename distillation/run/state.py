@@ -106,10 +106,11 @@ def load(checkpoint: Path, run: Run, processes: Processes) -> None:
         own = set(_tensors(run))
         if unlike := sorted(own ^ {name for name in stored if "/optimizer/" not in name}):
             raise InputError(f"{checkpoint} is not of these networks: {unlike[0]} is in one and not in the other.")
-        _make_room(run, {name: tuple(entry.size) for name, entry in stored.items()})  # type: ignore[union-attr]
+        _make_room(run, {name: (tuple(entry.size), entry.properties.dtype) for name, entry in stored.items()})  # type: ignore[union-attr]
         tensors = _tensors(run)
         with _quietly():
             load_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=processes.count == 1)
+        _count_again(run)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, CheckpointException) as error:
         raise InputError(
             f"{checkpoint} is damaged: {error}", remedy=f"remove it: {checkpoint.parent} may hold the one before"
@@ -162,7 +163,8 @@ def _tensors(run: Run) -> dict[str, Tensor]:
             tensors[f"{role}/average/{name}"] = tensor
         for parameter_name, state in _optimizer_states(trainee):
             for key, value in state.items():
-                tensors[f"{role}/optimizer/{parameter_name}/{key}"] = value
+                kept = torch.tensor(value) if isinstance(value, int) else value
+                tensors[f"{role}/optimizer/{parameter_name}/{key}"] = kept
     return {name: tensor.reshape(1) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
 
 
@@ -171,20 +173,29 @@ def _optimizer_states(trainee: Any) -> list[tuple[str, dict[str, Any]]]:
     return [(names[parameter], state) for optimizer in trainee.optimizers for parameter, state in optimizer.state.items()]
 
 
-def _make_room(run: Run, stored: dict[str, tuple[int, ...]]) -> None:
+def _make_room(run: Run, stored: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
     """Give optimizers that have not made a step the tensors that a checkpoint holds for them."""
     for role, trainee in run.trainees.items():
         by_name = dict(trainee.module.named_parameters())
         owner = {p: optimizer for optimizer in trainee.optimizers for group in optimizer.param_groups for p in group["params"]}
         prefix = f"{role}/optimizer/"
-        for full, shape in stored.items():
+        for full, (shape, dtype) in stored.items():
             if not full.startswith(prefix):
                 continue
             name, _, key = full[len(prefix) :].rpartition("/")
             parameter = by_name[name]
             like = tuple(parameter.shape) == shape
-            room = torch.zeros_like(parameter) if like else torch.zeros(shape)
+            room = torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(shape, dtype=dtype)
             owner[parameter].state[parameter][key] = room[0] if key == "step" and not like else room
+
+
+def _count_again(run: Run) -> None:
+    """Whole numbers that an optimizer counts with are its own again: bitsandbytes' steps; torch's are tensors of floats."""
+    for trainee in run.trainees.values():
+        for _, state in _optimizer_states(trainee):
+            for key, value in state.items():
+                if value.ndim == 0 and value.dtype == torch.int64:
+                    state[key] = int(value)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -39,8 +39,9 @@ def _shared_out(matrices: Tensor) -> Tensor:
     given = matrices[rank * share : (rank + 1) * share]
     if len(given):
         own[: len(given)] = orthogonalised(given)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name that torch before 2.13 has
     gathered = matrices.new_empty(count * share, *matrices.shape[1:])
-    dist.all_gather_single(gathered, own)
+    gather(gathered, own)
     return gathered[: len(matrices)]
 
 

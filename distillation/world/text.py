@@ -194,6 +194,7 @@ class Attributes(nn.Module):
 
     def forward(self, captions: Sequence[str], answers: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The loss of all heads, and the shares of right answers of CLIP's and of T5's."""
+        here = next(self.parameters()).device
         losses: list[Tensor] = []
         right: dict[str, list[Tensor]] = {"clip": [], "t5": []}
 
@@ -203,10 +204,10 @@ class Attributes(nn.Module):
 
         heads: Any
         for clip, tokenizer, heads in zip(self.clips, self.clip_tokenizers, self.clip_heads, strict=True):
-            pooled = clip(token_ids(tokenizer, captions, CLIP_TOKENS)).text_embeds
+            pooled = clip(token_ids(tokenizer, captions, CLIP_TOKENS).to(here)).text_embeds
             for name, head in heads.items():
                 ask("clip", name, head(pooled))
-        tokens = self.t5(token_ids(self.t5_tokenizer, captions, T5_TOKENS)).last_hidden_state
+        tokens = self.t5(token_ids(self.t5_tokenizer, captions, T5_TOKENS).to(here)).last_hidden_state
         for name, head in self.t5_heads.items():
             weights = (tokens @ self.queries[name]).softmax(1)
             ask("t5", name, head((weights[:, :, None] * tokens).sum(1)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distillation.recipe import RecipeError, load_recipe
+from distillation.recipe import RecipeError, load_recipe, parse_recipe
 from distillation.stages import FlowStage, MatchStage
 
 TEXT = """
@@ -143,3 +143,15 @@ def test_what_is_no_recipe(tmp_path: Path, content: bytes | None, message: str) 
 def test_a_stage_that_is_not_there(file: Path) -> None:
     with pytest.raises(RecipeError, match=r"no such stage.\n.*teacher, follow, match, control, w4"):
         load_recipe(file).stage("split")
+
+
+def test_what_computes_in_fp32_anyway_is_shared() -> None:
+    """A recipe in bfloat16 takes up the autoencoder and the text encoders of one that is not, and nothing behind them."""
+    stages = [
+        {"kind": "vae", "name": "vae", "steps": 1},
+        {"kind": "text", "name": "text", "after": "vae", "steps": 1},
+        {"kind": "flow", "name": "teacher", "after": "text", "steps": 1},
+    ]
+    whole, half = (parse_recipe({"name": "r", "stage": stages, "half": half}, "here") for half in (False, True))
+    same = {name: whole.identity(name) == half.identity(name) for name in ("vae", "text", "teacher")}
+    assert same == {"vae": True, "text": True, "teacher": False}

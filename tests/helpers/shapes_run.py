@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from distillation.run.order import Order
@@ -22,9 +23,12 @@ SMALL = {
 }
 
 
-def follow_shapes(folder: Path, take_up: Path | None = None) -> Path:
+def follow_shapes(
+    folder: Path, take_up: Path | None = None, changes: Sequence[str] = (), device: str = "cpu", stop_after: str = ""
+) -> Path:
     """Follow it."""
-    changes = [f"{stage}.{change}" for stage, those in SMALL.items() for change in those]
-    order = Order("shapes-cpu", None, folder, (*changes, "judged=2", "processes=1"), device="cpu", take_up=take_up)
+    small = [f"{stage}.{change}" for stage, those in SMALL.items() for change in those]
+    asked = (*small, "judged=2", "processes=1", *changes)
+    order = Order("shapes-cpu", None, folder, asked, stop_after, device=device, take_up=take_up)
     assert follow(order) == 0
     return folder

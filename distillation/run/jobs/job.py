@@ -21,7 +21,7 @@ from distillation.networks.conditioning import Conditioning, TextEncoders
 from distillation.networks.quantized import quantize
 from distillation.networks.roles import VelocityTransformer, latent_shape
 from distillation.recipe import Recipe
-from distillation.run.cache import Kept, keep, named
+from distillation.run.cache import PER_FILE, Kept, keep, named
 from distillation.run.lineage import CLIPS, INPUTS, PROFILE, Lineage
 from distillation.run.processes import Processes
 from distillation.run.records import Display
@@ -30,6 +30,9 @@ from distillation.stages import Stage
 from quantization.profile import Profile, load_profile
 
 __all__ = ["Job", "Site"]
+
+NUMBERS_AT_ONCE = 1 << 22
+"""That a GPU computes together of what is kept; files of samples that are larger are computed one by one."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ class Site:
 
         folder = self.lineage.result(CLIPS[0])
         whose = self.teacher_identity if folder is None else folder.parent.parent.name
-        name = named("embeddings", f"{whose} {self.source.fingerprint} {length}")
-        kept = self.kept(f"{name}-{count}", count, compute)
+        name = named("embeddings", f"{whose} {self.source.fingerprint} {length}{' half' if self.recipe.half else ''}")
+        kept = self.kept(name, count, compute, length + example.pooled.shape[1])
 
         def told(numbers: Sequence[int]) -> Conditioning:
             rows = kept[numbers].to(self.like)
@@ -225,11 +228,20 @@ class Site:
         """
         return named(kind, json.dumps([*told, shape, self.recipe.half]))
 
-    def kept(self, name: str, count: int, compute: Callable[[range], Tensor]) -> Kept:
-        """What is computed once for some samples, or was."""
+    def kept(self, name: str, count: int, compute: Callable[[range], Tensor], size: int) -> Kept:
+        """What is computed once for some samples, or was.
+
+        Args:
+            name: of its folder.
+            count: of samples.
+            compute: the samples of these numbers.
+            size: numbers that one sample is: of small ones a GPU computes many together, or it would mostly wait.
+        """
 
         def tell(done: int, total: int) -> bool:
             self.display.bar(name.partition("-")[0], done, total)
             return self.stop.asked
 
-        return keep(self.cache / name, count, compute, self.processes, tell, lockstep=self.recipe.shard)
+        files = min(max(NUMBERS_AT_ONCE // (size * PER_FILE), 1), 16) if self.like.is_cuda else 1
+        at_once = files * PER_FILE
+        return keep(self.cache / name, count, compute, self.processes, tell, at_once=at_once, lockstep=self.recipe.shard)

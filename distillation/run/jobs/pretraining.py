@@ -115,7 +115,8 @@ def _latents(stage: FlowStage, site: Site) -> Any:
         return latents
 
     count = min(stage.pictures, len(site.source))
-    return site.kept(named("latents", f"{site.origin} {site.source.fingerprint}"), count, compute)
+    name = named("latents", f"{site.origin} {site.source.fingerprint}")
+    return site.kept(name, count, compute, compute(range(1)).numel())
 
 
 def _pictures(site: Site, numbers: range) -> Tensor:

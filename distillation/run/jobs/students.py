@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,7 +182,11 @@ def decoder_job(stage: DecoderStage, site: Site) -> Job:
         velocity, levels, _encode(site, velocity), site.latent_shape(velocity.transformer.config), seed=site.recipe.seed
     )
     name = site.named("drawn", [site.origin, site.recipe.seed, levels], sampler.shape)
-    drawn = site.kept(name, stage.latents, lambda numbers: sampler.latents(site.asked(numbers), numbers.start))
+
+    def draw(numbers: range) -> Tensor:
+        return sampler.latents(site.asked(numbers), numbers.start)
+
+    drawn = site.kept(name, stage.latents, draw, math.prod(sampler.shape))
 
     def batches(step: int) -> Batch:
         place = site.place(stage, step)
@@ -292,4 +297,5 @@ def _trajectories(
         return path.states(_start(site, numbers, shape), told(numbers))[:, 1:]
 
     facts = [path.whose, site.source.fingerprint, site.recipe.seed, path.guidance, path.substeps]
-    return site.kept(site.named("trajectories", facts, shape), stage.trajectories, compute)
+    size = len(path.substeps) * math.prod(shape)
+    return site.kept(site.named("trajectories", facts, shape), stage.trajectories, compute, size)

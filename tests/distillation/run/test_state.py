@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from distillation.batches import Networks
+from distillation.batches import Batch, Networks
 from distillation.loop import Run, run_stage
 from distillation.run import state
 from distillation.run.processes import Processes
@@ -81,6 +82,67 @@ def test_a_weight_of_two_names_is_held_once(tmp_path: Path) -> None:
     assert checkpoint is not None
     resumed, rest = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ONE))
     assert rest == records[2:]
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+class Coarse(torch.optim.Optimizer):
+    """Its state is as bitsandbytes has it: a whole number that counts, bytes of a parameter's shape, a table of its own."""
+
+    def __init__(self, parameters: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state |= {"step": 0, "state1": torch.zeros_like(parameter, dtype=torch.uint8), "qmap1": torch.linspace(0, 1, 256)}
+            assert type(state["step"]) is int
+            state["step"] += 1
+            state["state1"] += 1
+            parameter.sub_(self.param_groups[0]["lr"] * state["step"] * state["qmap1"][state["state1"].int()])
+
+
+class Wide(nn.Module):
+    """Large enough for eight bits: bitsandbytes leaves less than 4096 numbers in 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return self.layer(x) * t[:, None]
+
+
+def wide_batch(step: int) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    noise, x0 = torch.randn(2, 4, 64, generator=generator)
+    return Batch(noise, x0=x0)
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["stand-in", "bitsandbytes"])
+def test_an_optimizer_of_eight_bits_goes_on(tmp_path: Path, real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if real:
+        pytest.importorskip("bitsandbytes", reason="comes with the extra [distill-gpu]")
+    else:
+        monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=Coarse))
+
+    def run(folder: Path, stop: int, **options: Any) -> nn.Module:
+        def keep(run: Run, record: dict[str, float]) -> bool:
+            state.save(folder, run, "me", ONE)
+            return run.step == stop
+
+        torch.manual_seed(0)
+        student = Wide()
+        stage = FlowStage(name="s", steps=4, optimizer=Optimizer(kind="adamw8bit", learning_rate=1e-2))
+        run_stage(stage, Networks(student), wide_batch, seed=0, on_step=keep, **options)
+        return student
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "cut", 2)
+    checkpoint = state.latest(tmp_path / "cut", "me")
+    assert checkpoint is not None
+    resumed = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ONE))
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
@@ -175,6 +237,7 @@ def test_other_networks(tmp_path: Path) -> None:
 TWO = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from torch import nn
 from distillation.batches import Batch, Networks
