@@ -46,6 +46,7 @@ class TransformerCost:
         modulation: likewise, of the norms that time and pooled text move (AdaLN).
         matrices: of them, what Muon has.
         table: numbers of the positional table, which is stored and not learned.
+        blocks: how many it has.
         block: parameters of the largest block.
         flops: floating-point operations of a forward pass, two for a multiplication with its addition.
         kept: numbers that a pass keeps for the way back.
@@ -60,6 +61,7 @@ class TransformerCost:
     modulation: int
     matrices: int
     table: int
+    blocks: int
     block: int
     flops: int
     kept: int
@@ -101,6 +103,7 @@ def transformer_cost(
         modulation=streams["modulation"],
         matrices=sum(count for name, count in learned.items() if is_inner_matrix(name, torch.empty(shapes[name], device="meta"))),
         table=math.prod(shapes[_TABLE]),
+        blocks=len(blocks),
         block=max(blocks.values()),
         flops=passed.flops,
         kept=passed.kept,

@@ -67,16 +67,20 @@ class Speed:
     Attributes:
         device: what it is.
         tflops: its peak without sparsity, in 10^12 operations a second.
-        utilisation: share of the peak that training reaches: assumed, not measured.
+        utilisation: share of the peak that training reaches where it is the device that is waited for: assumed, not measured.
+        launch: seconds in which the host starts the kernels of one pass of one block, however few samples: what small
+            networks and small batches take. Measured with torch 2.11 beside an H200, blocks not compiled, optimizers included:
+            70 ms a step of ``shapes-gpu``'s teacher (12 such passes), 497 of its ``match-4`` with trajectories (88).
     """
 
     device: str = "H100 SXM, bf16"
     tflops: float = 989.0  # NVIDIA H100 data sheet: 1979 with sparsity
     utilisation: float = 0.4
+    launch: float = 5.7e-3
 
-    def hours(self, flops: float) -> float:
-        """The time of so many operations."""
-        return flops / (self.tflops * 1e12 * self.utilisation) / 3600
+    def hours(self, flops: float, starts: float) -> float:
+        """The time of so many operations, in so many passes of blocks: the device's or the host's, whichever is longer."""
+        return max(flops / (self.tflops * 1e12 * self.utilisation), starts * self.launch) / 3600
 
 
 @dataclass(frozen=True)
@@ -256,19 +260,22 @@ def _stage(
     trajectories, path = setting.trajectories.get(stage.name, 0), setting.paths.get(stage.name, 0)
     step = passes(stage, kept=bool(trajectories), path=path)
     lora = setting.lora is not None and not isinstance(stage, FlowStage)  # a teacher learns whole
+    forwards = step.forwards(checkpointing=setting.checkpointing, frozen=lora)
     flops = stage.steps * stage.batch * _flops(step, cost, checkpointing=setting.checkpointing, lora=lora)
+    starts = stage.steps * forwards
     if isinstance(stage, MatchStage) and stage.fake_warmup:
         skipped = replace(step, free=step.free - (len(stage.levels) - 1), learning=step.learning - stage.fake_steps)
         saved = _flops(skipped, cost, checkpointing=setting.checkpointing, lora=lora)
         flops -= min(stage.fake_warmup, stage.steps) * stage.batch * saved
+        starts -= min(stage.fake_warmup, stage.steps) * skipped.forwards(checkpointing=setting.checkpointing, frozen=lora)
     if trajectories and not isinstance(stage, FlowStage):
         flops += float(trajectories * _drawn(stage, path) * cost.flops)
     return StageEstimate(
         name=stage.name,
         passes=step,
-        forwards=step.forwards(checkpointing=setting.checkpointing, frozen=lora),
+        forwards=forwards,
         flops=flops,
-        hours=speed.hours(flops / setting.processes),
+        hours=speed.hours(flops / setting.processes, starts * cost.blocks),
         memory=_memory(stage, cost, setting, beside, lora=lora, kept=bool(trajectories)),
     )
 
@@ -340,7 +347,8 @@ def rows(run: Estimate) -> list[tuple[str, ...]]:
         memory = stage.memory
         networks = memory.weights + memory.averages + memory.working
         sizes = (memory.total, networks, memory.gradients, memory.optimizers, memory.activations, memory.encoders + memory.vae)
-        work = (str(stage.forwards), f"{stage.flops / 1e15:,.0f}", f"{stage.hours:.1f}")
+        hours = f"{stage.hours:.1f}" if stage.hours >= 1 else f"{stage.hours:.2f}"
+        work = (str(stage.forwards), f"{stage.flops / 1e15:,.0f}", hours)
         table.append((stage.name, *work, *(f"{size / 1e9:.1f}" for size in sizes)))
     return table
 
@@ -354,7 +362,8 @@ def remarks(run: Estimate) -> list[str]:
     lines = [
         f"transformer: {cost.parameters / 1e6:,.0f} M parameters ({parts}) and {cost.table / 1e6:,.0f} M numbers of positions",
         f"a forward pass at {size}: {cost.flops / 1e12:.3g} TFLOP",
-        f"{setting.processes} x {speed.device} at {speed.utilisation:.0%} of {speed.tflops:g} TFLOP/s: assumed, not measured",
+        f"{setting.processes} x {speed.device} at {speed.utilisation:.0%} of {speed.tflops:g} TFLOP/s: assumed, not measured"
+        + (f"; {1000 * speed.launch:g} ms of its host a block and pass at least" if speed.launch else ""),
         "memory without the CUDA context, fragmentation (1 to 2 GB) and adversarial heads; activations up to half as much again",
     ]
     if setting.lora is not None:

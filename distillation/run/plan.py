@@ -19,7 +19,7 @@ from exporters.student.student import Student
 __all__ = ["plan"]
 
 #: Of the small networks that a CPU trains: a core computes as fast as 6 ms for 64 pixels there and back.
-CORE = Speed(device="CPU core, fp32", tflops=0.1, utilisation=0.6)
+CORE = Speed(device="CPU core, fp32", tflops=0.1, utilisation=0.6, launch=0.0)
 
 
 def plan(order: Order) -> Estimate:
@@ -32,7 +32,8 @@ def plan(order: Order) -> Estimate:
     teacher = order.open_teacher()
     configs = _configs(recipe) if teacher is None else _opened(teacher)
     side = recipe.resolution or LATENT_PIXELS * configs["transformer"]["sample_size"]
-    on_cpu = recipe.devices == 1 and recipe.model == "shapes"
+    of_the_world = recipe.model == "shapes"
+    on_cpu = order.device == "cpu" or (of_the_world and not recipe.half and not order.device)
     setting = Setting(
         processes=recipe.processes if on_cpu else recipe.devices,
         sharded=recipe.shard,
@@ -41,7 +42,7 @@ def plan(order: Order) -> Estimate:
         lora=recipe.lora,
         height=side,
         width=side,
-        text_tokens=CLIP_TOKENS + T5_TOKENS if on_cpu else TEXT_TOKENS,
+        text_tokens=CLIP_TOKENS + T5_TOKENS if of_the_world else TEXT_TOKENS,
         trajectories={stage.name: stage.trajectories for stage in recipe.stages if isinstance(stage, StudentStage)},
         paths={stage.name: len(path.levels) - 1 for stage in recipe.stages if (path := path_of(recipe, stage)) is not None},
     )

@@ -85,7 +85,7 @@ def test_steps_make_the_passes_that_are_counted(stage: Any) -> None:
 
 CONFIGS = configs_of(PRESETS["tiny"])
 SETTING = Setting(height=64, width=64, text_tokens=7)
-ONE = Speed("a device", tflops=1.0, utilisation=0.5)
+ONE = Speed("a device", tflops=1.0, utilisation=0.5, launch=0.0)
 
 
 def taken(stage: Any, **changes: Any) -> Estimate:
@@ -99,6 +99,20 @@ def test_hours_are_operations_at_the_stated_speed() -> None:
     assert stage.hours == run.hours == pytest.approx(stage.flops / 0.5e12 / 3600)
     assert taken(MATCH, processes=4).hours == run.hours / 4
     assert taken(MATCH, checkpointing=False).stages[0].flops == 40 * 18 * run.cost.flops
+
+
+def test_a_small_network_waits_for_its_host() -> None:
+    """22 passes a step for each block, and before the fake model has warmed up 15, however many samples and processes."""
+    slow = replace(ONE, launch=0.25)
+    stage = msgspec.structs.replace(MATCH, fake_warmup=4)
+    for batch, processes in ((4, 1), (8, 2)):
+        one = msgspec.structs.replace(stage, batch=batch)
+        run = estimate(CONFIGS, [one], replace(SETTING, processes=processes), slow)
+        assert run.cost.blocks == CONFIGS["transformer"]["num_layers"]
+        assert run.hours == pytest.approx(0.25 * run.cost.blocks * (6 * 22 + 4 * (3 + 3 * 4)) / 3600)
+    assert "250 ms of its host a block and pass at least" in "".join(remarks(run))
+    large = msgspec.structs.replace(stage, batch=1_000_000)
+    assert estimate(CONFIGS, [large], SETTING, slow).hours == estimate(CONFIGS, [large], SETTING, ONE).hours
 
 
 def test_steps_of_the_fake_model_alone_cost_less() -> None:
