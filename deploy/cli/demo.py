@@ -16,8 +16,8 @@ from exporters.quiet import quiet_libraries
 PROMPTS = (
     "a red circle left of a blue square on a white background",
     "a striped yellow and purple circle on a black background",
-    "a yellow circle above a purple square on a gray background",
-    "three red triangles on a white background",
+    "a yellow circle above a cyan square on a gray background",
+    "three blue squares on a white background",
 )
 TILE_PIXELS, MARGIN_PIXELS, CAPTION_PIXELS = 256, 12, 40
 

@@ -53,7 +53,7 @@ def keep(
     processes: Processes,
     on_file: Callable[[int, int], bool] = lambda done, total: False,
     *,
-    at_once: int = PER_FILE,
+    together: int = 1,
     lockstep: bool = False,
 ) -> Kept:
     """Compute what is not there yet, and open all.
@@ -63,8 +63,9 @@ def keep(
         count: of samples.
         compute: the samples of these numbers, ``[numbers, ...]``; kept in fp16.
         processes: all of which call this.
-        on_file: told how many of this process's parts there are; returns whether to stop, and where one process does, all do.
-        at_once: samples that are computed together, a multiple of a file's.
+        on_file: told how many of this process's turns are over, and of how many; returns whether to stop, and where one process
+            does, all do.
+        together: files that are computed in one turn, at most: fewer where processes would go without.
         lockstep: what computes is shared out over the processes: where one of them computes, all have to.
 
     Raises:
@@ -75,15 +76,16 @@ def keep(
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [range(start, min(start + PER_FILE, count)) for start in range(0, count, PER_FILE)]
     files = [(numbers, folder / f"{numbers.start:08d}-{len(numbers)}.npy") for numbers in ranges]
-    parts = [files[start : start + at_once // PER_FILE] for start in range(0, len(files), at_once // PER_FILE)]
+    together = max(1, min(together, len(files) // processes.count))
+    parts = [files[start : start + together] for start in range(0, len(files), together)]
     own = len(parts[processes.rank :: processes.count])
     for turn, part in enumerate(processes.turns(parts), 1):
         missing = [(numbers, file) for numbers, file in part or () if not file.exists()]
         if processes.agreed(bool(missing)) if lockstep else missing:
-            together = range(missing[0][0].start, missing[-1][0].stop) if missing else ranges[0]
-            array = compute(together).half().cpu().numpy()
+            span = range(missing[0][0].start, missing[-1][0].stop) if missing else ranges[0]
+            array = compute(span).half().cpu().numpy()
             for numbers, file in missing:
-                own_part = array[numbers.start - together.start : numbers.stop - together.start]
+                own_part = array[numbers.start - span.start : numbers.stop - span.start]
                 if not np.isfinite(own_part).all():
                     raise InputError(f"What was computed for {file} holds NaN or infinity.", remedy="look at the stage before")
                 write_array(file, own_part)

@@ -255,7 +255,7 @@ class Distillation:
         if site.like.is_cuda:
             held = torch.cuda.max_memory_allocated(site.like.device)
             facts["device_bytes"] = held
-            self.display.line(f"{stage.name}: {held / 1e9:.1f} GB of tensors on the device at most")
+            self.display.line(f"{stage.name}: {held / 1e9:.1f} GB of tensors on the device at most while it learned")
 
         def write() -> None:
             with _refused(folder / "result"), new_folder(folder / "result", replace=True) as draft:

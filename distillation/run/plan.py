@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distillation.data.settings import ShapesData
 from distillation.networks.cost import TEXT_TOKENS
 from distillation.networks.roles import LATENT_PIXELS
 from distillation.random_students import PRESETS, configs_of
@@ -32,8 +33,10 @@ def plan(order: Order) -> Estimate:
     teacher = order.open_teacher()
     configs = _configs(recipe) if teacher is None else _opened(teacher)
     side = recipe.resolution or LATENT_PIXELS * configs["transformer"]["sample_size"]
-    of_the_world = recipe.model == "shapes"
-    on_cpu = order.device == "cpu" or (of_the_world and not recipe.half and not order.device)
+    of_the_world = isinstance(recipe.data, ShapesData)
+    small = of_the_world and recipe.devices == 1 and not recipe.half  # what a CPU is meant for, unless a device is named
+    on_cpu = order.device.split(":")[0] == "cpu" or (small and not order.device)
+    speed = CORE if on_cpu else Speed(launch=0.0) if recipe.compile else Speed()  # what compiled blocks take was not measured
     setting = Setting(
         processes=recipe.processes if on_cpu else recipe.devices,
         sharded=recipe.shard,
@@ -46,7 +49,7 @@ def plan(order: Order) -> Estimate:
         trajectories={stage.name: stage.trajectories for stage in recipe.stages if isinstance(stage, StudentStage)},
         paths={stage.name: len(path.levels) - 1 for stage in recipe.stages if (path := path_of(recipe, stage)) is not None},
     )
-    return estimate(configs, recipe.stages, setting, CORE if on_cpu else None)
+    return estimate(configs, recipe.stages, setting, speed)
 
 
 def _opened(teacher: Student) -> Mapping[str, Mapping[str, Any]]:

@@ -194,7 +194,7 @@ def _count_again(run: Run) -> None:
     for trainee in run.trainees.values():
         for _, state in _optimizer_states(trainee):
             for key, value in state.items():
-                if value.ndim == 0 and value.dtype == torch.int64:
+                if value.numel() == 1 and value.dtype == torch.int64:
                     state[key] = int(value)
 
 

@@ -44,7 +44,7 @@ def test_random_numbers_are_those_of_a_cpu() -> None:
     [
         ((), "w4", 1e-2),  # TF32 of convolutions: 2^-11 a product, and sums of hundreds of them partly cancel
         (("half=true", "checkpointing=true"), "w4", 5e-2),  # bfloat16: 2^-9 a product
-        (("half=true", "compile=true"), "teacher", 5e-2),
+        (("half=true", "compile=true"), "follow-4", 5e-2),
     ],
     ids=["fp32", "bfloat16, checkpointed", "bfloat16, compiled"],
 )
@@ -109,7 +109,9 @@ def test_a_sharded_network_says_the_same(tmp_path: Path) -> None:
             other = VelocityTransformer(transformer(1).cuda())(x, t, cond)
         assert snr_db(wanted.cpu().numpy(), got.detach().cpu().numpy()) > 30
         assert snr_db(wanted.cpu().numpy(), other.cpu().numpy()) < 10
-        assert all(bool(p.grad.full_tensor().isfinite().all()) for p in sharded.parameters() if p.grad is not None)
+        learned = [p.grad.full_tensor() for p in sharded.parameters() if p.grad is not None]
+        assert learned
+        assert all(bool(gradient.isfinite().all()) for gradient in learned)
         tensors = ON.whole(network)
         assert all(torch.equal(tensors[f"transformer.{name}"].cpu(), each.cpu()) for name, each in plain.state_dict().items())
     finally:

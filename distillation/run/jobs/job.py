@@ -31,8 +31,8 @@ from quantization.profile import Profile, load_profile
 
 __all__ = ["Job", "Site"]
 
-NUMBERS_AT_ONCE = 1 << 22
-"""That a GPU computes together of what is kept; files of samples that are larger are computed one by one."""
+NUMBERS_AT_ONCE, FILES_AT_ONCE = 1 << 22, 16
+"""Of what is kept, that a GPU computes together at most: a thousand small samples fill it; of large ones a file is enough."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ class Site:
             learns: whether its weights are moved.
             whole: on every process, also where the recipe shards networks.
         """
-        transformer = self.transformer(lineage, frozen=not learns)
+        return self.computed(self.transformer(lineage, frozen=not learns), learns=learns, whole=whole)
+
+    def computed(self, transformer: Any, *, learns: bool = False, whole: bool = False) -> VelocityTransformer:
+        """A transformer, where and as the recipe has it computed; the arguments are those of :meth:`velocity`."""
+        transformer = self.here(transformer)
         recipe, blocks = self.recipe, transformer.transformer_blocks
         if learns:
             transformer.train().requires_grad_(True)
@@ -228,20 +232,19 @@ class Site:
         """
         return named(kind, json.dumps([*told, shape, self.recipe.half]))
 
-    def kept(self, name: str, count: int, compute: Callable[[range], Tensor], size: int) -> Kept:
+    def kept(self, name: str, count: int, compute: Callable[[range], Tensor], size: int = NUMBERS_AT_ONCE) -> Kept:
         """What is computed once for some samples, or was.
 
         Args:
             name: of its folder.
             count: of samples.
             compute: the samples of these numbers.
-            size: numbers that one sample is: of small ones a GPU computes many together, or it would mostly wait.
+            size: numbers of one sample: of small ones a GPU computes several files together, or it would mostly wait.
         """
 
         def tell(done: int, total: int) -> bool:
             self.display.bar(name.partition("-")[0], done, total)
             return self.stop.asked
 
-        files = min(max(NUMBERS_AT_ONCE // (size * PER_FILE), 1), 16) if self.like.is_cuda else 1
-        at_once = files * PER_FILE
-        return keep(self.cache / name, count, compute, self.processes, tell, at_once=at_once, lockstep=self.recipe.shard)
+        together = min(max(NUMBERS_AT_ONCE // (size * PER_FILE), 1), FILES_AT_ONCE) if self.like.is_cuda else 1
+        return keep(self.cache / name, count, compute, self.processes, tell, together=together, lockstep=self.recipe.shard)

@@ -12,7 +12,7 @@ from torch import Tensor
 from distillation.batches import Batch, Networks
 from distillation.data.batches import latent_batch, latents, picture_batch
 from distillation.data.settings import ShapesData
-from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
+from distillation.networks.roles import of_transformer, save_transformer
 from distillation.run.cache import named
 from distillation.run.jobs.job import Job, Site
 from distillation.run.lineage import CLIPS, T5
@@ -81,8 +81,7 @@ def teacher_job(stage: FlowStage, site: Site) -> Job:
     if site.lineage.has("transformer"):
         student = site.velocity(site.lineage, learns=True)
     else:
-        transformer = site.here(_from_nothing(lambda: world.transformer(stage.layers), stage, site))
-        student = VelocityTransformer(transformer, half=site.recipe.half)
+        student = site.computed(_from_nothing(lambda: world.transformer(stage.layers), stage, site), learns=True)
     width = student.transformer.config.joint_attention_dim
     encoders = site.encoders(width)
     uncond = site.untold(encoders, width)
@@ -115,8 +114,7 @@ def _latents(stage: FlowStage, site: Site) -> Any:
         return latents
 
     count = min(stage.pictures, len(site.source))
-    name = named("latents", f"{site.origin} {site.source.fingerprint}")
-    return site.kept(name, count, compute, compute(range(1)).numel())
+    return site.kept(named("latents", f"{site.origin} {site.source.fingerprint}"), count, compute)
 
 
 def _pictures(site: Site, numbers: range) -> Tensor:

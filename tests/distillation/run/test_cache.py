@@ -14,9 +14,9 @@ from distillation.run.processes import Processes
 COUNT = 5 * PER_FILE + 3
 
 
-@pytest.mark.parametrize("files", [1, 2, 16])
-def test_all_is_kept_and_computed_once(files: int, tmp_path: Path) -> None:
-    """The second of six files is there already, and what it holds stays."""
+@pytest.mark.parametrize(("files", "computed"), [(1, COUNT - PER_FILE), (2, COUNT - PER_FILE), (16, COUNT)])
+def test_all_is_kept_and_computed_once(files: int, computed: int, tmp_path: Path) -> None:
+    """The second of six files is there already, and what it holds stays; between two that are absent it is computed with them."""
     (tmp_path / "kept").mkdir()
     before = np.full((PER_FILE, 2), -1, np.float16)
     np.save(tmp_path / "kept" / f"{PER_FILE:08d}-{PER_FILE}.npy", before)
@@ -26,14 +26,14 @@ def test_all_is_kept_and_computed_once(files: int, tmp_path: Path) -> None:
         asked.append(numbers)
         return torch.tensor([[number, number / 2] for number in numbers])
 
-    kept = keep(tmp_path / "kept", COUNT, compute, Processes(), at_once=files * PER_FILE)
+    kept = keep(tmp_path / "kept", COUNT, compute, Processes(), together=files)
     numbers = [0, PER_FILE - 1, PER_FILE, 2 * PER_FILE, COUNT - 1]
     expected = [[0, 0], [PER_FILE - 1, (PER_FILE - 1) / 2], [-1, -1], [2 * PER_FILE, PER_FILE], [COUNT - 1, (COUNT - 1) / 2]]
     assert kept[numbers].tolist() == expected
     assert max(map(len, asked)) == min(files * PER_FILE, COUNT)
-    assert sum(map(len, asked)) <= COUNT + (files - 1) * PER_FILE  # a file between two that are absent is computed with them
+    assert sum(map(len, asked)) == computed
     asked.clear()
-    assert keep(tmp_path / "kept", COUNT, compute, Processes(), at_once=files * PER_FILE)[numbers].tolist() == expected
+    assert keep(tmp_path / "kept", COUNT, compute, Processes(), together=files)[numbers].tolist() == expected
     assert asked == []
 
 

@@ -111,6 +111,8 @@ def test_a_small_network_waits_for_its_host() -> None:
         assert run.cost.blocks == CONFIGS["transformer"]["num_layers"]
         assert run.hours == pytest.approx(0.25 * run.cost.blocks * (6 * 22 + 4 * (3 + 3 * 4)) / 3600)
     assert "250 ms of its host a block and pass at least" in "".join(remarks(run))
+    kept = estimate(CONFIGS, [FOLLOW], replace(SETTING, trajectories={"follow": 100}), slow)
+    assert kept.hours == pytest.approx((0.25 * kept.cost.blocks * 10 * 4 + 100 * 16 * kept.cost.flops / 0.5e12) / 3600)
     large = msgspec.structs.replace(stage, batch=1_000_000)
     assert estimate(CONFIGS, [large], SETTING, slow).hours == estimate(CONFIGS, [large], SETTING, ONE).hours
 

@@ -82,8 +82,8 @@ def test_the_world_s_recipe_from_nothing(shapes_run: Path) -> None:
 
 
 def test_the_built_in_student_is_of_the_recipe(tmp_path: Path) -> None:
-    """Whoever changes a stage of it makes it anew: an hour of training cannot be taken up any more."""
-    order = Order("shapes-cpu", None, tmp_path / "run", device="cpu", take_up=BUILTIN_STUDENT)
+    """Whoever changes a stage of it makes it anew: what a GPU and an hour of a CPU have learned cannot be taken up any more."""
+    order = Order("shapes-gpu", None, tmp_path / "run", device="cpu", take_up=BUILTIN_STUDENT)
     run, student = opened(order), TakenUp(BUILTIN_STUDENT)
     held = {stage.name: student.variant_of(stage, run._identity(stage.name), run.recipe) for stage in run.recipe.stages}
     expected = {"text": "", "vae": "", "teacher": "teacher", "split-4": "", "match-2": "2-steps"}

@@ -237,7 +237,6 @@ def test_other_networks(tmp_path: Path) -> None:
 TWO = """
 import sys, torch
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from torch import nn
 from distillation.batches import Batch, Networks
