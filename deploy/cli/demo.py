@@ -17,7 +17,7 @@ PROMPTS = (
     "a red circle left of a blue square on a white background",
     "a striped yellow and purple circle on a black background",
     "a yellow circle above a cyan square on a gray background",
-    "three blue squares on a white background",
+    "three yellow crosses on a black background",
 )
 TILE_PIXELS, MARGIN_PIXELS, CAPTION_PIXELS = 256, 12, 40
 
