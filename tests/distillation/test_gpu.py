@@ -10,17 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from distillation.batches import Networks
 from distillation.counters import Counter
-from distillation.loop import Run, run_stage
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.roles import VelocityTransformer
-from distillation.run import state
 from distillation.run.processes import Processes
 from distillation.stages import FlowStage, Optimizer
 from exporters.reference.decibels import snr_db
 from tests.distillation.networks.test_adapters import asked, transformer
-from tests.distillation.run.test_state import Wide, wide_batch
+from tests.distillation.resumed import Wide, check_it_goes_on, wide_batch
 from tests.distillation.run.tiny import metrics, stages
 from tests.helpers.shapes_run import follow_shapes
 
@@ -73,23 +70,8 @@ def test_a_stage_goes_on(kind: Any, tmp_path: Path) -> None:
         pytest.importorskip("bitsandbytes", reason="comes with the extra [distill-gpu]")
     stage = FlowStage(name="s", steps=4, average=0.5, optimizer=Optimizer(kind=kind, learning_rate=1e-2))
 
-    def run(folder: Path, stop: int, **options: Any) -> torch.nn.Module:
-        def keep(run: Run, record: dict[str, float]) -> bool:
-            state.save(folder, run, "me", ON)
-            return run.step == stop
-
-        torch.manual_seed(0)
-        student = Wide().cuda()
-        like = next(student.parameters())
-        run_stage(stage, Networks(student), lambda step: wide_batch(step).to(like), seed=0, on_step=keep, **options)
-        return student
-
-    whole = run(tmp_path / "whole", 4)
-    run(tmp_path / "cut", 2)
-    checkpoint = state.latest(tmp_path / "cut", "me")
-    assert checkpoint is not None
-    resumed = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ON))
-    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    like = torch.zeros((), device="cuda")
+    check_it_goes_on(stage, lambda: Wide().to(like), lambda step: wide_batch(step).to(like), tmp_path, ON)
 
 
 def test_a_sharded_network_says_the_same(tmp_path: Path) -> None:

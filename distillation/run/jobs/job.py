@@ -189,7 +189,7 @@ class Site:
 
         folder = self.lineage.result(CLIPS[0])
         whose = self.teacher_identity if folder is None else folder.parent.parent.name
-        name = named("embeddings", f"{whose} {self.source.fingerprint} {length}{' half' if self.recipe.half else ''}")
+        name = self.named("embeddings", [whose, self.source.fingerprint], (length,))
         kept = self.kept(name, count, compute, length + example.pooled.shape[1])
 
         def told(numbers: Sequence[int]) -> Conditioning:
@@ -223,12 +223,12 @@ class Site:
         return untold.to(self.like)
 
     def named(self, kind: str, told: Sequence[Any], shape: tuple[int, ...]) -> str:
-        """A name for latents that are computed once, which depend on how large and how exact they are too.
+        """A name for what is computed once, which depends on how large and how exact it is too.
 
         Args:
-            kind: of latents.
+            kind: of what.
             told: what it depends on, as JSON has it.
-            shape: of the latents.
+            shape: of one sample's numbers.
         """
         return named(kind, json.dumps([*told, shape, self.recipe.half]))
 

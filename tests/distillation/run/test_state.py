@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from distillation.batches import Batch, Networks
+from distillation.batches import Networks
 from distillation.loop import Run, run_stage
 from distillation.run import state
 from distillation.run.processes import Processes
@@ -25,6 +24,7 @@ from distillation.stages import FlowStage, MatchStage, Optimizer
 from quantization.errors import InputError
 from quantization.files import WritingError
 from tests.distillation.gaussian import Linear, Teacher
+from tests.distillation.resumed import Wide, check_it_goes_on, wide_batch
 from tests.distillation.test_loop import LEVELS, Polynomial, batch, untrained
 
 STAGE = MatchStage(name="s", steps=6, levels=LEVELS, fake_steps=1, average=0.5, optimizer=Optimizer(decay="linear"))
@@ -67,22 +67,7 @@ def test_a_weight_of_two_names_is_held_once(tmp_path: Path) -> None:
             super().__init__()
             self.again = self.coefficients
 
-    def run(folder: Path, stop: int, **options: Any) -> tuple[nn.Module, list[dict[str, float]]]:
-        def keep(run: Run, record: dict[str, float]) -> bool:
-            state.save(folder, run, "me", ONE)
-            return run.step == stop
-
-        student = Tied()
-        stage = FlowStage(name="s", steps=4, average=0.5)
-        return student, run_stage(stage, Networks(student), batch, seed=0, on_step=keep, **options).records
-
-    whole, records = run(tmp_path / "whole", 4)
-    run(tmp_path / "cut", 2)
-    checkpoint = state.latest(tmp_path / "cut", "me")
-    assert checkpoint is not None
-    resumed, rest = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ONE))
-    assert rest == records[2:]
-    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    check_it_goes_on(FlowStage(name="s", steps=4, average=0.5), Tied, batch, tmp_path, ONE)
 
 
 class Coarse(torch.optim.Optimizer):
@@ -103,23 +88,6 @@ class Coarse(torch.optim.Optimizer):
             parameter.sub_(self.param_groups[0]["lr"] * state["step"] * state["qmap1"][state["state1"].int()])
 
 
-class Wide(nn.Module):
-    """Large enough for eight bits: bitsandbytes leaves less than 4096 numbers in 32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(64, 64)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        return self.layer(x) * t[:, None]
-
-
-def wide_batch(step: int) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    noise, x0 = torch.randn(2, 4, 64, generator=generator)
-    return Batch(noise, x0=x0)
-
-
 @pytest.mark.parametrize("real", [False, True], ids=["stand-in", "bitsandbytes"])
 def test_an_optimizer_of_eight_bits_goes_on(tmp_path: Path, real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if real:
@@ -127,23 +95,8 @@ def test_an_optimizer_of_eight_bits_goes_on(tmp_path: Path, real: bool, monkeypa
     else:
         monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=Coarse))
 
-    def run(folder: Path, stop: int, **options: Any) -> nn.Module:
-        def keep(run: Run, record: dict[str, float]) -> bool:
-            state.save(folder, run, "me", ONE)
-            return run.step == stop
-
-        torch.manual_seed(0)
-        student = Wide()
-        stage = FlowStage(name="s", steps=4, optimizer=Optimizer(kind="adamw8bit", learning_rate=1e-2))
-        run_stage(stage, Networks(student), wide_batch, seed=0, on_step=keep, **options)
-        return student
-
-    whole = run(tmp_path / "whole", 4)
-    run(tmp_path / "cut", 2)
-    checkpoint = state.latest(tmp_path / "cut", "me")
-    assert checkpoint is not None
-    resumed = run(tmp_path / "cut", 4, restore=lambda run: state.load(checkpoint, run, ONE))
-    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    stage = FlowStage(name="s", steps=4, optimizer=Optimizer(kind="adamw8bit", learning_rate=1e-2))
+    check_it_goes_on(stage, Wide, wide_batch, tmp_path, ONE)
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ FLOAT32 = 65568  # Core ML's FeatureTypes.proto
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """With T5, on the oldest system that the client runs on.
 
-    By force: with T5 the client's nearest schedule draws one of the pictures that are compared at 44.8 dB; without, at 59.
+    By force: with T5 the client's nearest schedule draws one of the pictures that are compared at 44.8 dB; without, at 58.
     """
     output = tmp_path_factory.mktemp("swift") / "bundle"
     return build(swift(output, keep_t5=True, system="iOS17", force_schedule=True))
@@ -140,13 +140,14 @@ def client_picture(pipeline: Pipeline, prompt: str, latents: np.ndarray, steps: 
     return stages.decode(forecast).transpose(0, 2, 3, 1)
 
 
-def test_the_client_draws_the_students_picture_in_one_step_more(bundle: Bundle) -> None:
-    """With N + 1 steps and the shift that the README says: 47 dB of the student's picture seen; with N steps 32 to 43.
+@pytest.fixture(scope="module")
+def without_t5(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(swift(tmp_path_factory.mktemp("swift") / "bundle", keep_t5=False, system="iOS17"))
 
-    The one step more is at a level of .0088 that the student has never learned at: were its velocity there (of size 1.2, in units
-    of the latents) any other of that size, latents would be off by .0088 * 1.2 * sqrt(2) = .015, and pictures, whose standard
-    deviation is .3 of the range, by .0045: 47 dB, and 45 for a picture with a quarter more contrast.
-    """
+
+def test_the_client_draws_the_students_picture_in_one_step_more(without_t5: Bundle) -> None:
+    """With N + 1 steps and the shift that the README says: 60 dB of the student's picture seen; with N steps 31."""
+    bundle = without_t5
     readme = (bundle.folder / "README.md").read_text("utf-8")
     told = {name: float(value) for name, value in re.findall(r"picture\.(\w+) = ([\d.-]+)", readme)}
     assert told["stepCount"] == 5
@@ -156,7 +157,7 @@ def test_the_client_draws_the_students_picture_in_one_step_more(bundle: Bundle) 
     latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
     wanted = pipeline.generate(PROMPTS[0], latents=latents)
     pictures = {n: client_picture(pipeline, PROMPTS[0], latents, n, told["schedulerTimestepShift"]) for n in (4, 5)}
-    assert psnr_db(wanted, pictures[5]) >= 45
+    assert psnr_db(wanted, pictures[5]) >= 50
     assert psnr_db(wanted, pictures[4]) <= 45
 
 
