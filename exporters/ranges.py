@@ -8,7 +8,7 @@ what runs it and looks at the values that pass by: :mod:`exporters.half` the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -104,7 +104,13 @@ class SeparateRehearsal(Rehearsal):
 
 @dataclass
 class SwiftRehearsal(SeparateRehearsal):
-    """By the graphs of the layout ``swift`` (:mod:`exporters.layouts.swift_client`)."""
+    """By the graphs of the layout ``swift`` (:mod:`exporters.layouts.swift_client`).
+
+    Attributes:
+        scales: what the transformer scales each step's velocity by.
+    """
+
+    scales: tuple[float, ...] = ()
 
     def play(self, graph: str, run: Run) -> None:
         """As :meth:`Rehearsal.play`."""
@@ -123,7 +129,7 @@ class SwiftRehearsal(SeparateRehearsal):
         pooled = [values[f"{name}.pooled_outputs"] for name in ("text_encoder", "text_encoder_2")]
         text = text_states(clips, values.get("text_encoder_3.encoder_hidden_states"), self.joint_dim)
         given = transformer_inputs(latents, self.timesteps[step], text, np.concatenate(pooled, axis=-1))
-        return run(given)["denoiser_output"][:1]
+        return run(given)["denoiser_output"][:1] / np.float32(self.scales[step])
 
 
 @dataclass
@@ -166,12 +172,14 @@ def rehearsal_of(student: Student, options: GraphOptions, sampling: Sampling) ->
     latent = (1, config["in_channels"], options.height // VAE_SCALE, options.width // VAE_SCALE)
     if options.layout == "native":
         return Rehearsal(ids, sampling.sigmas, latent)
-    kind: type[SeparateRehearsal] = SwiftRehearsal if options.layout == "swift" else OptimumRehearsal
-    more: Mapping[str, Any] = {
+    more: dict[str, Any] = {
         "timesteps": sampling.timesteps,
         "joint_dim": config["joint_attention_dim"],
         "null_tokens": options.max_sequence_length,
         "scaling": vae["scaling_factor"],
         "shift": vae["shift_factor"] or 0.0,
     }
-    return kind(ids, sampling.sigmas, latent, **more)
+    if options.client is not None:
+        more |= {"timesteps": options.client.timesteps, "scales": options.client.scales}
+        return SwiftRehearsal(ids, sampling.sigmas, latent, **more)
+    return OptimumRehearsal(ids, sampling.sigmas, latent, **more)

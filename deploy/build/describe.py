@@ -13,6 +13,7 @@ from deploy.build.swift.files import write_swift_files
 from deploy.bundle.manifest import (
     FORMAT,
     VERSION,
+    ClientScheduleRecord,
     FileRecord,
     GraphRecord,
     LoraRecord,
@@ -88,9 +89,16 @@ def describe(
         opset=plan.opset if onnx else None,
         # Core ML programs say themselves which system they need.
         requires={NAME: least_onnxruntime(plan.opset, plan.compute, schemes)} if onnx else {},
-        client_schedule=plan.client_schedule,
+        client_schedule=_client_schedule(plan),
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
+
+
+def _client_schedule(plan: Plan) -> ClientScheduleRecord | None:
+    client = plan.options.client
+    if client is None:
+        return None
+    return ClientScheduleRecord(steps=client.steps, shift=client.shift, timesteps=client.timesteps, scales=client.scales)
 
 
 def _student(student: Student, fingerprint: str) -> StudentRecord:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from deploy.build.parity import REQUIRED_DB, parity_note
 from deploy.build.request import BuildRequest
 from deploy.build.swift.tokenizers import check_client_tokenizers
-from deploy.bundle.manifest import ClientScheduleRecord
 from deploy.bundle.seal import check_place
 from deploy.errors import Complaint, InputError
 from deploy.page.vendor import check_web_runtime
@@ -21,6 +20,7 @@ from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
+from exporters.layouts.swift_schedule import client_schedule
 from exporters.student.open import open_student
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student
@@ -52,7 +52,6 @@ class Plan:
         system: the oldest that must run them (Core ML).
         attention: one operation for all heads, or one einsum for each (Core ML).
         notes: what whoever builds should know, a line each.
-        client_schedule: what the Swift client draws by (layout ``swift``).
     """
 
     request: BuildRequest
@@ -69,7 +68,6 @@ class Plan:
     system: System = "iOS18"
     attention: AttentionForm = "fused"
     notes: tuple[str, ...] = ()
-    client_schedule: ClientScheduleRecord | None = None
 
     @property
     def opset(self) -> Opset:
@@ -182,6 +180,8 @@ def _shape(
     sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
     if request.layout == "swift":
         check_client_sampling(sampling)
+        client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
+        return replace(options, timesteps=sampling.timesteps, client=client), sampling
     return replace(options, timesteps=sampling.timesteps), sampling
 
 

@@ -63,7 +63,6 @@ class BuildRequest:
         steps: denoising steps.
         sigmas: noise levels before the scheduler's shift, one for each step.
         sampler: ``euler`` or ``renoise``.
-        force_schedule: layout ``swift``: build however far the client's nearest schedule is from the student's.
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
@@ -93,7 +92,6 @@ class BuildRequest:
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
     sampler: Sampler | None = None
-    force_schedule: bool = False
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
     variant: str | None = None
@@ -116,8 +114,6 @@ class BuildRequest:
             if getattr(self, name) not in words
         ]
         complaints += self._format_complaints()
-        if self.force_schedule and self.layout != "swift":
-            complaints.append(Complaint("--force-schedule", "is an option of the layout swift", "--layout swift", self.layout))
         if complaints:
             raise InputError("The request cannot be fulfilled.", complaints)
 

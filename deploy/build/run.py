@@ -23,7 +23,6 @@ from deploy.build.measure import with_parity
 from deploy.build.plan import Plan, plan
 from deploy.build.request import BuildRequest
 from deploy.build.resume import Done, can_resume, finished, forget, mark_finished, resume_key
-from deploy.build.swift.schedule import choose_client_schedule
 from deploy.bundle.folder import Bundle
 from deploy.bundle.seal import BundleBusyError, locked, partial_folder, remove_strangers, seal
 from deploy.errors import Complaint, InputError
@@ -75,9 +74,6 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
     request = replace(request, output=real_place(request.output))
     reporter.stage("opening the student")
     settled = fitted(plan(request))
-    if request.layout == "swift":
-        reporter.stage("drawing by the Swift client's schedule")
-        settled = _with_client_schedule(settled)
     for note in settled.notes:
         reporter.note(note)
     partial = partial_folder(request.output)
@@ -96,12 +92,6 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> Bundle:
             complaint = Complaint(str(error.filename or partial), error.strerror or str(error))
             raise InputError("The bundle cannot be written.", [complaint], "free some space or build elsewhere") from error
         raise
-
-
-def _with_client_schedule(settled: Plan) -> Plan:
-    force, costly = settled.request.force_schedule, settled.request.parity == "always"
-    record, notes = choose_client_schedule(settled.student, settled.options, settled.sampling, force, costly)
-    return replace(settled, client_schedule=record, notes=(*settled.notes, *notes))
 
 
 class _Build:

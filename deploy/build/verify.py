@@ -18,6 +18,7 @@ from quantization.schemes import parse_scheme
 
 if TYPE_CHECKING:
     from exporters.layouts.sampling import Sampling
+    from exporters.layouts.swift_schedule import ClientSchedule
     from exporters.student.student import Student, StudentSource
     from exporters.student.weights.lora.source import Lora
 
@@ -96,7 +97,16 @@ def bundle_options(bundle: Bundle) -> Any:
         keep_t5=manifest.text.t5 == "kept",
         max_sequence_length=manifest.text.max_sequence_length,
         dynamic=manifest.picture.dynamic,
+        client=_client_of(manifest),
     )
+
+
+def _client_of(manifest: Manifest) -> ClientSchedule | None:
+    """What the Swift client draws by."""
+    from exporters.layouts.swift_schedule import ClientSchedule
+
+    record = manifest.client_schedule
+    return None if record is None else ClientSchedule(record.steps, record.shift, record.timesteps, record.scales)
 
 
 def sampling_of(manifest: Manifest) -> Sampling:

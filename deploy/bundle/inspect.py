@@ -224,8 +224,7 @@ def _render_needs(content: dict[str, Any]) -> list[str]:
 
 
 def _client_line(client: dict[str, Any]) -> str:
-    nearness = "not measured" if client["psnr_db"] is None else f"{client['psnr_db']:.1f} dB PSNR of the student's own"
-    return f"the Swift client's schedule: stepCount {client['steps']}, schedulerTimestepShift {client['shift']:g} ({nearness})"
+    return f"the Swift client is told: stepCount {client['steps']}, schedulerTimestepShift {client['shift']:g}"
 
 
 def _reasons(kept: list[dict[str, str]]) -> str:

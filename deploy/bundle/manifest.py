@@ -184,15 +184,19 @@ class KeptRecord(_Record, frozen=True):
 
 
 class ClientScheduleRecord(_Record, frozen=True):
-    """How Apple's Swift client comes nearest to the schedule: its ``stepCount`` and ``schedulerTimestepShift``.
+    """What Apple's Swift client must be told, and what its transformer makes of it: :class:`ClientSchedule` of the exporters.
 
     Attributes:
-        psnr_db: pictures drawn so against the schedule's own, in dB; none where they were not drawn.
+        steps: ``stepCount``.
+        shift: ``schedulerTimestepShift``.
+        timesteps: what the client tells the transformer at each step.
+        scales: the velocity that it returns there over the student's own.
     """
 
     steps: Count
     shift: float
-    psnr_db: float | None = None
+    timesteps: tuple[float, ...]
+    scales: tuple[float, ...]
 
 
 class Manifest(_Record, frozen=True):
@@ -326,6 +330,10 @@ def _check(manifest: Manifest, file: Path) -> None:
     elif not _falls(sampling.sigmas):
         got = ", ".join(map(str, sampling.sigmas))
         complaints.append(Complaint(str(file), "sigmas are wrong", "numbers that fall, from at most 1 to 0", got))
+    if (client := manifest.client_schedule) and not _serves(client, len(sampling.timesteps)):
+        got = f"{client.steps} of timesteps {list(client.timesteps)} and scales {list(client.scales)}"
+        expected = f"at least {len(sampling.timesteps)} steps, a timestep and a scale above 0 for each"
+        complaints.append(Complaint(str(file), "client_schedule is wrong", expected, got))
     if complaints:
         raise BundleError("The manifest is not usable.", complaints, "build the bundle again")
 
@@ -375,6 +383,12 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
 
 def _falls(sigmas: tuple[float, ...]) -> bool:
     return sigmas[0] <= 1 and sigmas[-1] == 0 and all(a > b for a, b in itertools.pairwise(sigmas))
+
+
+def _serves(client: ClientScheduleRecord, steps: int) -> bool:
+    """Whether each of the student's steps is one of the client's."""
+    whole = len(client.timesteps) == len(client.scales) == client.steps >= steps
+    return whole and all(scale > 0 for scale in client.scales[:steps])
 
 
 def _is_inside(path: str) -> bool:

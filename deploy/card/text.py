@@ -195,8 +195,7 @@ def _client(manifest: Manifest) -> str:
     schedule = manifest.client_schedule
     if schedule is None:
         return ""
-    measured = "" if schedule.psnr_db is None else f", pictures at {schedule.psnr_db:.1f} dB of the student's own schedule"
-    return f"stepCount {schedule.steps}, schedulerTimestepShift {schedule.shift:g}{measured}"
+    return f"stepCount {schedule.steps}, schedulerTimestepShift {schedule.shift:g}"
 
 
 def _total_bytes(manifest: Manifest) -> int:

@@ -67,13 +67,6 @@ def build(
     steps: StepsOption = None,
     sigmas: SigmasOption = None,
     sampler: SamplerOption = None,
-    force_schedule: Annotated[
-        bool,
-        typer.Option(
-            "--force-schedule",
-            help="swift: build also where the client's nearest schedule draws pictures under 50 dB PSNR of the student's own.",
-        ),
-    ] = False,
     keep_t5: KeepT5Option = None,
     max_sequence_length: MaxSequenceLengthOption = None,
     variant: VariantOption = None,

@@ -109,7 +109,7 @@ class _Optimum:
 
 
 class _Swift:
-    """What Apple's Swift client does between its programs, but by the bundle's own schedule."""
+    """What Apple's Swift client does between its programs; velocities are those of the bundle's own schedule."""
 
     def __init__(self, runner: GraphRunner) -> None:
         self._runner = runner
@@ -130,8 +130,10 @@ class _Swift:
         return [self._runner.run("text_encoder_3", {"input_ids": one, "attention_mask": np.ones_like(one)})[0] for one in tokens]
 
     def velocity(self, latents: np.ndarray, condition: Condition, step: int) -> np.ndarray:
-        timestep = self._runner.manifest.sampling.timesteps[step]
-        return self._runner.run("transformer", transformer_inputs(latents, timestep, *condition))[0][:1]
+        manifest = self._runner.manifest
+        client, own = manifest.client_schedule, manifest.sampling.timesteps[step]  # none in bundles of version 1
+        timestep, scale = (client.timesteps[step], client.scales[step]) if client else (own, 1.0)
+        return self._runner.run("transformer", transformer_inputs(latents, timestep, *condition))[0][:1] / np.float32(scale)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return _decoded(self._runner, "z", latents)

@@ -432,8 +432,6 @@ LOWERED: dict[str, Lower] = {
     "Sigmoid": _unary(mb.sigmoid),
     "Tanh": _unary(mb.tanh),
     "Relu": _unary(mb.relu),
-    "Sin": _unary(mb.sin),
-    "Cos": _unary(mb.cos),
     "Gelu": _gelu,
     "MatMul": _matmul,
     "Gemm": _gemm,

@@ -132,12 +132,11 @@ def _ruled(nodes: list[ir.Node], profile: Profile) -> set[ir.Node]:
 
 
 def _digits(nodes: list[ir.Node]) -> set[ir.Node]:
-    """Nodes that need more digits than fp16 has: angles reach 1000 radians, token ids 49408, and fp16 counts to 2048."""
+    """Nodes that need more digits than fp16 has: token ids that come as numbers reach 49408, and fp16 counts to 2048."""
     needed: set[ir.Node] = set()
     for node in reversed(nodes):
         counts = node.op_type == "Cast" and _is_float(node.inputs[0]) and not _is_float(node.outputs[0])
-        exact = counts or node.op_type in {"Sin", "Cos"}
-        if exact or any(reader in needed for value in node.outputs for reader in value.consumers()):
+        if counts or any(reader in needed for value in node.outputs for reader in value.consumers()):
             needed.add(node)
     return {node for node in needed if node.op_type != "Constant"}
 

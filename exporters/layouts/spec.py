@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from exporters.choices import Layout
+from exporters.layouts.swift_schedule import ClientSchedule
 from exporters.student.student import Student
 from exporters.student.weights.weight import Weight
 
@@ -77,6 +78,7 @@ class GraphOptions:
         keep_t5: keep the third text encoder; otherwise its tokens are null tokens.
         max_sequence_length: T5 tokens, or how many null tokens stand for them.
         dynamic: whether height and width may change at run time.
+        client: what the client draws by (layout ``swift``).
     """
 
     layout: Layout
@@ -87,6 +89,7 @@ class GraphOptions:
     keep_t5: bool
     max_sequence_length: int
     dynamic: bool = False
+    client: ClientSchedule | None = None
 
 
 def weights_of(student: Student, component: str) -> Callable[[object], Mapping[str, Weight]]:

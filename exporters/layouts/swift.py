@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from exporters.errors import Complaint, ExportError
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec, Port, weights_of
@@ -96,6 +98,13 @@ def _transformer(student: Student, options: GraphOptions) -> GraphSpec:
     h, w = options.height // VAE_SCALE, options.width // VAE_SCALE
     grid = (h // config["patch_size"], w // config["patch_size"])
     null_tokens = 0 if options.keep_t5 else T5_TOKENS
+
+    def module() -> SwiftTransformer:
+        client, own = options.client, options.timesteps
+        assert client is not None  # of whoever makes the graph, which follows the schedule
+        steps = [*zip_longest(client.timesteps, own, client.scales, fillvalue=own[-1])]  # an idle step may compute at any level
+        return SwiftTransformer(config, grid, options.clip_tokens, null_tokens, steps, client.tolerance)
+
     return GraphSpec(
         name="transformer",
         path="MultiModalDiffusionTransformer.mlpackage",
@@ -107,7 +116,7 @@ def _transformer(student: Student, options: GraphOptions) -> GraphSpec:
             _port("pooled_text_embeddings", 2, config["pooled_projection_dim"], 1, 1),
         ),
         outputs=(_port("denoiser_output", 2, config["out_channels"] or latents, h, w),),
-        module=lambda: SwiftTransformer(config, grid, options.clip_tokens, null_tokens),
+        module=module,
         weights=weights_of(student, "transformer"),
         largest_activation=grid[0] * grid[1] * 4 * inner_dim(config),
     )

@@ -46,21 +46,22 @@ def _t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inpu
 
 
 def _transformer(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
-    """The first of each pair with all its T5 or zero tokens; the second of each pair must not matter."""
+    """The first of each pair with all its T5 or zero tokens, at a step of the client's; the second must not matter."""
     tokens, zeros = options.clip_tokens, 0 if options.keep_t5 else T5_TOKENS
-    cases = []
+    client, cases = options.client, []  # none in bundles of version 1
     for timestep, rng, text, pool in text_cases(student, options, inputs, tokens + T5_TOKENS - zeros):
-        latents = draw_latents(student, options, rng, 2)
+        latents, step = draw_latents(student, options, rng, 2), options.timesteps.index(timestep)
+        told, scale = (client.timesteps[step], client.scales[step]) if client else (timestep, 1.0)
         states = np.pad(np.concatenate([text, normal(rng, *text.shape)]), ((0, 0), (0, zeros), (0, 0)))
         pooled = np.concatenate([pool, normal(rng, *pool.shape)])
         ports = {
             "latent_image_embeddings": latents,
-            "timestep": np.array([timestep, 0], np.float32),
+            "timestep": np.array([told, 0], np.float32),
             "token_level_text_embeddings": np.ascontiguousarray(states.transpose(0, 2, 1)[:, :, None]),
             "pooled_text_embeddings": pooled[:, :, None, None],
         }
         first = (torch.from_numpy(array[:1]) for array in (latents, states, pooled))
-        velocity = models["transformer"](*first, torch.tensor([timestep])).sample.numpy()
+        velocity = models["transformer"](*first, torch.tensor([timestep])).sample.numpy() * np.float32(scale)
         cases.append(Case(ports, [np.concatenate([velocity, velocity])]))
     return cases
 

@@ -10,11 +10,10 @@ from string import Template
 from deploy.build.layout_files import tokenizer_config, tokenizer_json
 from deploy.build.plan import Plan
 from deploy.build.swift.t5 import client_t5_json
-from deploy.bundle.manifest import ClientScheduleRecord
 from exporters.choices import ComputeUnits, System
 from exporters.layouts.spec import GraphOptions
 from exporters.layouts.swift_client import CLIENT, client_sizes
-from exporters.reference.swift_schedule import client_sigmas
+from exporters.layouts.swift_schedule import TRAIN_STEPS
 from exporters.student.student import Student
 from quantization.errors import printable
 from quantization.files import write_text
@@ -27,8 +26,7 @@ NOTES: dict[ComputeUnits, str] = {
     "cpu-and-ne": "The programs are made for the Neural Engine. Its compiler fails on a transformer of SD3's size in one "
     "program (24 blocks), as others found: a smaller student may fit.",
 }
-SAME_STEPS = "The client's scheduler has this student's schedule, or comes nearest to it, with as many steps."
-MORE_STEPS = "The client's scheduler ends near zero and not at it, so that one of its steps is lost there."
+ONE_STEP = "The client has no schedule of one step: the second leaves the latents as they are."
 
 
 def write_swift_files(plan: Plan, folder: Path) -> list[str]:
@@ -61,8 +59,8 @@ def write_swift_files(plan: Plan, folder: Path) -> list[str]:
 
 
 def _readme(template: str, plan: Plan) -> str:
-    student, options, sampling, schedule = plan.student, plan.options, plan.sampling, plan.client_schedule
-    assert schedule is not None  # chosen before anything is written
+    student, options, sampling, client = plan.student, plan.options, plan.sampling, plan.options.client
+    assert client is not None  # the layout's
     assert plan.compute_units is not None
     vae, steps = student.configs["vae"], len(sampling.timesteps)
     return Template(template).substitute(
@@ -72,24 +70,18 @@ def _readme(template: str, plan: Plan) -> str:
         t5_files=", `tokenizer.json` and `tokenizer_config.json`" if options.keep_t5 else "",
         units=UNITS[plan.compute_units],
         steps=steps,
-        client_steps=schedule.steps,
-        shift=f"{schedule.shift:g}",
+        client_steps=client.steps,
+        shift=f"{client.shift:g}",
         scaling_factor=f"{vae['scaling_factor']:.9g}",
         shift_factor=f"{vae['shift_factor'] or 0.0:.9g}",
         student_sigmas=", ".join(f"{sigma:.4f}" for sigma in sampling.sigmas[:-1]),
-        client_sigmas=", ".join(f"{sigma:.4f}" for sigma in client_sigmas(schedule.steps, schedule.shift)),
-        schedule_note=MORE_STEPS if schedule.steps > steps else SAME_STEPS,
-        nearness=_nearness(schedule),
+        client_sigmas=", ".join(f"{timestep / TRAIN_STEPS:.4f}" for timestep in client.timesteps),
+        scales=", ".join(f"{scale:.4g}" for scale in client.scales),
+        one_step=f" {ONE_STEP}" if client.steps > steps else "",
         compute_note=NOTES[plan.compute_units],
         client_sizes=_sizes(student, options),
         latent_channels=student.configs["transformer"]["in_channels"],
     )
-
-
-def _nearness(schedule: ClientScheduleRecord) -> str:
-    if schedule.psnr_db is None:
-        return "How near its pictures come to the student's was not measured."
-    return f"Drawn by both in fp32, pictures agree to {schedule.psnr_db:.1f} dB PSNR."
 
 
 def _sizes(student: Student, options: GraphOptions) -> str:

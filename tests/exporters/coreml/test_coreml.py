@@ -31,6 +31,7 @@ from exporters.errors import ExportError
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions, GraphSpec
+from exporters.layouts.swift_schedule import client_schedule
 from exporters.ranges import Rehearsal
 from exporters.reference.decibels import snr_db
 from exporters.reference.parity import measure, reference_cases
@@ -42,6 +43,7 @@ from quantization.profile import uniform
 from quantization.schemes import parse_scheme
 
 OPTIONS = GraphOptions("native", 48, 80, (1000.0, 500.0), clip_tokens=20, keep_t5=False, max_sequence_length=9)
+CLIENT = client_schedule((1.0, 0.5, 0.0), 3.0)
 FP32 = ProgramOptions(uniform("fp32"), "fp32")
 
 
@@ -80,7 +82,11 @@ SPEC_VERSIONS = {"iOS17": 8, "iOS18": 9}
         ("tiny", {"keep_t5": True}, replace(FP32, stages=2)),
         ("all dual, bf16", {"width": 48}, ProgramOptions(uniform("fp16"), stages=2)),
         ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), system="iOS17")),
-        ("no qk_norm, no dual", {"layout": "swift", "max_sequence_length": 77}, replace(FP32, attention="split-einsum")),
+        (
+            "no qk_norm, no dual",
+            {"layout": "swift", "max_sequence_length": 77, "client": CLIENT},
+            replace(FP32, attention="split-einsum"),
+        ),
         ("no qk_norm, no dual", {}, replace(FP32, attention="split-einsum", system="iOS17")),
         ("tiny", {"keep_t5": True}, ProgramOptions(uniform("fp16"), stages=2, attention="split-einsum")),
     ],
