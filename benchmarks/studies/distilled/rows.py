@@ -26,6 +26,7 @@ __all__ = ["STEPS", "Fork", "Row", "all_rows", "compute", "forks", "per_step", "
 STEPS = 200
 """Of the default after the fork, of the student."""
 HEADS = Adversarial(weight=0.01)
+PATH_WEIGHT = 0.5
 MERGE_PROMPTS = 400  # of five ratios each: 2000 pictures, a tenth of the row's time
 
 
@@ -161,6 +162,7 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
     whole_t5 = other("whole-t5", without_t5=0.0)
     whole_path = _with(follow, name=f"path-whole-t5-{length}", without_t5=0.0)
     dropped = {"without_t5": True, "control": "default-dropped"}
+    along = {"trajectory_weight": PATH_WEIGHT} | {key: getattr(follow, key) for key in ("trajectories", "teacher_steps", "path")}
     from_teacher = _with(default, name=f"cold-{length}", after=follow.after, trajectory_weight=0.0)
     return [
         *first,
@@ -168,6 +170,7 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
         last,
         row("TDM: compared with noise inside the segment", other("segment", compare="segment")),
         row("default without the teacher's path, for as long in all", _as_long(from_teacher, budget + pace * compute(follow))),
+        row("default, along the teacher's path too, from its kept prompts", other("kept", **along)),
         row("default and adversarial heads", other("heads", adversarial=HEADS)),
         row("default and split fine-tuning, each half as long", *_split(fork, default, budget)),
         row("default, never without T5 after the fork", whole_t5),

@@ -44,7 +44,8 @@ def test_rows_differ_in_what_they_are_named_for() -> None:
         "renoised-4": {"compare": "renoise", "fake": "predictions"},
         "finals-4": {"fake": "finals"},
         "segment-4": {"compare": "segment"},
-        "cold-4": {"after": "teacher", "trajectory_weight": 0.0},
+        "cold-4": {"after": "teacher"},
+        "kept-4": {"trajectories": 12_288, "teacher_steps": 12, "trajectory_weight": 0.5},
         "whole-t5-4": {"without_t5": 0.0},
         "matching-4": {"guidance_levels": [0.0, 0.0]},
         "guidance-4": {"matching_weight": 0.0},
@@ -61,9 +62,9 @@ def test_rows_differ_in_what_they_are_named_for() -> None:
 
 def test_rows_compute_as_much() -> None:
     """Within one step; the row without a warm start has the fork's time too. By hand: a step of the default is 4 + 1 of the
-    student and fake model, 2 of the teacher, 3 x (3 + 1 + 1) there and back: 22 passes of 32 samples; 40 of 200 are 4 + 9."""
+    student and fake model, 2 of the teacher, 3 x (3 + 1) there and back: 19 passes of 32 samples; 40 of 200 are 4 + 9."""
     budget = compute(last("default-4"))
-    assert budget == 32 * (160 * 22 + 40 * 13)
+    assert budget == 32 * (160 * 19 + 40 * 13)
     assert compute(FOUR.follow) == FOUR.follow.steps * FOUR.follow.batch * 3
     for name, row in ROWS.items():
         spent = sum(compute(stage) for stage in row.stages if isinstance(stage, MatchStage | TrajectoryStage))
@@ -74,10 +75,10 @@ def test_rows_compute_as_much() -> None:
 
 
 def test_the_path_is_followed_at_the_runs_own_pace(tmp_path: Path) -> None:
-    """A step of either took 1.75 s, of 64 x 3 passes and of 32 x 22: so as many steps as the default has, the first 40 of its 200
-    being 13 passes in 22."""
+    """A step of either took 1.75 s, of 48 x 3 passes and of 32 x 19: so as many steps as the default has, the first 40 of its 200
+    being 13 passes in 19."""
     control = chosen(run_of(tmp_path / "run"), 200, 1, ["control-4"])["control-4", 0].stages[0]
-    assert control.steps == round(160 + 40 * 13 / 22)
+    assert control.steps == round(160 + 40 * 13 / 19)
 
 
 def test_seeds_change_what_comes_after_the_fork_alone() -> None:
@@ -85,7 +86,7 @@ def test_seeds_change_what_comes_after_the_fork_alone() -> None:
     recipe = recipe_of(RECIPE, seeded, 2)
     names = [stage.name for stage in recipe.stages]
     assert names[:4] == ["vae", "text", "teacher", "follow-4"]
-    assert len(set(names)) == len(names) == 4 + 3 * 15  # rows of one stage each, less the shared ones, and the split's four
+    assert len(set(names)) == len(names) == 4 + 3 * 16  # rows of one stage each, less the shared ones, and the split's four
     for name in names[:4]:
         assert recipe.identity(name, "given") == RECIPE.identity(name, "given")
     split = recipe.stage("split-4-s2")
