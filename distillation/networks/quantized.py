@@ -3,10 +3,9 @@
 The forward pass takes what the exporters' own codec makes of a weight (:func:`quantization.codecs.codec.roundtrip`), and inputs
 rounded as onnxruntime's kernels round them where they do; the gradient goes straight through both (Bengio et al., 1308.3432).
 Learning begins at codes that know the layers' inputs (error feedback; :func:`input_grams`), where those are given. What is
-published are the weights behind, in fp32, with the profile: a build encodes them by the same function, so that its
-codes are those of training, bit for bit, as long as it is given no calibration to choose others by. The timestep embedder is
-published as it is stored: a bundle whose steps are fixed holds constants that an exporter computes in fp32 from these weights
-(:mod:`exporters.restructure.conditioning`), and the others, which store them, come to all but the same values again.
+published are the weights as they are stored, in fp32, with the profile: whoever draws with them draws what was learned, and a
+build encodes them by the same function, which stores the same again: its codes are those of training, bit for bit, as long as it
+is given no calibration to choose others by.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from quantization.profile import Profile
 from quantization.schemes import Scheme
 from quantization.sensitivity import Sensitivity
 
-__all__ = ["COMPONENT", "FOLDED", "Rounded", "input_grams", "linear_layers", "quantize", "weights_behind"]
+__all__ = ["COMPONENT", "Rounded", "input_grams", "linear_layers", "quantize", "stored_weights"]
 
 COMPONENT = "transformer"
-FOLDED = "time_text_embed.timestep_embedder."
-"""Layers of which a bundle may hold results in place of weights."""
+BEHIND = ".parametrizations.weight.original"
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -150,12 +148,16 @@ def _straight_through(rounding: Callable[[Tensor], Tensor]) -> Callable[[nn.Modu
     return hook
 
 
-def weights_behind(transformer: nn.Module) -> dict[str, Tensor]:
-    """The state of a quantized transformer by its plain names, with the weights that learn in place of the stored ones.
+def stored_weights(transformer: nn.Module) -> dict[str, Tensor]:
+    """The state of a quantized transformer by its plain names, as it computes: of each layer what is stored of its weight.
 
-    Of the timestep embedder it is the stored ones.
+    A codec that is given it stores the same again. Of a layer where it would not, to the bit, it is the weight that learns.
     """
-    marker = ".parametrizations.weight.original"
-    state = {name.replace(marker, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
-    folded = {name: layer for name, layer in linear_layers(transformer).items() if name.startswith(FOLDED)}
-    return state | {name: layer.weight.detach() for name, layer in folded.items()}
+    state = {name.replace(BEHIND, ".weight"): tensor for name, tensor in transformer.state_dict().items()}
+    for name, layer in linear_layers(transformer).items():
+        if parametrize.is_parametrized(layer, "weight"):
+            rounded: Any = layer.get_submodule("parametrizations.weight.0")
+            stored = layer.weight.detach()
+            again = torch.from_numpy(roundtrip(stored.float().cpu().numpy(), rounded.scheme, rounded.origin))
+            state[name] = stored if torch.equal(again.to(stored), stored) else state[name]
+    return state

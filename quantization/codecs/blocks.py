@@ -7,6 +7,9 @@ two's-complement range (-8 of -8..7), sign included: with few bits that end is w
 candidates shrink the block's whole range, zero included, and ``q`` above is ``code - zero``. Where inputs differ in importance,
 every product above is weighted by it.
 
+A scale has 16 significant bits: its products with codes are then exact in fp32, so that what is stored is stored again bit for
+bit (but for blocks with zero points whose bounds lie halfway between two codes).
+
 numba compiles the search: it reads a block once from memory for all candidates, where numpy would pass over it some ten times for
 each. The lock on the interpreter is released meanwhile.
 """
@@ -21,6 +24,8 @@ from quantization.schemes import Scheme
 # Fractions of the range that candidates keep. For a normal block of 32 the optimum of 4 bits lies near 0.9, of 2 bits near 0.7;
 # at 8 bits clipping hardly ever pays.
 CANDIDATES = {8: (1.0, 0.97), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75), 2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45)}
+
+SCALE_BITS = 16  # and at most 8 of a code: 24 are what fp32 has
 
 
 def encode_blocks(
@@ -42,7 +47,14 @@ def encode_blocks(
     shares = np.ones((blocks, block), np.float32) if importance is None else importance
     fractions = np.array(CANDIDATES[scheme.bits], np.float32)
     _fit(weights, shares, fractions, scheme.bits, scheme.zero_points, codes, scales, zeros)
-    return codes, scales, zeros
+    return codes, _short(scales), zeros
+
+
+def _short(scales: np.ndarray) -> np.ndarray:
+    """Scales rounded to :data:`SCALE_BITS` significant bits; those below fp32's normal numbers stay as they are."""
+    spare = 24 - SCALE_BITS
+    rounded = ((scales.view(np.int32) + (1 << (spare - 1))) & -(1 << spare)).view(np.float32)
+    return np.where(np.isfinite(rounded) & (np.abs(scales) >= np.finfo(np.float32).tiny), rounded, scales)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantization.codecs.integer import decode_integer, encode_integer
+from quantization.codecs.integer import IntegerTensor, decode_integer, encode_integer
 from quantization.errors import SchemeError
 from quantization.schemes import parse_scheme
 
@@ -107,6 +107,20 @@ def test_eight_bits_of_a_normal_weight() -> None:
     """Half a step of range/256 over a spread of range/7: error 7/(256 sqrt(12)) of the signal, 42 dB; fewer for longer rows."""
     weight = RNG.standard_normal((64, 1024)).astype(np.float32)
     assert error_db(weight, decode_integer(encode_integer(weight, parse_scheme("int8"), "w"))) > 41
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_stored_is_stored_again(name: str) -> None:
+    """Bit for bit; of a scale with all of fp32's digits the products are rounded, and another one is found."""
+    weight, scheme = (3 * RNG.standard_normal((40, 200))).astype(np.float32), parse_scheme(name)
+    first = encode_integer(weight, scheme, "w")
+    stored = decode_integer(first)
+    again = encode_integer(stored, scheme, "w")
+    assert np.array_equal(again.codes, first.codes)
+    assert np.array_equal(decode_integer(again), stored)
+    assert not np.array_equal(stored, weight)
+    long = IntegerTensor(first.codes, first.scales * np.float32(1 + 1 / 3), first.columns, first.zeros)
+    assert not np.array_equal(decode_integer(encode_integer(decode_integer(long), scheme, "w")), decode_integer(long))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -98,11 +98,6 @@ def study(run: RunFolder, verdicts: Verdicts, amounts: Amounts, stages: Sequence
         InputError: a stage was not made, or draws what is not finite.
     """
     students = [*run.students(), *(run.stage(name) for name in stages)]
-    students += [
-        one.named(f"{one.name}, rounded to its profile", profile=one.folder / "profile.toml")
-        for one in students
-        if one.folder is not None and (one.folder / "profile.toml").is_file()
-    ]
     captions = Captions()
     teachers = [run.teacher().named(f"teacher, guidance {scale:g}", guidance=scale) for scale in amounts.scales]
     few = min(amounts.choosing, amounts.prompts)

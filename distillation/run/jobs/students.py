@@ -23,7 +23,7 @@ from distillation.levels import checked, substeps, through
 from distillation.networks.adapters import adapted, merged_weight, write_lora
 from distillation.networks.conditioning import Conditioning
 from distillation.networks.drawing import Sampler, decode, teacher_levels
-from distillation.networks.quantized import input_grams, quantize, weights_behind
+from distillation.networks.quantized import input_grams, quantize, stored_weights
 from distillation.networks.roles import VelocityTransformer, of_transformer, save_transformer
 from distillation.objectives import trajectory
 from distillation.objectives.branches import merge
@@ -148,7 +148,7 @@ def quantize_job(stage: QuantizeStage, site: Site) -> Job:
         raise InputError(f"stage {stage.name}: {stage.profile} quantizes no weight of the transformer.")
 
     def write(folder: Path, state: Mapping[str, Tensor]) -> None:  # no stage of this kind shares its network out
-        save_transformer(teacher.transformer, folder, weights_behind(student.transformer))
+        save_transformer(teacher.transformer, folder, stored_weights(student.transformer))
         write_text(
             folder / PROFILE, profile_toml(profile, f"What {site.recipe.name}'s stage {stage.name} has learned to be stored by.")
         )

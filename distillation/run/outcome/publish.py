@@ -35,6 +35,7 @@ SHIFT = 3.0
 PROVENANCE = "distillation.json"
 """What a student was made of: recipe, stage, and the stages that have left its components and those of its variants."""
 PROMPTS, PROMPTS_SEED = 128, 1 << 19
+STORED = "The transformer's weights are as `profile.toml` stores them: `flash-deploy build --profile` stores the same again."
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -291,6 +292,7 @@ def _card(
         "`student.json` says how it wants to be run: with diffusers, pass its `sigmas`, `guidance_scale`, `height`, `width` and",
         "`max_sequence_length`; flash-deploy's commands read it themselves.",
         *variants,
+        *([STORED] if lineage.beside_transformer(PROFILE) is not None else []),
         "",
         "| stage | kind | steps | batch |",
         "|---|---|---|---|",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from distillation.networks.quantized import input_grams, quantize, weights_behind
+from distillation.networks import quantized
+from distillation.networks.quantized import input_grams, quantize, stored_weights
 from quantization.codecs.codec import roundtrip
 from quantization.errors import SchemeError
 from quantization.profile import Profile, ProfileError, Rule, uniform
@@ -39,7 +40,7 @@ def test_the_forward_pass_has_the_stored_weights(scheme: str) -> None:
 
 
 def test_what_an_export_encodes_is_what_training_computed_with() -> None:
-    """The weights behind are no grid points, and a codec that is given them stores exactly what the last forward pass had."""
+    """A network without a profile computes with what is published, and a codec that is given it stores exactly that again."""
     net = Net()
     quantize(net, uniform("int4g32"))
     optimizer = torch.optim.AdamW(net.parameters(), 0.01)
@@ -47,12 +48,29 @@ def test_what_an_export_encodes_is_what_training_computed_with() -> None:
         net(torch.randn(16, 64)).square().mean().backward()
         optimizer.step()
     used = net.first.weight.detach().numpy()
-    behind = weights_behind(net)
-    assert set(behind) == set(Net().state_dict())
-    exported = roundtrip(behind["first.weight"].numpy(), parse_scheme("int4g32"), "first")
-    assert np.array_equal(used, exported)
-    assert not np.allclose(behind["first.weight"].numpy(), exported, atol=1e-4)
-    Net().load_state_dict(behind)
+    stored = stored_weights(net)
+    plain = Net()
+    plain.load_state_dict(stored)
+    assert np.array_equal(used, plain.first.weight.detach().numpy())
+    assert np.array_equal(used, roundtrip(used, parse_scheme("int4g32"), "first"))
+    assert not np.allclose(used, net.first.parametrizations["weight"].original.detach().numpy(), atol=1e-4)
+
+
+def test_what_a_codec_would_store_otherwise_is_published_as_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block with zero points may end halfway between two codes; of the weight that learns it stores what training had."""
+    net = Net()
+    quantize(net, uniform("uint4g32"))
+    behind = {name: getattr(net, name).parametrizations["weight"].original.detach() for name in ("first", "second")}
+    used = net.first.weight.detach()
+
+    def another(weight: np.ndarray, scheme: Scheme, origin: str) -> np.ndarray:
+        return roundtrip(weight, scheme, origin) * np.float32(1.5 if origin.endswith("first.weight") else 1)
+
+    monkeypatch.setattr(quantized, "roundtrip", another)
+    published = stored_weights(net)
+    assert torch.equal(published["first.weight"], behind["first"])
+    assert not torch.equal(published["second.weight"], behind["second"])
+    assert np.array_equal(roundtrip(published["first.weight"].numpy(), parse_scheme("uint4g32"), ""), used.numpy())
 
 
 def test_the_gradient_goes_straight_through() -> None:
@@ -119,7 +137,7 @@ def test_learning_begins_at_codes_that_know_the_inputs() -> None:
         quantize(plain, uniform("int4g32"))
         quantize(calibrated, uniform("int4g32"), grams=grams)
         errors = [(net(data) - wanted).square().mean().item() for net in (plain, calibrated)]
-        behind, stored = weights_behind(calibrated)["first.weight"], calibrated.first.weight
+        behind, stored = calibrated.first.parametrizations["weight"].original, calibrated.first.weight
         assert errors[1] < 0.6 * errors[0]
         rounding = (stored - teacher.first.weight).square().mean()
         assert rounding > 0
