@@ -17,6 +17,7 @@ import torch
 from exporters.coreml.export import _prepare
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.spec import GraphOptions, GraphSpec
+from exporters.layouts.swift_schedule import client_schedule
 from exporters.onnx import trace as tracing
 from exporters.onnx import trace_key as keys
 from exporters.onnx.trace import trace
@@ -49,7 +50,7 @@ LAYOUTS = {
     "native": {},
     "native dynamic T5": {"dynamic": True, "keep_t5": True},
     "optimum": {"layout": "optimum", "dynamic": True, "keep_t5": True},
-    "swift": {"layout": "swift", "max_sequence_length": 77, "keep_t5": True},
+    "swift": {"layout": "swift", "max_sequence_length": 77, "keep_t5": True, "client": client_schedule((1.0, 0.5, 0.0), 3.0)},
 }
 
 
