@@ -172,6 +172,7 @@ def rehearsal_of(student: Student, options: GraphOptions, sampling: Sampling) ->
     latent = (1, config["in_channels"], options.height // VAE_SCALE, options.width // VAE_SCALE)
     if options.layout == "native":
         return Rehearsal(ids, sampling.sigmas, latent)
+    kind: type[SeparateRehearsal] = SwiftRehearsal if options.layout == "swift" else OptimumRehearsal
     more: dict[str, Any] = {
         "timesteps": sampling.timesteps,
         "joint_dim": config["joint_attention_dim"],
@@ -181,5 +182,4 @@ def rehearsal_of(student: Student, options: GraphOptions, sampling: Sampling) ->
     }
     if options.client is not None:
         more |= {"timesteps": options.client.timesteps, "scales": options.client.scales}
-        return SwiftRehearsal(ids, sampling.sigmas, latent, **more)
-    return OptimumRehearsal(ids, sampling.sigmas, latent, **more)
+    return kind(ids, sampling.sigmas, latent, **more)

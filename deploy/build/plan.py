@@ -178,11 +178,11 @@ def _shape(
         raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
     sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
+    client = None
     if request.layout == "swift":
         check_client_sampling(sampling)
         client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
-        return replace(options, timesteps=sampling.timesteps, client=client), sampling
-    return replace(options, timesteps=sampling.timesteps), sampling
+    return replace(options, timesteps=sampling.timesteps, client=client), sampling
 
 
 def _check_profile(profile: Profile, request: BuildRequest, tier: Tier, student: Student, graphs: tuple[GraphSpec, ...]) -> None:

@@ -14,20 +14,18 @@ from exporters.student.weights.weight import Weight
 
 
 class Transformer(RestructuredModule):
-    """Conditioner and denoiser in one graph, timestep as an input; by default any batch, text length and size.
+    """Conditioner and denoiser in one graph, timestep as an input; of any batch, text length and size.
 
     Args:
         config: the transformer's configuration.
-        grid: patch rows and columns of a graph of fixed size; none for a dynamic size.
-        null_tokens: how many zero tokens the last text token stands for; 0 where there is none.
     """
 
-    def __init__(self, config: Mapping[str, Any], grid: tuple[int, int] | None = None, null_tokens: int = 0) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.text_embedder = EmbeddingMlp(config["pooled_projection_dim"], inner_dim(config))
         self.timestep_embedder = EmbeddingMlp(SINUSOID_CHANNELS, inner_dim(config))
         self.modulations = Modulations(config)
-        self.denoiser = Denoiser(config, grid, null_tokens)
+        self.denoiser = Denoiser(config, None)
 
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor

@@ -62,14 +62,13 @@ def _readme(template: str, plan: Plan) -> str:
     student, options, sampling, client = plan.student, plan.options, plan.sampling, plan.options.client
     assert client is not None  # the layout's
     assert plan.compute_units is not None
-    vae, steps = student.configs["vae"], len(sampling.timesteps)
+    vae = student.configs["vae"]
     return Template(template).substitute(
         student=printable(student.path.resolve().name),
         system=SYSTEMS[plan.system],
         pixels=f"{options.width} x {options.height} px",
         t5_files=", `tokenizer.json` and `tokenizer_config.json`" if options.keep_t5 else "",
         units=UNITS[plan.compute_units],
-        steps=steps,
         client_steps=client.steps,
         shift=f"{client.shift:g}",
         scaling_factor=f"{vae['scaling_factor']:.9g}",
@@ -77,7 +76,7 @@ def _readme(template: str, plan: Plan) -> str:
         student_sigmas=", ".join(f"{sigma:.4f}" for sigma in sampling.sigmas[:-1]),
         client_sigmas=", ".join(f"{timestep / TRAIN_STEPS:.4f}" for timestep in client.timesteps),
         scales=", ".join(f"{scale:.4g}" for scale in client.scales),
-        one_step=f" {ONE_STEP}" if client.steps > steps else "",
+        one_step=f" {ONE_STEP}" if client.steps > len(sampling.timesteps) else "",
         compute_note=NOTES[plan.compute_units],
         client_sizes=_sizes(student, options),
         latent_channels=student.configs["transformer"]["in_channels"],

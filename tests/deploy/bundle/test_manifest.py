@@ -80,6 +80,16 @@ BAD_MANIFESTS: dict[str, tuple[Change, str]] = {
         r"sigmas are wrong \(expected numbers that fall, from at most 1 to 0, got 1.0, 0.5",
     ),
     "sigmas that do not end": (lambda m: m["sampling"]["sigmas"].__setitem__(4, 0.1), r"sigmas are wrong"),
+    "a client's step that is missing": (
+        lambda m: m.update(client_schedule={"steps": 4, "shift": 3.0, "timesteps": [1000.0, 858.0, 602.0], "scales": [1.0] * 4}),
+        r"client_schedule is wrong \(expected at least 4 steps, a timestep and a scale above 0 for each",
+    ),
+    "a client's step that does nothing": (
+        lambda m: m.update(
+            client_schedule={"steps": 4, "shift": 3.0, "timesteps": [1000.0, 858.0, 602.0, 8.9], "scales": [1.0, 0.0, 1.0, 1.0]}
+        ),
+        r"client_schedule is wrong",
+    ),
     "drive path": (lambda m: m["files"][0].update(path="C:x"), r"names a path outside the bundle"),
     "NUL in a path": (lambda m: m["files"][0].update(path="a\0b"), r"names a path outside the bundle"),
     "version": (lambda m: m.update(version=-5), r"\$.version"),
