@@ -12,7 +12,7 @@ Products that share an input (query, key and value) share its Gram matrix.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -43,6 +43,7 @@ class CalibrationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         timesteps: of the schedule.
         keep_t5: whether the third text encoder took part.
         max_sequence_length: its tokens.
+        guidance: how pictures were guided; empty where they were not.
     """
 
     fingerprint: str
@@ -53,6 +54,7 @@ class CalibrationRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     timesteps: tuple[float, ...]
     keep_t5: bool
     max_sequence_length: int
+    guidance: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from deploy.build.swift.files import write_swift_files
 from deploy.bundle.manifest import (
     FORMAT,
     VERSION,
+    BlocksRecord,
     ClientScheduleRecord,
     FileRecord,
     GraphRecord,
+    GuidanceRecord,
     LoraRecord,
     Manifest,
     PictureRecord,
@@ -81,7 +84,12 @@ def describe(
         ),
         kept=tuple(kept for done in written for kept in done.kept),
         calibration_prompts=0 if plan.calibration is None or plan.precision != "mixed" else len(plan.calibration.recipe.prompts),
-        sampling=SamplingRecord(method=plan.sampling.method, sigmas=plan.sampling.sigmas, timesteps=plan.sampling.timesteps),
+        sampling=SamplingRecord(
+            method=plan.sampling.method,
+            sigmas=plan.sampling.sigmas,
+            timesteps=plan.sampling.timesteps,
+            guidance=GuidanceRecord(**asdict(plan.sampling.guidance)),
+        ),
         picture=_picture(plan),
         text=_text(plan),
         graphs=tuple(graphs),
@@ -90,6 +98,7 @@ def describe(
         # Core ML programs say themselves which system they need.
         requires={NAME: least_onnxruntime(plan.opset, plan.compute, schemes)} if onnx else {},
         client_schedule=_client_schedule(plan),
+        blocks=_blocks(plan.student),
         files=tuple(sorted(files, key=lambda record: record.path)),
     )
 
@@ -99,6 +108,11 @@ def _client_schedule(plan: Plan) -> ClientScheduleRecord | None:
     if client is None:
         return None
     return ClientScheduleRecord(steps=client.steps, shift=client.shift, timesteps=client.timesteps, scales=client.scales)
+
+
+def _blocks(student: Student) -> BlocksRecord:
+    config = student.configs["transformer"]
+    return BlocksRecord(num_layers=config["num_layers"], dual_attention_layers=tuple(config["dual_attention_layers"]))
 
 
 def _student(student: Student, fingerprint: str) -> StudentRecord:

@@ -139,6 +139,7 @@ def settle(request: BuildRequest) -> Plan:
     graphs = tuple(plan_graphs(student, options))
     _check_profile(profile, request, tier, student, graphs)
     idle = idle_steps(student, options.height, options.width, sampling)
+    unguided = student.guidance_note if request.guidance_scale is None and not sampling.guidance.on else ""
     return Plan(
         request=request,
         student=student,
@@ -149,7 +150,7 @@ def settle(request: BuildRequest) -> Plan:
         options=options,
         tokenizers=tokenizers,
         graphs=graphs,
-        notes=(*student.notes, *([idle] if idle else [])),
+        notes=(*student.notes, *filter(None, (unguided, idle))),
         **_coreml_choices(request, tier, student),
     )
 
@@ -177,12 +178,18 @@ def _shape(
         complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
         raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
-    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps)
+    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps, request.guidance)
+    if sampling.guidance.skip_guidance_layers and request.layout != "native":
+        complaint = Complaint(
+            "--skip-guidance-layers", "only graphs of the layout native can leave layers out", "native", request.layout
+        )
+        raise InputError("The picture cannot be guided.", [complaint])
     client = None
     if request.layout == "swift":
         check_client_sampling(sampling)
         client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
-    return replace(options, timesteps=sampling.timesteps, client=client), sampling
+    guided = request.layout == "swift" and sampling.guidance.on
+    return replace(options, timesteps=sampling.timesteps, client=client, guided=guided), sampling
 
 
 def _check_profile(profile: Profile, request: BuildRequest, tier: Tier, student: Student, graphs: tuple[GraphSpec, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.errors import Complaint, InputError
 from exporters.choices import (
@@ -18,6 +19,7 @@ from exporters.choices import (
     System,
     options,
 )
+from exporters.guidance import KEYS
 from exporters.student.configs import LARGEST, MOST_STEPS
 from exporters.student.student import BUILTIN_STUDENT
 from exporters.student.weights.lora.source import Lora
@@ -63,6 +65,14 @@ class BuildRequest:
         steps: denoising steps.
         sigmas: noise levels before the scheduler's shift, one for each step.
         sampler: ``euler`` or ``renoise``.
+        guidance_scale: of classifier-free guidance, which a picture has where it is not asked for another; this and what follows
+            as in :class:`exporters.guidance.Guidance`.
+        negative_prompt: what guidance goes away from.
+        guidance_interval: noise levels of steps that are guided.
+        skip_guidance_layers: of the transformer, for skip-layer guidance.
+        skip_layer_guidance_scale: its scale.
+        skip_layer_guidance_start: where it begins.
+        skip_layer_guidance_stop: where it ends.
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
@@ -92,6 +102,13 @@ class BuildRequest:
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
     sampler: Sampler | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    skip_guidance_layers: tuple[int, ...] | None = None
+    skip_layer_guidance_scale: float | None = None
+    skip_layer_guidance_start: float | None = None
+    skip_layer_guidance_stop: float | None = None
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
     variant: str | None = None
@@ -116,6 +133,11 @@ class BuildRequest:
         complaints += self._format_complaints()
         if complaints:
             raise InputError("The request cannot be fulfilled.", complaints)
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """What is said of guidance, by its names; None where nothing is."""
+        return {key: getattr(self, key) for key in KEYS}
 
     def _format_complaints(self) -> list[Complaint]:
         """Options of one format beside another."""

@@ -98,6 +98,7 @@ def bundle_options(bundle: Bundle) -> Any:
         max_sequence_length=manifest.text.max_sequence_length,
         dynamic=manifest.picture.dynamic,
         client=_client_of(manifest),
+        guided=manifest.layout == "swift" and manifest.sampling.guided.on,
     )
 
 
@@ -114,7 +115,7 @@ def sampling_of(manifest: Manifest) -> Sampling:
     from exporters.layouts.sampling import Sampling
 
     record = manifest.sampling
-    return Sampling(record.method, record.sigmas, record.timesteps)
+    return Sampling(record.method, record.sigmas, record.timesteps, record.guided)
 
 
 def profile_of(manifest: Manifest) -> Profile:

@@ -13,6 +13,7 @@ from deploy.bundle.folder import open_bundle
 from deploy.bundle.memory import peak_memory_bytes
 from deploy.text import megabytes, table
 from deploy.tiers.tier import find_tier
+from exporters.guidance import Guidance, told_guidance
 from quantization.errors import printable
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def inspect_student(
         },
         "loras": [{"name": one.name, "sha256": one.sha256(), "scale": one.scale} for one in student.loras],
         "licences": sorted(student.licences()),
-        "notes": [*student.notes, *notes],
+        "notes": [*student.notes, *filter(None, [student.guidance_note]), *notes],
     }
 
 
@@ -187,6 +188,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"memory: {megabytes(content['peak_memory_bytes'])} predicted, the tier allows {megabytes(content['tier_memory_bytes'])}",
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
+        f"guidance: {told_guidance(Guidance(**sampling['guidance'])) or 'none'}",
         f"text: T5 {text['t5']}, max sequence length {text['max_sequence_length']}",
         f"student: {content['student']['name']}, {content['student']['fingerprint']}",
         *_render_loras(content["student"]["loras"]),

@@ -5,7 +5,8 @@ History of the format:
 1. The first.
 2. ``notes``, ``opset``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``),
    and ONNX graphs, too, which operators compute in fp32. The student's record names the LoRAs that were merged (``loras``; none
-   where the key is not there). A manifest of version 1 is one of version 2 that says nothing of these.
+   where the key is not there); ``sampling`` has ``guidance``, none where the key is not there, and ``blocks`` says which rows of
+   the modulations are whose. A manifest of version 1 is one of version 2 that says nothing of these.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from deploy.errors import BundleError, Complaint
 from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler
+from exporters.guidance import UNGUIDED, Guidance, guidance_complaints
 from quantization.errors import printable
 
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
@@ -110,12 +112,35 @@ class TokenizerRecord(_Record, frozen=True):
     pad_token_id: TokenId
 
 
+class GuidanceRecord(_Record, frozen=True):
+    """How a picture is guided where it is not asked for another way: :class:`exporters.guidance.Guidance`, without guidance."""
+
+    guidance_scale: float = UNGUIDED
+    negative_prompt: str = ""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    skip_guidance_layers: tuple[int, ...] = ()
+    skip_layer_guidance_scale: float = Guidance.skip_layer_guidance_scale
+    skip_layer_guidance_start: float = Guidance.skip_layer_guidance_start
+    skip_layer_guidance_stop: float = Guidance.skip_layer_guidance_stop
+
+
 class SamplingRecord(_Record, frozen=True):
     """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000)."""
 
     method: Sampler
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
+    guidance: GuidanceRecord = GuidanceRecord()
+
+    @property
+    def passes(self) -> int:
+        """How often a picture asks the network."""
+        return self.guided.passes(self.sigmas)
+
+    @property
+    def guided(self) -> Guidance:
+        """The guidance."""
+        return Guidance(**msgspec.structs.asdict(self.guidance))
 
 
 class PictureRecord(_Record, frozen=True):
@@ -199,6 +224,13 @@ class ClientScheduleRecord(_Record, frozen=True):
     scales: tuple[float, ...]
 
 
+class BlocksRecord(_Record, frozen=True):
+    """The transformer's blocks, by which the rows of modulations are laid out (:mod:`exporters.restructure.modulations`)."""
+
+    num_layers: Count
+    dual_attention_layers: tuple[Size, ...]
+
+
 class Manifest(_Record, frozen=True):
     """Everything a runtime must know of a bundle.
 
@@ -210,6 +242,7 @@ class Manifest(_Record, frozen=True):
         opset: of ONNX graphs; none in other formats, and in manifests of version 1, whose graphs are of opset 23.
         requires: the least version of each package that runs it.
         client_schedule: of the layout ``swift``.
+        blocks: of the transformer; none in bundles that were built before guidance could leave layers out.
     """
 
     format: Literal["flash-deploy bundle"]
@@ -235,6 +268,7 @@ class Manifest(_Record, frozen=True):
     opset: Count | None = None
     requires: dict[str, str] = msgspec.field(default_factory=dict)
     client_schedule: ClientScheduleRecord | None = None
+    blocks: BlocksRecord | None = None
 
     def graph(self, name: str) -> GraphRecord:
         """The graph of that name.
@@ -330,6 +364,8 @@ def _check(manifest: Manifest, file: Path) -> None:
     elif not _falls(sampling.sigmas):
         got = ", ".join(map(str, sampling.sigmas))
         complaints.append(Complaint(str(file), "sigmas are wrong", "numbers that fall, from at most 1 to 0", got))
+    layers = manifest.blocks.num_layers if manifest.blocks else None
+    complaints += guidance_complaints(msgspec.structs.asdict(sampling.guidance), f"{file}: ", layers)
     if (client := manifest.client_schedule) and not _serves(client, len(sampling.timesteps)):
         got = f"{client.steps} of timesteps {list(client.timesteps)} and scales {list(client.scales)}"
         expected = f"at least {len(sampling.timesteps)} steps, a timestep and a scale above 0 for each"

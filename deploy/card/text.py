@@ -21,6 +21,7 @@ from deploy.runtime.sessions import COREML_EXTRA
 from deploy.text import megabytes
 from deploy.tiers.tier import all_tiers
 from exporters.choices import PROMPTS
+from exporters.guidance import told_guidance
 from exporters.reference.decibels import EQUAL_DB
 from quantization.errors import printable
 
@@ -173,7 +174,7 @@ def _what_it_is(manifest: Manifest) -> str:
         "format": f"{FORMATS[manifest.model_format]}, layout {manifest.layout}, computes in {manifest.compute}{_units(manifest)}",
         "picture": size,
         "sampling": f"{steps}; noise levels {sigmas}",
-        "guidance": "none: it must be distilled into the student",
+        "guidance": told_guidance(sampling.guided) or "none: it must be distilled into the student",
         "text encoders": f"two CLIP; {t5}",
         "download": megabytes(_total_bytes(manifest)),
         "memory": memory,

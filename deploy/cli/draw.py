@@ -12,15 +12,22 @@ from deploy.cli.options import (
     MAX_IMAGES,
     SERVE_PORT,
     BundleArgument,
+    GuidanceIntervalOption,
     RuntimeOption,
+    SkipGuidanceLayersOption,
+    SkipLayerScaleOption,
+    SkipLayerStartOption,
+    SkipLayerStopOption,
     ThreadsOption,
     messages,
+    parse_guidance,
     tell_note,
 )
 from deploy.errors import Complaint, InputError
 
 
 def generate(
+    ctx: typer.Context,
     bundle: BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
     output: Annotated[
@@ -63,6 +70,23 @@ def generate(
         int | None,
         typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
     ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Classifier-free guidance, counted from 1, which is none; above it every step takes twice as long. "
+            "Default: the bundle's.",
+            show_default=False,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance goes away from. Default: the bundle's.", show_default=False)
+    ] = None,
+    guidance_interval: GuidanceIntervalOption = None,
+    skip_guidance_layers: SkipGuidanceLayersOption = None,
+    skip_layer_guidance_scale: SkipLayerScaleOption = None,
+    skip_layer_guidance_start: SkipLayerStartOption = None,
+    skip_layer_guidance_stop: SkipLayerStopOption = None,
     runtime: RuntimeOption = None,
     provider: Annotated[
         str,
@@ -80,9 +104,11 @@ def generate(
     if noise is not None and num_images not in (None, len(noise)):
         complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
+    guidance = parse_guidance(ctx.params)
     pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
-    for name, cut in pipeline.tokens_cut(prompt).items():
-        tell_note(f"the prompt is too long for {name}: its last {cut} tokens are not seen")
+    for what, text in (("prompt", prompt), ("negative prompt", negative_prompt or "")):
+        for name, cut in pipeline.tokens_cut(text).items():
+            tell_note(f"the {what} is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()
     with Steps(messages) as steps:
         pictures = pipeline.generate(
@@ -94,6 +120,7 @@ def generate(
             width=width,
             progress=steps,
             noise="torch" if torch_noise else "numpy",
+            **guidance,
         )
     for file in save_pictures(pictures, output):
         typer.echo(str(file))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from exporters.choices import (
     Sampler,
     System,
 )
+from exporters.guidance import KEYS
 
 if TYPE_CHECKING:
     from deploy.build.request import BuildRequest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 MAX_IMAGES = 10_000
+T = TypeVar("T")
 SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
 
 StudentArgument = Annotated[
@@ -77,6 +79,46 @@ SamplerOption = Annotated[
     typer.Option(
         help="euler, or renoise for students trained so. Default: what the student's scheduler says.", show_default=False
     ),
+]
+GuidanceScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Classifier-free guidance, counted from 1, which is none; above it every step takes twice as long. "
+        "Default: the student's, else 1.",
+        show_default=False,
+    ),
+]
+NegativePromptOption = Annotated[
+    str | None, typer.Option(help="What guidance goes away from. Default: the student's, else nothing.", show_default=False)
+]
+GuidanceIntervalOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Guide only steps whose noise level (0 to 1, after the shift) is from A to B. Default: all.",
+        show_default=False,
+    ),
+]
+SkipGuidanceLayersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYERS",
+        help="Skip-layer guidance: also go away from what the transformer predicts without these layers, e.g. 7,8,9 for "
+        "SD3.5 Medium. Native layout.",
+        show_default=False,
+    ),
+]
+SkipLayerScaleOption = Annotated[
+    float | None, typer.Option(help="Scale of skip-layer guidance. Default: 2.8, as in diffusers.", show_default=False)
+]
+SkipLayerStartOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of the steps after which it begins. Default: 0.01.", show_default=False),
+]
+SkipLayerStopOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of the steps at which it ends. Default: 0.2.", show_default=False),
 ]
 KeepT5Option = Annotated[
     bool | None,
@@ -177,6 +219,7 @@ def build_request(given: Mapping[str, Any]) -> BuildRequest:
     request = {name: value for name, value in given.items() if name in names}
     request["student"] = given["student"] or BUILTIN_STUDENT
     request["sigmas"] = parse_sigmas(given["sigmas"])
+    request |= parse_guidance(given)
     request["lora"] = parse_loras(given["lora"])
     request["system"] = given.get("target")
     if given.get("opset") is not None:
@@ -210,13 +253,29 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     Raises:
         InputError: it is none.
     """
+    return _parse_list("--sigmas", text, float, "1,0.75,0.5,0.25")
+
+
+def parse_guidance(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command's options say of guidance, by its names, those that are lists as such.
+
+    Raises:
+        InputError: one that shall be a list is none.
+    """
+    return {key: given.get(key) for key in KEYS} | {
+        "guidance_interval": _parse_list("--guidance-interval", given.get("guidance_interval"), float, "0.2,0.9"),
+        "skip_guidance_layers": _parse_list("--skip-guidance-layers", given.get("skip_guidance_layers"), int, "7,8,9"),
+    }
+
+
+def _parse_list(option: str, text: str | None, kind: Callable[[str], T], example: str) -> tuple[T, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"--sigmas {text!r} is not a list of numbers.", remedy="write them with commas, e.g. 1,0.75,0.5,0.25"
+            f"{option} {text!r} is not a list of numbers.", remedy=f"write them with commas, e.g. {example}"
         ) from None
 
 

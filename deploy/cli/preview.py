@@ -8,6 +8,7 @@ from deploy.build.budget import Sizes, estimate, estimated_disk_bytes, fitted
 from deploy.build.plan import Plan, plan
 from deploy.build.request import BuildRequest
 from deploy.text import megabytes, table
+from exporters.guidance import told_guidance
 
 
 def preview(request: BuildRequest) -> str:
@@ -31,6 +32,7 @@ def _choices(settled: Plan) -> list[str]:
         f"student {settled.student.path}",
         f"tier {request.tier}: {', '.join(facts + (coreml if request.format == 'coreml' else []))}",
         f"picture: {size}, {len(sampling.timesteps)} steps ({sampling.method}), T5 {'kept' if options.keep_t5 else 'dropped'}",
+        f"guidance: {told_guidance(sampling.guidance) or 'none'}",
         "profile: " + "; ".join(f"{r.component}/{r.weights} -> {r.scheme.name}" for r in settled.profile.rules),
     ]
 

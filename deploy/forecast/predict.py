@@ -141,7 +141,8 @@ def _fits(target: ForecastTarget, manifest: Manifest) -> bool:
 def _prediction(
     tier: str, name: str, target: ForecastTarget, manifest: Manifest, graph_costs: dict[str, GraphCost]
 ) -> Prediction:
-    steps = len(manifest.sampling.timesteps)
+    both = manifest.layout == "swift"  # its transformer predicts for the prompt and for the negative prompt at once
+    passes = len(manifest.sampling.timesteps) if both else manifest.sampling.passes
     graphs = []
     for graph in manifest.graphs:
         if graph.name in NOT_DRAWN_WITH:
@@ -149,7 +150,7 @@ def _prediction(
         often = graph.name in EVERY_STEP
         run_once = not often and graph.name != "vae_decoder"
         graphs.append(
-            GraphPrediction(graph.name, steps if often else 1, predict(graph_costs[graph.name], places(target, run_once)))
+            GraphPrediction(graph.name, passes if often else 1, predict(graph_costs[graph.name], places(target, run_once)))
         )
     everywhere = {**places(target), **places(target, run_once=True)}
     return Prediction(

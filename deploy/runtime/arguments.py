@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import TypedDict, get_args
 
+import msgspec
 import numpy as np
 
 from deploy.bundle.manifest import Manifest, PictureRecord
 from deploy.errors import Complaint, InputError
 from deploy.runtime.noise import Noise
+from exporters.guidance import Guidance, settled_guidance
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
@@ -20,7 +22,19 @@ LEAST = {"seed": 0, "num_images": 1}
 HEADLINE = "The pictures cannot be drawn."
 
 
-class DrawingOptions(TypedDict, total=False):
+class GuidanceOptions(TypedDict, total=False):
+    """How pictures are guided, in place of how the bundle says (:class:`exporters.guidance.Guidance`)."""
+
+    guidance_scale: float | None
+    negative_prompt: str | Sequence[str] | None
+    guidance_interval: tuple[float, float] | None
+    skip_guidance_layers: Sequence[int] | None
+    skip_layer_guidance_scale: float | None
+    skip_layer_guidance_start: float | None
+    skip_layer_guidance_stop: float | None
+
+
+class DrawingOptions(GuidanceOptions, total=False):
     """What :meth:`deploy.runtime.Pipeline.generate` takes by name alone; it says what each is."""
 
     step_noise: np.ndarray | None
@@ -92,6 +106,38 @@ def checked_prompt(prompt: str) -> str:
         complaint = Complaint("PROMPT", f"is not UTF-8: {error.reason}, at character {error.start}")
         raise InputError("The prompt cannot be read.", [complaint], "give it in UTF-8") from None
     return prompt
+
+
+def guidance_of(manifest: Manifest, options: Mapping[str, object], prompts: int) -> list[Guidance]:
+    """How the pictures of each prompt are guided.
+
+    Args:
+        manifest: of the bundle, which says what is not said here.
+        options: :class:`GuidanceOptions`.
+        prompts: how many there are.
+
+    Raises:
+        InputError: a value is wrong, or does not fit the bundle.
+        TypeError: there is no such option.
+    """
+    if strangers := options.keys() - GuidanceOptions.__annotations__.keys():
+        raise TypeError(f"generate() got an unexpected keyword argument {min(strangers)!r}")
+    negative = options.get("negative_prompt")
+    negatives: Sequence[object] = [negative] * prompts
+    if isinstance(negative, Sequence) and not isinstance(negative, str | bytes):
+        negatives = negative
+    if len(negatives) != prompts:
+        complaint = Complaint("negative_prompt", "are not as many as prompts", str(prompts), str(len(negatives)))
+        raise InputError(HEADLINE, [complaint], "give one for all, or one for each prompt")
+    own = msgspec.structs.asdict(manifest.sampling.guidance)
+    layers = manifest.blocks.num_layers if manifest.blocks else None
+    guided = [settled_guidance({**options, "negative_prompt": one}, own, layers) for one in negatives]
+    if manifest.layout == "swift" and any(one.on for one in guided) and not manifest.sampling.guided.on:
+        complaint = Complaint(
+            "guidance_scale", "this bundle's transformer computes without guidance", "1", f"{guided[0].guidance_scale:g}"
+        )
+        raise InputError(HEADLINE, [complaint], "build it with --guidance-scale")
+    return guided
 
 
 def pictures_of_each(num_images: int, prompts: int, latents: np.ndarray | None) -> int:

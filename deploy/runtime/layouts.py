@@ -5,14 +5,17 @@ Every graph is run for all prompts before the next one, so that each is loaded o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from deploy.bundle.manifest import Manifest
+from deploy.errors import BundleError, Complaint
 from exporters.choices import ENCODER_IDS
 from exporters.layouts.swift_client import text_states, transformer_inputs
+from exporters.restructure.modulations import gates_of
 
 Ids = Mapping[str, np.ndarray]
 """Token ids of one prompt by graph input, each ``[1, length]``."""
@@ -40,6 +43,14 @@ class Stages(Protocol):
         """The network's prediction ``[1, channels, height / 8, width / 8]`` for latents of that shape."""
         ...
 
+    def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
+        """A condition with which the network leaves some of its blocks out.
+
+        Raises:
+            BundleError: the bundle's graphs cannot.
+        """
+        ...
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """RGB ``[1, 3, height, width]`` in [0, 1]."""
         ...
@@ -65,6 +76,15 @@ class _Native:
         states, modulations = condition
         inputs = {"hidden_states": latents, "encoder_hidden_states": states, "modulation": modulations[step]}
         return self._runner.run("denoiser", inputs)[0]
+
+    def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
+        states, modulations = condition
+        if (laid_out := self._runner.manifest.blocks) is None:
+            complaint = Complaint("manifest.json", "does not say which modulations are which layer's")
+            raise BundleError("The bundle cannot leave layers out.", [complaint], "build it again")
+        closed = modulations.copy()
+        closed[:, gates_of(msgspec.structs.asdict(laid_out), blocks)] = 0.0  # a block whose gates are 0 adds nothing
+        return states, closed
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return self._runner.run("vae_decoder", {"latent_sample": latents})[0]
@@ -104,6 +124,9 @@ class _Optimum:
         }
         return self._runner.run("transformer", inputs)[0]
 
+    def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
+        raise _no_layers_left_out(self._runner.manifest)
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return _decoded(self._runner, "latent_sample", latents)
 
@@ -135,8 +158,18 @@ class _Swift:
         timestep, scale = (client.timesteps[step], client.scales[step]) if client else (own, 1.0)
         return self._runner.run("transformer", transformer_inputs(latents, timestep, *condition))[0][:1] / np.float32(scale)
 
+    def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
+        raise _no_layers_left_out(self._runner.manifest)
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return _decoded(self._runner, "z", latents)
+
+
+def _no_layers_left_out(manifest: Manifest) -> BundleError:
+    complaint = Complaint(
+        "skip_guidance_layers", "only graphs of the layout native can leave layers out", "native", manifest.layout
+    )
+    return BundleError("The bundle cannot leave layers out.", [complaint])
 
 
 def _decoded(runner: GraphRunner, port: str, latents: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -18,10 +19,12 @@ from deploy.bundle.folder import Bundle, open_bundle
 from deploy.errors import BundleError, Complaint
 from deploy.runtime.arguments import (
     DrawingOptions,
+    GuidanceOptions,
     Progress,
     StepCallback,
     check_choices,
     checked_prompt,
+    guidance_of,
     listed_prompts,
     picture_size,
     pictures_of_each,
@@ -33,9 +36,18 @@ from deploy.runtime.sampler import OnStep, sample_euler, sample_renoise
 from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
 from exporters.choices import Runtime
+from exporters.guidance import Guidance, Side, guided_velocity
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True)
+class _Guided:
+    """What the denoiser is told of one prompt, and of what it is guided by."""
+
+    guidance: Guidance
+    sides: Mapping[Side, Condition]
 
 
 class Pipeline:
@@ -100,6 +112,7 @@ class Pipeline:
         progress: Progress | None = None,
         noise: Noise = "numpy",
         callback: StepCallback | None = None,
+        **guidance: Unpack[GuidanceOptions],
     ) -> np.ndarray:
         """Draw pictures of one prompt or of several.
 
@@ -123,6 +136,9 @@ class Pipeline:
             callback: called after each step of each picture with the step (from 0), the number of steps, and a copy of the
                 latents ``[1, channels, height / 8, width / 8]`` after it, fp32. Pictures follow one another. Whatever it raises
                 ends the call, and comes out of it.
+            guidance: how pictures are guided, where that is not to be as the bundle has it: ``guidance_scale`` (1 for none),
+                ``negative_prompt`` (one for all, or one for each prompt), ``guidance_interval``, ``skip_guidance_layers`` and
+                the rest of :class:`exporters.guidance.Guidance`. A guided step asks the network twice.
 
         Returns:
             ``[pictures, height, width, 3]``, fp32 in [0, 1].
@@ -134,6 +150,7 @@ class Pipeline:
             self._sessions.check_open()
             check_choices({"seed": seed, "num_images": num_images}, noise)
             prompts = listed_prompts(prompt)
+            guided = guidance_of(self.manifest, guidance, len(prompts))
             shape = self._latent_shape(height, width)
             given = None if latents is None else given_latents(latents, shape)
             each = pictures_of_each(num_images, len(prompts), given)
@@ -141,7 +158,7 @@ class Pipeline:
             start = drawn_latents(drawers, shape) if given is None else given
             added = None if step_noise is None else given_step_noise(step_noise, (len(start), self._steps, *shape))
             report = progress or _silent
-            conditions = self._conditions(prompts, report)
+            conditions = self._conditions(prompts, guided, report)
             samples = self._denoised(conditions, PictureNoise(start, drawers, added), report, callback)
             return self._decoded(samples, report)
 
@@ -201,13 +218,26 @@ class Pipeline:
         sides = picture_size(self.manifest, height, width)
         return (picture.latent_channels, *(side // picture.pixels_per_latent for side in sides))
 
-    def _conditions(self, prompts: Sequence[str], report: Progress) -> list[Condition]:
+    def _conditions(self, prompts: Sequence[str], guided: Sequence[Guidance], report: Progress) -> list[_Guided]:
         report("text", 0, 1)
+        stages, sigmas = self._stages, self.manifest.sampling.sigmas
+        negatives = [one.negative_prompt for one in guided if "negative" in one.sides(sigmas)]
+        texts = list(dict.fromkeys((*prompts, *negatives)))  # each is read once
         with self._sessions.stage():
-            return self._stages.conditions([self.tokenize(prompt) for prompt in prompts])
+            conditions = dict(zip(texts, stages.conditions([self.tokenize(text) for text in texts]), strict=True))
+        return [_Guided(one, self._sides(one, prompt, conditions)) for one, prompt in zip(guided, prompts, strict=True)]
+
+    def _sides(self, guidance: Guidance, prompt: str, conditions: Mapping[str, Condition]) -> dict[Side, Condition]:
+        wanted = guidance.sides(self.manifest.sampling.sigmas)
+        sides: dict[Side, Condition] = {"prompt": conditions[prompt]}
+        if "negative" in wanted:
+            sides["negative"] = conditions[guidance.negative_prompt]
+        if "skipped" in wanted:
+            sides["skipped"] = self._stages.without(conditions[prompt], guidance.skip_guidance_layers)
+        return sides
 
     def _denoised(
-        self, conditions: Sequence[Condition], noise: PictureNoise, report: Progress, callback: StepCallback | None
+        self, conditions: Sequence[_Guided], noise: PictureNoise, report: Progress, callback: StepCallback | None
     ) -> list[np.ndarray]:
         """Latents of each picture after its last step."""
         steps, count = self._steps, len(noise.latents)
@@ -226,13 +256,14 @@ class Pipeline:
                 samples.append(self._sampled(conditions[i // each], noise.latents[i : i + 1], noise.of_steps(i), on_step))
         return samples
 
-    def _sampled(
-        self, condition: Condition, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep
-    ) -> np.ndarray:
+    def _sampled(self, condition: _Guided, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep) -> np.ndarray:
         sampling, stages = self.manifest.sampling, self._stages
 
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
-            return self._finite(stages.velocity(latents, condition, step), f"step {step + 1}")
+            def predicted(side: Side) -> np.ndarray:
+                return self._finite(stages.velocity(latents, condition.sides[side], step), f"step {step + 1}")
+
+            return guided_velocity(condition.guidance, sampling.sigmas, step, predicted)
 
         if sampling.method == "euler":
             return sample_euler(velocity, start, sampling.sigmas, on_step)

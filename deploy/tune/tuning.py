@@ -113,7 +113,7 @@ class Tuning:
     def _calibrate(self) -> Calibration:
         if self.request.calibration is not None:
             return open_calibration(self.request.calibration, self.student)
-        recipe = [self.student.fingerprint(), self.calibration_prompts, self.request.seed, str(self.options)]
+        recipe = [self.student.fingerprint(), self.calibration_prompts, self.request.seed, str(self.options), *self._guidance()]
         folder = self.request.work / f"calibration-{_digest(recipe)}"
         if not (folder / FILE).is_file():
             total = len(self.calibration_prompts)
@@ -247,7 +247,11 @@ class Tuning:
     def _digest(self) -> str:
         """A digest of all that findings depend on."""
         recipe = msgspec.to_builtins(self.calibration.recipe)
-        return _digest([recipe, self.test_prompts, self.request.seed, str(self.options), self.rounds_inputs])
+        told = [recipe, self.test_prompts, self.request.seed, str(self.options), self.rounds_inputs]
+        return _digest([*told, *self._guidance()])
+
+    def _guidance(self) -> list[str]:
+        return [str(self.sampling.guidance)] if self.sampling.guidance.on else []
 
 
 def _named(key: Key, scheme: Scheme) -> str:

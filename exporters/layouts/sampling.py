@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from exporters.choices import Sampler
 from exporters.errors import Complaint, ExportError
+from exporters.guidance import Guidance, settled_guidance
 from exporters.layouts.spec import VAE_SCALE
 from exporters.student.configs import MOST_STEPS
-from exporters.student.guidance import UNGUIDED
 from exporters.student.scheduler import reference_scheduler
 from exporters.student.student import Student
 
@@ -29,11 +30,18 @@ class Sampling:
             consistency or distribution matching on re-noised samples; diffusers' ``stochastic_sampling``).
         sigmas: noise levels after the scheduler's shift, one more than there are steps, the last 0.
         timesteps: what the transformer is told at each step, 0 to 1000.
+        guidance: what a step adds to what the network predicts.
     """
 
     method: Sampler
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
+    guidance: Guidance = field(default_factory=Guidance)
+
+    @property
+    def passes(self) -> int:
+        """How often a picture asks the network."""
+        return self.guidance.passes(self.sigmas)
 
 
 def plan_sampling(
@@ -44,6 +52,7 @@ def plan_sampling(
     sigmas: Sequence[float] | None = None,
     method: Sampler | None = None,
     default_steps: int = 4,
+    guidance: Mapping[str, Any] | None = None,
 ) -> Sampling:
     """What diffusers computes for ``num_inference_steps=steps`` or for ``sigmas=sigmas``.
 
@@ -55,14 +64,13 @@ def plan_sampling(
         sigmas: one sigma for each step, before the shift.
         method: by default what the scheduler's ``stochastic_sampling`` says.
         default_steps: where neither is given, here or by the student.
+        guidance: what is wanted of it, by the names of :class:`exporters.guidance.Guidance`.
 
     Raises:
         ExportError: the sigmas do not fall from at most 1 to above 0, or disagree with the number of steps.
+        InputError: the guidance is not one.
     """
     defaults = student.defaults
-    if defaults.guidance_scale not in (None, *UNGUIDED):
-        complaint = Complaint("student.json: guidance_scale", "guidance is not supported", "1.0", str(defaults.guidance_scale))
-        raise ExportError("This student cannot be sampled.", [complaint], "distil the guidance into the student")
     if sigmas is None and defaults.sigmas is not None and steps in (None, len(defaults.sigmas)):
         sigmas = defaults.sigmas
     steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or default_steps
@@ -73,7 +81,8 @@ def plan_sampling(
     shifted, timesteps = _schedule(student, height, width, steps, sigmas)
     stochastic = student.configs["scheduler"].get("stochastic_sampling")
     chosen: Sampler = method or ("renoise" if stochastic else "euler")
-    return Sampling(chosen, shifted, timesteps)
+    layers = student.configs["transformer"]["num_layers"]
+    return Sampling(chosen, shifted, timesteps, settled_guidance(guidance or {}, asdict(defaults), layers))
 
 
 def idle_steps(student: Student, height: int, width: int, sampling: Sampling) -> str:

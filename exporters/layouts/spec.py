@@ -79,6 +79,7 @@ class GraphOptions:
         max_sequence_length: T5 tokens, or how many null tokens stand for them.
         dynamic: whether height and width may change at run time.
         client: what the client draws by (layout ``swift``).
+        guided: whether its transformer computes for the negative prompt too (layout ``swift``; others are asked twice).
     """
 
     layout: Layout
@@ -90,6 +91,7 @@ class GraphOptions:
     max_sequence_length: int
     dynamic: bool = False
     client: ClientSchedule | None = None
+    guided: bool = False
 
 
 def weights_of(student: Student, component: str) -> Callable[[object], Mapping[str, Weight]]:

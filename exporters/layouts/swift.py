@@ -12,14 +12,22 @@ from exporters.student.student import Student
 
 
 def check_client_sampling(sampling: Sampling) -> None:
-    """Refuse a sampler that the client does not have.
+    """Refuse a sampler that the client does not have, and guidance.
 
     Raises:
-        ExportError: the student is sampled by re-noising.
+        ExportError: the student is sampled by re-noising, or guided in some steps alone.
     """
     if sampling.method != "euler":
         complaint = Complaint("--sampler", "the Swift client's scheduler cannot re-noise", "euler", sampling.method)
         raise ExportError("This student cannot be drawn by the layout swift.", [complaint], "--sampler euler, or --layout native")
+    if len(set(sampling.guidance.scales(sampling.sigmas))) > 1:
+        complaint = Complaint(
+            "--guidance-interval",
+            "the Swift client guides all steps alike",
+            "all of them",
+            f"{sampling.guidance.guidance_interval}",
+        )
+        raise ExportError("This student cannot be drawn by the layout swift.", [complaint], "leave it out, or --layout native")
 
 
 def check_swift(options: GraphOptions) -> None:
@@ -103,7 +111,7 @@ def _transformer(student: Student, options: GraphOptions) -> GraphSpec:
         client, own = options.client, options.timesteps
         assert client is not None  # of whoever makes the graph, which follows the schedule
         steps = [*zip_longest(client.timesteps, own, client.scales, fillvalue=own[-1])]  # an idle step may compute at any level
-        return SwiftTransformer(config, grid, options.clip_tokens, null_tokens, steps, client.tolerance)
+        return SwiftTransformer(config, grid, options.clip_tokens, null_tokens, steps, client.tolerance, options.guided)
 
     return GraphSpec(
         name="transformer",
@@ -118,7 +126,7 @@ def _transformer(student: Student, options: GraphOptions) -> GraphSpec:
         outputs=(_port("denoiser_output", 2, config["out_channels"] or latents, h, w),),
         module=module,
         weights=weights_of(student, "transformer"),
-        largest_activation=grid[0] * grid[1] * 4 * inner_dim(config),
+        largest_activation=(2 if options.guided else 1) * grid[0] * grid[1] * 4 * inner_dim(config),
     )
 
 

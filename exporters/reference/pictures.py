@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from exporters.reference.diffusers import reference_pipeline
 from exporters.reference.pinned_scheduler import PinnedScheduler
 from exporters.student.student import Student
 
+_BARELY_GUIDED = math.nextafter(1.0, 2.0)
+
 
 class PinnedPipeline:
-    """A ``StableDiffusion3Pipeline`` with a bundle's schedule, without guidance.
+    """A ``StableDiffusion3Pipeline`` with a bundle's schedule and guidance.
 
     Args:
         pipeline: whatever runs behind its components; its scheduler is replaced.
@@ -41,12 +44,16 @@ class PinnedPipeline:
         sampling = self._scheduler.sampling
         assert sampling.method != "renoise" or step_noise is not None
         self._scheduler.step_noise = None if step_noise is None else torch.from_numpy(step_noise)
-        last = len(sampling.timesteps) - 1
+        last, guidance = len(sampling.timesteps) - 1, sampling.guidance
+        # A pipeline that once guides does so in every step: nearly by 1 where there is none, which is less than fp32 can tell.
+        scales = [max(scale, _BARELY_GUIDED) if guidance.on else scale for scale in guidance.scales(sampling.sigmas)]
         final: list[np.ndarray] = []
 
-        def on_step(pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def on_step(pipeline: Any, step: int, timestep: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             if step == last:
                 final.append(tensors["latents"].float().numpy())
+            else:
+                pipeline._guidance_scale = scales[step + 1]  # noqa: SLF001  (what diffusers' guide to callbacks does)
             return {}
 
         out = self._pipeline(
@@ -54,7 +61,12 @@ class PinnedPipeline:
             height=latents.shape[2] * VAE_SCALE,
             width=latents.shape[3] * VAE_SCALE,
             num_inference_steps=last + 1,
-            guidance_scale=1.0,
+            guidance_scale=scales[0],
+            negative_prompt=guidance.negative_prompt,
+            skip_guidance_layers=list(guidance.skip_guidance_layers) or None,
+            skip_layer_guidance_scale=guidance.skip_layer_guidance_scale,
+            skip_layer_guidance_start=guidance.skip_layer_guidance_start,
+            skip_layer_guidance_stop=guidance.skip_layer_guidance_stop,
             latents=torch.from_numpy(latents.copy()),
             max_sequence_length=self._max_sequence_length,
             output_type="np",
@@ -73,7 +85,7 @@ def reference_picture(
     max_sequence_length: int,
     step_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What ``StableDiffusion3Pipeline`` draws without guidance, in fp32: ``[1, height, width, 3]`` in [0, 1].
+    """What ``StableDiffusion3Pipeline`` draws, in fp32: ``[1, height, width, 3]`` in [0, 1].
 
     For several pictures, make a :class:`PinnedPipeline` once: this reads the whole student.
 

@@ -46,7 +46,10 @@ def _t5(models: Mapping[str, Any], student: Student, options: GraphOptions, inpu
 
 
 def _transformer(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
-    """The first of each pair with all its T5 or zero tokens, at a step of the client's; the second must not matter."""
+    """The first of each pair with all its T5 or zero tokens, at a step of the client's.
+
+    The second must not matter, unless pictures are guided.
+    """
     tokens, zeros = options.clip_tokens, 0 if options.keep_t5 else T5_TOKENS
     client, cases = options.client, []  # none in bundles of version 1
     for timestep, rng, text, pool in text_cases(student, options, inputs, tokens + T5_TOKENS - zeros):
@@ -56,13 +59,15 @@ def _transformer(models: Mapping[str, Any], student: Student, options: GraphOpti
         pooled = np.concatenate([pool, normal(rng, *pool.shape)])
         ports = {
             "latent_image_embeddings": latents,
-            "timestep": np.array([told, 0], np.float32),
+            "timestep": np.array([told, told if options.guided else 0], np.float32),
             "token_level_text_embeddings": np.ascontiguousarray(states.transpose(0, 2, 1)[:, :, None]),
             "pooled_text_embeddings": pooled[:, :, None, None],
         }
-        first = (torch.from_numpy(array[:1]) for array in (latents, states, pooled))
-        velocity = models["transformer"](*first, torch.tensor([timestep])).sample.numpy() * np.float32(scale)
-        cases.append(Case(ports, [np.concatenate([velocity, velocity])]))
+        velocities = []
+        for half in (slice(1), slice(1, 2) if options.guided else slice(1)):
+            taken = (torch.from_numpy(array[half]) for array in (latents, states, pooled))
+            velocities.append(models["transformer"](*taken, torch.tensor([timestep])).sample.numpy() * np.float32(scale))
+        cases.append(Case(ports, [np.concatenate(velocities)]))
     return cases
 
 

@@ -7,22 +7,14 @@ student has a fixed handful of timesteps, so all of it is computed before the fi
 (the AdaLN linears) leave the denoiser, and the timestep embedding becomes a constant computed in fp32 at export:
 a runtime that rounds the sinusoid to bf16 (OpenVINO by default) cannot spoil it.
 
-Order of the rows, for each block in turn and then the output norm (diffusers ``normalization.py``):
-
-================================  ===============================================================================
-``norm1``                         shift, scale, gate (attention); shift, scale, gate (feed-forward)
-``norm1`` with dual attention     the same six, then shift, scale, gate of the second attention
-``norm1_context``                 like ``norm1``; in the last block scale, shift
-``norm_out``                      scale, shift
-================================  ===============================================================================
-
-Scales leave the conditioner as ``1 + scale``, ready to be multiplied by.
+The rows and their order are those of :mod:`exporters.restructure.modulations`; scales leave the conditioner as ``1 + scale``,
+ready to be multiplied by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,31 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporters.restructure.base import Linear, Module, RestructuredModule, as_tensor, constant, named, prefixed
+from exporters.restructure.modulations import modulation_layout
 from exporters.student.weights.weight import Weight
 
 SINUSOID_CHANNELS = 256  # fixed in diffusers' CombinedTimestepTextProjEmbeddings
-_SIX = ("shift", "scale", "gate", "shift", "scale", "gate")
-_NINE = (*_SIX, "shift", "scale", "gate")
-_TWO = ("scale", "shift")
-
-
-def modulation_layout(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each AdaLN layer with the kinds of its rows, in the order of the table.
-
-    >>> config = {"num_layers": 1, "dual_attention_layers": []}
-    >>> [(name, len(kinds)) for name, kinds in modulation_layout(config)]
-    [('transformer_blocks.0.norm1', 6), ('transformer_blocks.0.norm1_context', 2), ('norm_out', 2)]
-    """
-    layers = config["num_layers"]
-    for i in range(layers):
-        yield f"transformer_blocks.{i}.norm1", _NINE if i in config["dual_attention_layers"] else _SIX
-        yield f"transformer_blocks.{i}.norm1_context", _TWO if i == layers - 1 else _SIX
-    yield "norm_out", _TWO
-
-
-def modulation_count(config: Mapping[str, Any]) -> int:
-    """How many modulation vectors one step has."""
-    return sum(len(kinds) for _, kinds in modulation_layout(config))
 
 
 def inner_dim(config: Mapping[str, Any]) -> int:

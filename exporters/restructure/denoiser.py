@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from exporters.restructure.attention import NullForm, attend, null_bias, with_null_channels
 from exporters.restructure.base import Conv2d, Linear, Module, RestructuredModule, prefixed
-from exporters.restructure.conditioning import inner_dim, modulation_layout
+from exporters.restructure.conditioning import inner_dim
+from exporters.restructure.modulations import modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
 from exporters.student.weights.weight import Weight
 

@@ -1,8 +1,8 @@
 """The student's networks behind the interface of Apple's Swift ``StableDiffusion3Pipeline`` (apple/ml-stable-diffusion).
 
-That client computes a prompt and a negative prompt together and mixes them by guidance. A student has its guidance distilled in,
-so only the prompt's half is computed, and returned twice: whatever guidance the client mixes with, the prompt's result
-comes out of it (``n + g (p - n)`` with ``n = p``), at the cost of a batch of one.
+That client computes a prompt and a negative prompt together and mixes them by guidance. Of a student that has its guidance
+distilled in, only the prompt's half is computed, and returned twice: whatever guidance the client mixes with, the prompt's result
+comes out of it (``n + g (p - n)`` with ``n = p``), at the cost of a batch of one. Of one that is guided, both are computed.
 
 Token ids come as numbers; text states as ``[batch, channels, 1, tokens]``.
 """
@@ -54,6 +54,7 @@ class SwiftTransformer(RestructuredModule):
         null_tokens: how many zero tokens the client feeds in T5's place; 0 where it has T5.
         steps: of each of the client's: the timestep that it tells, the student's own, 0 to 1000 both, and the velocity's scale.
         tolerance: how far from a step's timestep a number is still taken for it.
+        guided: compute the second of each pair too.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class SwiftTransformer(RestructuredModule):
         null_tokens: int,
         steps: Sequence[tuple[float, float, float]],
         tolerance: float,
+        guided: bool = False,
     ) -> None:
         super().__init__()
+        self.computed = 2 if guided else 1
         self.tokens = clip_tokens + 1 if null_tokens else None
         self.told, self.timesteps, self.scaling = zip(*steps, strict=True)
         self.tolerance = tolerance
@@ -83,7 +86,7 @@ class SwiftTransformer(RestructuredModule):
         token_level_text_embeddings: Tensor,
         pooled_text_embeddings: Tensor,
     ) -> Tensor:
-        """Predict the velocity of the first of each pair, scaled to the client's step, twice.
+        """Predict the velocity of each pair, scaled to the client's step; where it is not guided, of the first, twice.
 
         Args:
             latent_image_embeddings: noisy latents ``[2, in_channels, height, width]``.
@@ -94,16 +97,18 @@ class SwiftTransformer(RestructuredModule):
         Returns:
             ``[2, out_channels, height, width]``.
         """
-        text = token_level_text_embeddings[:1].squeeze(2).transpose(1, 2)[:, : self.tokens]
-        pooled = pooled_text_embeddings[:1].flatten(1)
-        step = self._step(timestep[:1, None])
+        count = self.computed
+        text = token_level_text_embeddings[:count].squeeze(2).transpose(1, 2)[:, : self.tokens]
+        pooled = pooled_text_embeddings[:count].flatten(1)
+        step = self._step(timestep[:count, None])
         temb = F.linear(step, self.time_embeddings) + self.text_embedder(pooled)
-        velocity = self.denoiser(latent_image_embeddings[:1], text, self.modulations(temb)[0])
+        modulations = self.modulations(temb)
+        velocity = self.denoiser(latent_image_embeddings[:count], text, modulations[0] if count == 1 else modulations)
         scaled = velocity * F.linear(step, self.scales)[:, :, None, None]
-        return torch.cat([scaled, scaled])
+        return torch.cat([scaled, scaled]) if count == 1 else scaled
 
     def _step(self, timestep: Tensor) -> Tensor:
-        """``[1, 1]`` to ``[1, steps]``: 1 at the step that it is of, else 0."""
+        """``[batch, 1]`` to ``[batch, steps]``: 1 at the step that it is of, else 0."""
         apart = torch.maximum(timestep - self.levels, self.levels - timestep)
         return (self.tolerance - apart > 0).to(torch.float32)
 

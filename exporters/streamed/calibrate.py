@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +244,7 @@ def calibrate(
         timesteps=sampling.timesteps,
         keep_t5=options.keep_t5,
         max_sequence_length=options.max_sequence_length,
+        guidance=asdict(sampling.guidance) if sampling.guidance.on else {},
     )
     count = len(plan.prompts)
     means = collector.means(count)

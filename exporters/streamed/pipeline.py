@@ -6,7 +6,7 @@ The chain computes what a ``native`` bundle computes; its weights are streamed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporters.guidance import Side, guided_velocity
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.prompts import encoded_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
+from exporters.restructure.modulations import gates_of
 from exporters.streamed.module import Product, Streaming, stream
 from exporters.student.student import Student
 from exporters.student.tokenizers import load_tokenizer
+
+Condition = tuple[Tensor, Tensor]
+"""Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,22 @@ class TorchPipeline:
         ids = (encoded_ids(tokenizer, name, self.options, prompt) for name, tokenizer in self._tokenizers.items())
         return [torch.from_numpy(one) for one in ids]
 
-    def condition(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Text states ``[images, tokens, joint]`` and modulations ``[steps, images, rows, channels]``."""
+    def condition(self, prompts: Sequence[str]) -> dict[Side, Condition]:
+        """What the denoiser is told of each prompt, and of what it is guided by."""
+        guidance, sigmas = self.sampling.guidance, self.sampling.sigmas
+        states, modulations = self._condition(prompts)
+        sides: dict[Side, Condition] = {"prompt": (states, modulations)}
+        wanted = guidance.sides(sigmas)
+        if "negative" in wanted:
+            negative_states, negative_modulations = self._condition([guidance.negative_prompt])
+            sides["negative"] = negative_states.expand_as(states), negative_modulations.expand_as(modulations)
+        if "skipped" in wanted:
+            is_open = torch.ones(modulations.shape[2], 1)
+            is_open[gates_of(self.student.configs["transformer"], guidance.skip_guidance_layers)] = 0
+            sides["skipped"] = states, modulations * is_open
+        return sides
+
+    def _condition(self, prompts: Sequence[str]) -> Condition:
         encoded = [self.encode(prompt) for prompt in prompts]
         tables = [self.modulations(pooled) for _, pooled in encoded]
         return torch.cat([states for states, _ in encoded]), torch.stack(tables, dim=1)
@@ -84,7 +103,7 @@ class TorchPipeline:
         table: Tensor = self._modules["conditioner"](pooled)
         return table
 
-    def sample(self, condition: tuple[Tensor, Tensor], noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
+    def sample(self, condition: Mapping[Side, Condition], noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
         """Latents from noise, both ``[images, channels, height / 8, width / 8]``.
 
         Args:
@@ -94,10 +113,14 @@ class TorchPipeline:
         """
         latents = noise
         for i in range(len(self.sampling.sigmas) - 1):
-            latents = self.step(i, latents, self.velocity(i, latents, condition), step_noise)
+            latents = self.step(i, latents, self._guided(i, latents, condition), step_noise)
         return latents
 
-    def velocity(self, i: int, latents: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
+    def _guided(self, i: int, latents: Tensor, condition: Mapping[Side, Condition]) -> Tensor:
+        sampling = self.sampling
+        return guided_velocity(sampling.guidance, sampling.sigmas, i, lambda side: self.velocity(i, latents, condition[side]))
+
+    def velocity(self, i: int, latents: Tensor, condition: Condition) -> Tensor:
         """What the denoiser predicts at step ``i``, shaped like the latents."""
         states, modulations = condition
         rows = modulations[i] if len(latents) > 1 else modulations[i, 0]  # a single picture takes the graph's own path

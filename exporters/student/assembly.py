@@ -140,7 +140,6 @@ def assemble(
     said = [*notes, *parts.notes, *(lora.note() for lora in loras)]
     said += [adapters.note(folder, adapter_files)] if adapter_files else []
     said += [] if given else _loose_notes(folder, beside)
-    said += filter(None, [_guidance(source.path, folder, parts, defaults)])
     student = Student(
         source.path,
         folder,
@@ -149,6 +148,7 @@ def assemble(
         tuple(parts.files),
         defaults,
         notes=_printable(said),
+        guidance_note=_guidance(source.path, folder, parts, defaults),
         adapters=adapter_files,
         stored_configs=parts.stored,
         variant=variant,
@@ -178,7 +178,8 @@ def _guidance(path: Path, folder: Path, parts: _Parts, defaults: StudentDefaults
     named += [name for lora in parts.source.lora for name in names_of(lora.path) if "cfg" not in name.lower()]
     # A scheduler that draws noise anew in every step is one of few-step students.
     scheduler = "few steps" if parts.configs["scheduler"].get("stochastic_sampling") else repr(parts.configs["scheduler"])
-    return guidance_note(defaults.guidance_scale, [*names_of(path), *named, scheduler, card_of(folder)])
+    cards = [card_of(folder), *(card_of(place if (place := lora.path).is_dir() else place.parent) for lora in parts.source.lora)]
+    return guidance_note(defaults.guidance_scale, [*names_of(path), *named, scheduler], cards)
 
 
 def _check_component(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import Complaint, StudentError
+from exporters.guidance import guidance_complaints
 from exporters.student.configs import LARGEST, MOST_STEPS
 from exporters.student.weights.recognise import file_kind
 
@@ -20,7 +21,13 @@ class StudentDefaults:
     Attributes:
         steps: denoising steps.
         sigmas: one sigma for each step, before the scheduler's shift.
-        guidance_scale: only 1.0 (no guidance; diffusers' 0.0 is the same) can be run. None: nothing is said of it.
+        guidance_scale: 1.0 (or diffusers' 0.0) is no guidance. None: nothing is said of it.
+        negative_prompt: what guidance goes away from; this and what follows as in :class:`exporters.guidance.Guidance`.
+        guidance_interval: noise levels of steps that are guided.
+        skip_guidance_layers: of the transformer, for skip-layer guidance.
+        skip_layer_guidance_scale: its scale.
+        skip_layer_guidance_start: where it begins.
+        skip_layer_guidance_stop: where it ends.
         height: picture height in pixels.
         width: picture width in pixels.
         max_sequence_length: T5 tokens, kept or (as zeros) dropped.
@@ -30,6 +37,12 @@ class StudentDefaults:
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
     guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    skip_guidance_layers: tuple[int, ...] | None = None
+    skip_layer_guidance_scale: float | None = None
+    skip_layer_guidance_start: float | None = None
+    skip_layer_guidance_stop: float | None = None
     height: int | None = None
     width: int | None = None
     max_sequence_length: int = 256
@@ -66,8 +79,7 @@ def read_defaults(file: Path) -> StudentDefaults:
     ]
     if not isinstance(content.get("world", ""), str):
         complaints.append(Complaint(str(file), "world is wrong", "a name", repr(content["world"])))
-    if not _is_number(content.get("guidance_scale", 1.0), int, float):
-        complaints.append(Complaint(str(file), "guidance_scale is wrong", "a number", repr(content["guidance_scale"])))
+    complaints += guidance_complaints(content, f"{file}: ")
     sigmas = content.get("sigmas")
     if sigmas is not None and not (isinstance(sigmas, list) and sigmas and all(_is_number(s, int, float) for s in sigmas)):
         complaints.append(Complaint(str(file), "sigmas is wrong", "a list of numbers", repr(sigmas)))
@@ -77,7 +89,8 @@ def read_defaults(file: Path) -> StudentDefaults:
             complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
     if complaints:
         raise StudentError(f"{file.name} is not usable.", complaints)
-    return StudentDefaults(**content)
+    lists = {key: tuple(content[key]) for key in ("guidance_interval", "skip_guidance_layers") if content.get(key) is not None}
+    return StudentDefaults(**content | lists)
 
 
 def _is_number(value: object, *kinds: type) -> bool:

@@ -1,7 +1,7 @@
 """Whether a student's files say that it draws without guidance.
 
-A bundle never guides. A few-step student has its guidance distilled in; a model that has not draws poor pictures, and nothing
-in a checkpoint's tensors tells the two apart. What tells is what people write: names and cards.
+A few-step student has its guidance distilled in, most of them; a model that has not draws poor pictures without, and nothing in a
+checkpoint's tensors tells the two apart. What tells is what people write: names and cards.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _STEPS = re.compile(
     rf"(?<![\w.])(\d{{1,4}}|{_COUNTS})(?:\s*/\s*\d+)*[-_ ]?steps?(?![a-z])|(?:num_)?(?:inference_)?steps?\s*[=:]\s*(\d{{1,4}})\b",
     re.IGNORECASE,
 )
+_SCALE = re.compile(r"guidance[-_ ]scale[`'\"]?\s*[:=]\s*`?(\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
 def names_few_steps(text: str) -> bool:
@@ -65,22 +66,38 @@ def card_of(folder: Path) -> str:
     return ""
 
 
-def guidance_note(scale: float | None, texts: Iterable[str]) -> str:
-    """What to say about guidance; empty where the student's files settle it.
+def scales_in(card: str) -> tuple[float, ...]:
+    """The guidance scales that a card's examples give, each once.
+
+    >>> scales_in("pipe(prompt, num_inference_steps=8, guidance_scale=1.5)")
+    (1.5,)
+    """
+    return tuple(dict.fromkeys(float(number) for number in _SCALE.findall(card)))
+
+
+def guidance_note(scale: float | None, texts: Iterable[str], cards: Iterable[str] = ()) -> str:
+    """What to say of a student that is drawn without guidance; empty where its files settle that it needs none.
 
     Args:
         scale: ``guidance_scale`` of ``student.json``, if it is given.
-        texts: names, card and scheduler.
+        texts: names and scheduler.
+        cards: of the student, and of LoRAs that are merged into it.
     """
-    if scale is None:
-        if any(names_few_steps(text) for text in texts):
-            return ""
+    if scale is not None:
+        return ""
+    cards = tuple(cards)
+    scales = [one for card in cards for one in scales_in(card)]
+    if scales and min(scales) > max(UNGUIDED):
+        told = " and ".join(f"{one:g}" for one in dict.fromkeys(scales))
         return (
-            "guidance is off, and nothing in the student's files says that it needs none: neither its name, its card nor its "
-            "scheduler names a few-step distillation, and student.json gives no guidance_scale. A model that needs guidance, "
-            "base SD3.5 for example, draws poor pictures without. If this one needs none, say so in student.json: "
-            '{"guidance_scale": 1.0}'
+            f"guidance is off, and the student's card draws with guidance_scale {told}: give --guidance-scale, or say "
+            f'{{"guidance_scale": {scales[0]:g}}} in student.json'
         )
-    if scale not in UNGUIDED:
-        return f"student.json asks for guidance_scale {scale:g}, and bundles draw without guidance: build refuses this student"
-    return ""
+    if any(names_few_steps(text) for text in (*texts, *cards)):
+        return ""
+    return (
+        "guidance is off, and nothing in the student's files says that it needs none: neither its name, its card nor its "
+        "scheduler names a few-step distillation, and student.json gives no guidance_scale. A model that needs guidance, "
+        "base SD3.5 for example, draws poor pictures without: --guidance-scale draws with it. If this one needs none, say so in "
+        'student.json: {"guidance_scale": 1.0}'
+    )

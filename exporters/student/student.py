@@ -40,6 +40,7 @@ class Student:
         defaults: how the student wants to be run.
         stamps: inode, size and time of change of the files that it is read from, when it was opened.
         notes: what whoever uses it should know, a line each.
+        guidance_note: what to say where it is drawn without guidance; empty where its files settle that it needs none.
         adapters: LoRAs that lie beside its weights and are not applied.
         stored_configs: configuration of each component as it is stored.
         variant: of the weight files that were taken.
@@ -54,6 +55,7 @@ class Student:
     defaults: StudentDefaults = field(default_factory=StudentDefaults)
     stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    guidance_note: str = ""
     adapters: tuple[Path, ...] = ()
     stored_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     variant: str | None = None

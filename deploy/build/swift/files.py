@@ -26,6 +26,13 @@ NOTES: dict[ComputeUnits, str] = {
     "cpu-and-ne": "The programs are made for the Neural Engine. Its compiler fails on a transformer of SD3's size in one "
     "program (24 blocks), as others found: a smaller student may fit.",
 }
+UNGUIDED = """\
+**Guidance has no effect**: it is distilled into the student. The transformer computes the prompt's half of the client's batch of
+two and returns it twice, so a step costs half of what it would, and no scale changes the picture. Negative prompts have no effect
+either."""
+GUIDED = """\
+**This student is guided**: the transformer computes both halves of the client's batch of two, and the client mixes them by
+`guidanceScale`. Other scales and other negative prompts work as well."""
 ONE_STEP = "The client has no schedule of one step: the second leaves the latents as they are."
 
 
@@ -62,7 +69,8 @@ def _readme(template: str, plan: Plan) -> str:
     student, options, sampling, client = plan.student, plan.options, plan.sampling, plan.options.client
     assert client is not None  # the layout's
     assert plan.compute_units is not None
-    vae = student.configs["vae"]
+    vae, guidance = student.configs["vae"], sampling.guidance
+    negative = json.dumps(printable(guidance.negative_prompt), ensure_ascii=False)
     return Template(template).substitute(
         student=printable(student.path.resolve().name),
         system=SYSTEMS[plan.system],
@@ -71,6 +79,9 @@ def _readme(template: str, plan: Plan) -> str:
         units=UNITS[plan.compute_units],
         client_steps=client.steps,
         shift=f"{client.shift:g}",
+        guidance_scale=f"{guidance.guidance_scale if guidance.on else 1:g}",
+        negative_prompt=f"\npicture.negativePrompt = {negative}" if guidance.on and guidance.negative_prompt else "",
+        guidance_note=GUIDED if guidance.on else UNGUIDED,
         scaling_factor=f"{vae['scaling_factor']:.9g}",
         shift_factor=f"{vae['shift_factor'] or 0.0:.9g}",
         student_sigmas=", ".join(f"{sigma:.4f}" for sigma in sampling.sigmas[:-1]),

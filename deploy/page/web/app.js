@@ -11,6 +11,8 @@ const element = (id) => /** @type {T} */ (document.getElementById(id));
 const form = /** @type {HTMLFormElement} */ (element("form"));
 const prompt = /** @type {HTMLTextAreaElement} */ (element("prompt"));
 const seed = /** @type {HTMLInputElement} */ (element("seed"));
+const guidance = /** @type {HTMLInputElement} */ (element("guidance"));
+const negative = /** @type {HTMLTextAreaElement} */ (element("negative"));
 const device = /** @type {HTMLSelectElement} */ (element("device"));
 const draw = /** @type {HTMLButtonElement} */ (element("draw"));
 const stop = /** @type {HTMLButtonElement} */ (element("stop"));
@@ -83,7 +85,9 @@ const drawer = new Drawer();
 async function onSubmit(event) {
   event.preventDefault();
   busy(true);
-  const request = { prompt: prompt.value, seed: Number(seed.value) };
+  const guidanceScale = Number(guidance.value);
+  const negativePrompt = guidanceScale > 1 ? negative.value : undefined;
+  const request = { prompt: prompt.value, seed: Number(seed.value), guidanceScale, negativePrompt };
   try {
     const picture = await drawer.generate(request, { provider: device.value }, showProgress);
     showPicture(picture, request);
@@ -158,6 +162,11 @@ function say(text, wrong = false) {
   status.classList.toggle("wrong", wrong);
 }
 
+/** A negative prompt says something where there is guidance alone. */
+function showNegative() {
+  element("negative-row").hidden = !(Number(guidance.value) > 1);
+}
+
 /** @param {number} ms */
 function seconds(ms) {
   return `${(ms / 1000).toFixed(2)} s`;
@@ -175,6 +184,9 @@ async function fillIn(manifest) {
   const facts = [`${width} × ${height} px`, `${steps} steps`, `${megabytes(downloadBytes(manifest))}, downloaded once`];
   element("facts").textContent = facts.join(" · ");
   [canvas.width, canvas.height] = [width, height];
+  guidance.value = String(manifest.sampling.guidance.guidance_scale);
+  negative.value = manifest.sampling.guidance.negative_prompt;
+  showNegative();
   const offered = await devices(manifest);
   device.replaceChildren(
     ...offered.map(({ provider, label, refused }) => {
@@ -194,6 +206,7 @@ async function start() {
   form.addEventListener("submit", onSubmit);
   stop.addEventListener("click", () => drawer.stop());
   element("dice").addEventListener("click", () => (seed.value = String(Math.floor(Math.random() * (LARGEST_SEED + 1)))));
+  guidance.addEventListener("input", showNegative);
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();

@@ -1,6 +1,7 @@
 /** Text to picture from a bundle of the native layout; deploy/runtime/pipeline.py in JavaScript. Runs in browsers and in Node.js. */
 
 import { BundleError } from "./errors.js";
+import { guidedSteps, guidedVelocity, settledGuidance, withoutBlocks } from "./guidance.js";
 import { Generator } from "./noise.js";
 import { sampleEuler, sampleRenoise } from "./sampler.js";
 import { Sessions, loadRuntime } from "./sessions.js";
@@ -62,21 +63,24 @@ export class Pipeline {
    * @param {number | bigint} [options.seed] of the initial noise; the Python runtime draws the same picture of it
    * @param {Float32Array} [options.latents] initial noise `[channels, height / 8, width / 8]` in place of the seed's
    * @param {Float32Array[]} [options.stepNoise] what a re-noising sampler adds after each step, in place of the seed's
+   * @param {number} [options.guidanceScale] in place of the bundle's own; 1 for none
+   * @param {string} [options.negativePrompt] what guidance goes away from, in place of the bundle's own
    * @param {Progress} [options.onProgress]
    * @returns {Promise<Picture>}
    */
-  async generate(prompt, { seed = 0, latents, stepNoise, onProgress = () => {} } = {}) {
+  async generate(prompt, { seed = 0, latents, stepNoise, guidanceScale, negativePrompt, onProgress = () => {} } = {}) {
     const clock = new Clock();
     const loadedBefore = this._sessions.load_ms;
     const generator = new Generator(seed);
+    const guidance = settledGuidance(this.manifest, { guidanceScale, negativePrompt });
     const start = this._initial(generator, latents);
     const noise = (/** @type {number} */ step) => stepNoise?.[step] ?? generator.normal(start.length);
     try {
       onProgress("text", 0, 1);
       const { ids, cut } = this.tokenize(prompt);
-      const condition = await this._condition(ids, onProgress);
+      const conditions = await this._conditions(ids, guidance, onProgress);
       clock.lap("text");
-      const sample = await this._sample(condition, start, noise, onProgress);
+      const sample = await this._sample(conditions, guidance, start, noise, onProgress);
       clock.lap("denoise");
       onProgress("decode", 0, 1);
       const [picture] = await this._run("vae_decoder", { latent_sample: this._latentArray(sample) }, onProgress);
@@ -116,33 +120,58 @@ export class Pipeline {
     await this._sessions.free();
   }
 
-  /** @param {Record<string, Value>} ids @param {Progress} onProgress */
-  async _condition(ids, onProgress) {
-    const [states, pooled] = await this._run("text_encoder", ids, onProgress);
-    const [modulations] = await this._run("conditioner", { pooled_projections: pooled }, onProgress);
+  /**
+   * What the denoiser is told of the prompt and of what it is guided by; each graph is loaded once for all.
+   *
+   * @param {Record<string, Value>} ids
+   * @param {import("./guidance.js").Guidance} guidance
+   * @param {Progress} onProgress
+   * @returns {Promise<Partial<Record<import("./guidance.js").Side, {states: Value, modulations: Value}>>>}
+   */
+  async _conditions(ids, guidance, onProgress) {
+    const steps = guidedSteps(guidance, this.manifest.sampling.sigmas);
+    const texts = [ids, ...(steps.some(({ scale }) => scale > 1) ? [this.tokenize(guidance.negative_prompt).ids] : [])];
+    const encoded = [];
+    for (const text of texts) {
+      encoded.push(await this._run("text_encoder", text, onProgress));
+    }
+    const conditions = [];
+    for (const [states, pooled] of encoded) {
+      const [modulations] = await this._run("conditioner", { pooled_projections: pooled }, onProgress);
+      conditions.push({ states, modulations });
+    }
     await this._sessions.endStage();
-    return { states, modulations };
+    const [prompt, negative] = conditions;
+    if (!steps.some(({ skips }) => skips)) {
+      return { prompt, negative };
+    }
+    const modulations = withoutBlocks(prompt.modulations, this.manifest.blocks, guidance.skip_guidance_layers);
+    return { prompt, negative, skipped: { states: prompt.states, modulations } };
   }
 
   /**
-   * @param {{states: Value, modulations: Value}} condition
+   * @param {Partial<Record<import("./guidance.js").Side, {states: Value, modulations: Value}>>} conditions
+   * @param {import("./guidance.js").Guidance} guidance
    * @param {Float32Array} start
    * @param {(step: number) => Float32Array} noise
    * @param {Progress} onProgress
    */
-  async _sample({ states, modulations }, start, noise, onProgress) {
+  async _sample(conditions, guidance, start, noise, onProgress) {
     const { method, sigmas, timesteps } = this.manifest.sampling;
-    const [, rows, channels] = modulations.dims;
-    const velocity = async (/** @type {Float32Array} */ latents, /** @type {number} */ step) => {
-      const row = modulations.data.subarray(step * rows * channels, (step + 1) * rows * channels);
-      const inputs = {
-        hidden_states: this._latentArray(latents),
-        encoder_hidden_states: states,
-        modulation: { data: row, dims: [rows, channels] },
-      };
-      const [predicted] = await this._run("denoiser", inputs, onProgress);
-      return /** @type {Float32Array} */ (predicted.data);
-    };
+    const guided = guidedSteps(guidance, sigmas);
+    const velocity = (/** @type {Float32Array} */ latents, /** @type {number} */ step) =>
+      guidedVelocity(guided[step], guidance.skip_layer_guidance_scale, async (side) => {
+        const { states, modulations } = /** @type {any} */ (conditions[side]);
+        const [, rows, channels] = modulations.dims;
+        const row = modulations.data.subarray(step * rows * channels, (step + 1) * rows * channels);
+        const inputs = {
+          hidden_states: this._latentArray(latents),
+          encoder_hidden_states: states,
+          modulation: { data: row, dims: [rows, channels] },
+        };
+        const [predicted] = await this._run("denoiser", inputs, onProgress);
+        return /** @type {Float32Array} */ (predicted.data);
+      });
     const onStep = (/** @type {number} */ step) => onProgress("denoise", step + 1, timesteps.length);
     onProgress("denoise", 0, timesteps.length);
     const sample =

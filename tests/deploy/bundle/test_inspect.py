@@ -52,10 +52,11 @@ def test_a_lora_is_told_and_not_hidden(tiny_folder: Path) -> None:
     assert inspect_student(tiny_folder, ignore_lora=True)["notes"] == [left_out]
 
 
-def test_guidance_that_cannot_be_had_is_told(tiny_folder: Path) -> None:
-    (tiny_folder / "student.json").write_text(json.dumps({"guidance_scale": 1.5}))
-    (note,) = inspect_student(tiny_folder)["notes"]
-    assert note.startswith("student.json asks for guidance_scale 1.5")
+def test_guidance_that_a_student_asks_for_is_told(tiny_folder: Path) -> None:
+    (tiny_folder / "student.json").write_text(json.dumps({"guidance_scale": 1.5, "skip_guidance_layers": [1]}))
+    content = inspect_student(tiny_folder)
+    assert content["notes"] == []
+    assert "guidance_scale 1.5, skip_guidance_layers (1,)" in render(content)
 
 
 def test_the_command_line_prints_notes(tiny_folder: Path) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.bench.advice import forecasts
@@ -69,6 +71,15 @@ def test_a_bundle_on_its_own_tier(builtin_bundle: Bundle) -> None:
     # No operator is faster than the processor's peak.
     peak = 1e9 * max(tier_data().processors["ryzen-7-7700"]["peak_gflops"].values())
     assert all(graph.time.seconds > counted[graph.name].flops / peak for graph in prediction.graphs)
+
+
+def test_a_guided_step_asks_twice(builtin_bundle: Bundle) -> None:
+    sampling = builtin_bundle.manifest.sampling
+    guidance = msgspec.structs.replace(sampling.guidance, guidance_scale=3.0, guidance_interval=(0.0, 0.8))
+    manifest = msgspec.structs.replace(builtin_bundle.manifest, sampling=msgspec.structs.replace(sampling, guidance=guidance))
+    (prediction,) = predictions(replace(builtin_bundle, manifest=manifest))
+    runs = {graph.name: graph.runs for graph in prediction.graphs}
+    assert (runs["denoiser"], runs["vae_decoder"]) == (4 + sum(sigma <= 0.8 for sigma in sampling.sigmas[:-1]), 1)
 
 
 def test_several_tiers_and_those_that_do_not_run_it(builtin_bundle: Bundle) -> None:

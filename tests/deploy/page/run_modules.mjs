@@ -53,10 +53,21 @@ const calls = {
     });
   },
 
-  async generate({ prompts, latents, noise, seed, keepGraphs }) {
+  async gates({ blocks, leftOut }) {
+    const { gateRows } = await load("guidance.js");
+    return gateRows(blocks, leftOut);
+  },
+
+  async guidedSteps({ guidance, sigmas }) {
+    const { guidedSteps } = await load("guidance.js");
+    return guidedSteps(guidance, sigmas);
+  },
+
+  async generate({ prompts, latents, noise, seed, keepGraphs, guidanceScale, negativePrompt }) {
     const { Pipeline } = await load("pipeline.js");
     const pipeline = await Pipeline.open(diskFiles, { threads: 1, keepGraphs });
-    const options = { seed, latents: latents && floats(latents), stepNoise: noise?.map(floats) };
+    const given = { latents: latents && floats(latents), stepNoise: noise?.map(floats) };
+    const options = { seed, ...given, guidanceScale, negativePrompt };
     const pictures = [];
     for (const prompt of prompts) {
       const told = [];

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import random
 import shutil
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer
 
 from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle, open_bundle
+from deploy.bundle.manifest import GuidanceRecord
 from deploy.bundle.seal import record_file
 from deploy.errors import InputError
 from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
@@ -27,7 +29,9 @@ from deploy.page.drive import PageRequest, opened_page, run_in_browser
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
 from deploy.runtime.sampler import sample_euler, sample_renoise
+from exporters.guidance import Guidance
 from exporters.reference.decibels import psnr_db
+from exporters.restructure.modulations import gates_of
 from exporters.student.student import Student
 
 PROMPT = "a red circle left of a blue square on a white background"
@@ -146,6 +150,30 @@ def test_samplers_are_pythons(method: str, node: str) -> None:
     assert np.array_equal(decoded(got["sampled"]), expected)  # the same fp32 operations in the same order
 
 
+@pytest.mark.parametrize(("layers", "dual"), [(1, []), (3, [0]), (4, [0, 1, 2, 3])])
+def test_gates_are_pythons(layers: int, dual: list[int], node: str) -> None:
+    config = {"num_layers": layers, "dual_attention_layers": dual}
+    for left_out in ([], [0], [layers - 1], [*range(layers)]):
+        got = run_modules(node, SOURCES, call="gates", blocks=config, leftOut=left_out)
+        assert got == gates_of(config, left_out)
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance(),
+        Guidance(guidance_scale=4.5),
+        Guidance(guidance_scale=3.0, guidance_interval=(0.3, 0.9), skip_guidance_layers=(1,), skip_layer_guidance_stop=0.6),
+    ],
+    ids=["none", "every step", "some steps"],
+)
+def test_guided_steps_are_pythons(guidance: Guidance, node: str) -> None:
+    sigmas = [1.0, 0.9, 0.75, 0.31, 0.1, 0.0]
+    got = run_modules(node, SOURCES, call="guidedSteps", guidance=dataclasses.asdict(guidance), sigmas=sigmas)
+    assert [step["scale"] for step in got] == [*guidance.scales(sigmas)]
+    assert [step["skips"] for step in got] == [*guidance.skips(sigmas)]
+
+
 PLAIN_PROMPTS = [
     "",
     "a red circle",
@@ -220,6 +248,27 @@ def test_picture_of_a_seed_is_pythons(node: str, browser_bundle: Bundle, referen
     assert 0 < timings["load"] < timings["total"]
 
 
+def test_guided_pictures_are_pythons(node: str, browser_bundle: Bundle, reference: Pipeline) -> None:
+    (drawn,) = pictures(node, browser_bundle, prompts=[PROMPT], seed=7, guidanceScale=3.0, negativePrompt="a green star")
+    expected = reference.generate(PROMPT, seed=7, guidance_scale=3.0, negative_prompt="a green star")[0]
+    assert psnr_db(expected, drawn["picture"]) >= REQUIRED_DB
+    assert psnr_db(reference.generate(PROMPT, seed=7)[0], drawn["picture"]) < 45
+
+
+def test_a_bundles_own_guidance_is_pythons(node: str, renoise_bundle: Bundle, tmp_path: Path) -> None:
+    """With layers left out; the graphs are those of any bundle."""
+    guidance = Guidance(guidance_scale=2.0, negative_prompt="a star", skip_guidance_layers=(0, 2), skip_layer_guidance_stop=0.8)
+    folder = Path(shutil.copytree(renoise_bundle.folder, tmp_path / "b"))
+    record = GuidanceRecord(**dataclasses.asdict(guidance))
+    sampling = msgspec.structs.replace(renoise_bundle.manifest.sampling, guidance=record)
+    (folder / "manifest.json").write_bytes(msgspec.structs.replace(renoise_bundle.manifest, sampling=sampling).to_json())
+    bundle = open_bundle(folder)
+    (drawn,) = pictures(node, bundle, prompts=[PROMPT], seed=5)
+    expected = Pipeline(bundle).generate(PROMPT, seed=5)[0]
+    assert psnr_db(expected, drawn["picture"]) >= REQUIRED_DB
+    assert psnr_db(Pipeline(bundle).generate(PROMPT, seed=5, skip_guidance_layers=[])[0], drawn["picture"]) < 60
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["seed's noise", "given noise"])
 def test_renoising_with_t5_is_pythons(given: bool, node: str, renoise_bundle: Bundle) -> None:
     rng = np.random.default_rng(0)
@@ -241,9 +290,11 @@ def test_renoising_with_t5_is_pythons(given: bool, node: str, renoise_bundle: Bu
             {"latents": encoded(np.full(1024, np.nan))},
             "The latents do not fit the bundle. expected 1024 finite numbers, got 1024",
         ),
+        ({"guidanceScale": -1}, "The picture cannot be guided. guidanceScale: wrong"),
+        ({"negativePrompt": "a star"}, "The picture cannot be guided. negativePrompt: does nothing without guidance"),
         ({"prompts": ["half \ud83d"]}, "The prompt cannot be read. It holds half of a surrogate pair"),
     ],
-    ids=["latents' size", "NaN", "surrogate"],
+    ids=["latents' size", "NaN", "scale", "negative prompt", "surrogate"],
 )
 def test_bad_requests(request_: dict[str, Any], message: str, node: str, browser_bundle: Bundle) -> None:
     answer = run_modules(node, browser_bundle.folder / "web", call="generate", **({"prompts": [PROMPT]} | request_))
@@ -261,19 +312,45 @@ def tool(page: Chromium, method: str, **parameters: Any) -> Any:
     return page.on_page(lambda shown: shown.context.new_cdp_session(shown).send(method, parameters))
 
 
+def shown_pixels(page: Chromium) -> np.ndarray:
+    """What the page's canvas shows, of another canvas: the browser warns of one that is read again and again."""
+    page.evaluate(
+        "globalThis.copy ??= new OffscreenCanvas(64, 64).getContext('2d', { willReadFrequently: true });"
+        "copy.drawImage(document.getElementById('canvas'), 0, 0)"
+    )
+    return np.asarray(page.evaluate("[...copy.getImageData(0, 0, 64, 64).data]"), np.int64).reshape(64, 64, 4)
+
+
 def test_page_draws(page: Chromium, reference: Pipeline) -> None:
     """As a person does it; the canvas is the Python runtime's picture, rounded to 8 bits alike but for ties."""
     page.evaluate(f"document.getElementById('prompt').value = {json.dumps(PROMPT)}; document.getElementById('seed').value = 7")
     page.evaluate("document.getElementById('draw').click()")
     assert page.evaluate("document.getElementById('draw').disabled && !document.getElementById('stop').hidden")
     page.wait_for("document.getElementById('status').textContent.startsWith('Done')")
-    pixels = page.evaluate("[...document.getElementById('canvas').getContext('2d').getImageData(0, 0, 64, 64).data]")
-    drawn = np.asarray(pixels, np.int64).reshape(64, 64, 4)
+    drawn = shown_pixels(page)
     assert (drawn[..., 3] == 255).all()
     assert np.abs(drawn[..., :3] - to_8_bit(reference.generate(PROMPT, seed=7)[0])).max() <= 1
     assert page.evaluate("document.getElementById('canvas').getAttribute('aria-label')") == f"Picture of: {PROMPT}"
     assert page.evaluate("document.getElementById('save').href").startswith("data:image/png;base64,")
     assert page.evaluate("document.querySelectorAll('#timings tr').length") == 5
+
+
+def test_page_guides(page: Chromium, reference: Pipeline) -> None:
+    """The negative prompt is asked for where it has an effect."""
+    assert page.evaluate("document.getElementById('negative-row').hidden")
+    page.evaluate(
+        "const scale = document.getElementById('guidance'); scale.value = 3; scale.dispatchEvent(new Event('input'));"
+        "document.getElementById('negative').value = 'a green star'"
+    )
+    assert not page.evaluate("document.getElementById('negative-row').hidden")
+    page.evaluate("document.getElementById('draw').click()")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Done')")
+    drawn = shown_pixels(page)
+    expected = reference.generate(PROMPT, seed=7, guidance_scale=3.0, negative_prompt="a green star")[0]
+    assert np.abs(drawn[..., :3] - to_8_bit(expected)).max() <= 1
+    page.evaluate(
+        "document.getElementById('guidance').value = 1; document.getElementById('guidance').dispatchEvent(new Event('input'))"
+    )
 
 
 def test_page_stops_and_draws_again(page: Chromium) -> None:
@@ -313,6 +390,11 @@ def test_page_fits_any_screen(width: int, page: Chromium) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     heights = page.evaluate("[...document.querySelectorAll('button, input, select')].map((e) => e.offsetHeight).filter(Boolean)")
     assert min(heights) >= 44  # what a thumb hits (WCAG 2.2, 2.5.5)
+    shown = "[...document.querySelectorAll('button, input, select, textarea')].filter((e) => e.offsetHeight)"
+    boxes = page.evaluate(f"{shown}.map((e) => e.getBoundingClientRect()).map((b) => [b.left, b.top, b.right, b.bottom])")
+    assert len(boxes) >= 6
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1], (one, other)
 
 
 def test_controls_have_names(page: Chromium) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from deploy.errors import InputError
 from deploy.runtime import DrawingOptions, Pipeline
+from deploy.runtime.arguments import GuidanceOptions
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.sessions import Run, Sessions
 from tests.helpers.kept_bundle import V1
@@ -91,7 +92,7 @@ def test_images_takes_what_generate_takes() -> None:
     images = inspect.signature(Pipeline.images).parameters
     by_place = {name: p.default for name, p in generate.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert {name: p.default for name, p in images.items() if name != "options"} == by_place
-    by_name = {name for name, p in generate.items() if p.kind is p.KEYWORD_ONLY}
+    by_name = {name for name, p in generate.items() if p.kind is p.KEYWORD_ONLY} | set(get_type_hints(GuidanceOptions))
     assert set(get_type_hints(DrawingOptions)) == by_name
     assert list(by_place) == ["self", "prompt", "seed", "num_images", "latents", "height", "width"]  # as in 0.1
 

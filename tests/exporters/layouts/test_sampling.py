@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from exporters.errors import ExportError
-from exporters.layouts.sampling import idle_steps, plan_sampling
+from exporters.errors import ExportError, InputError
+from exporters.guidance import Guidance
+from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
 from exporters.student.open import open_student
 from exporters.student.student import Student
 from tests.helpers.student_files import edit_json
@@ -119,7 +121,24 @@ def test_a_shift_that_no_float_holds(tiny_folder: Path) -> None:
         plan_sampling(open_student(tiny_folder), 32, 48)
 
 
-def test_guidance_is_refused(tiny_folder: Path) -> None:
-    (tiny_folder / "student.json").write_text(json.dumps({"guidance_scale": 4.5}))
-    with pytest.raises(ExportError, match="guidance is not supported"):
-        plan_sampling(open_student(tiny_folder), 64, 64)
+def test_guidance_is_what_is_asked_for_else_the_students(tiny_folder: Path) -> None:
+    said = {"guidance_scale": 4.5, "negative_prompt": "blurred", "guidance_interval": [0.1, 0.9], "skip_guidance_layers": [0]}
+    (tiny_folder / "student.json").write_text(json.dumps(said))
+    student = open_student(tiny_folder)
+    own = plan_sampling(student, 64, 64, steps=10).guidance
+    assert own == Guidance(4.5, "blurred", (0.1, 0.9), (0,))
+    assert plan_sampling(student, 64, 64, guidance={"guidance_scale": 2.0}).guidance == replace(own, guidance_scale=2.0)
+    assert not plan_sampling(student, 64, 64, guidance={"guidance_scale": 1.0}).guidance.on
+    layers = student.configs["transformer"]["num_layers"]
+    with pytest.raises(
+        InputError, match=rf"skip_guidance_layers: wrong \(expected .* from 0 to {layers - 1}, got \({layers},\)\)"
+    ):
+        plan_sampling(student, 64, 64, guidance={"skip_guidance_layers": (layers,)})
+
+
+def test_passes_are_counted() -> None:
+    """Of five steps: the first is not guided; of those before 3 of 5, all but the first leave layers out."""
+    sigmas = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+    guidance = Guidance(3.0, guidance_interval=(0.1, 0.9), skip_guidance_layers=(1,), skip_layer_guidance_stop=0.6)
+    assert Sampling("euler", sigmas, (1.0,) * 5, guidance).passes == 5 + 4 + 2
+    assert Sampling("euler", sigmas, (1.0,) * 5).passes == 5

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distillation.shape_world import sample_captions
+from exporters.guidance import Guidance
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db
@@ -53,6 +54,28 @@ def test_pictures_are_those_of_diffusers(shape: str, keep_t5: bool, students: di
     for i, prompt in enumerate(PROMPTS):
         reference, _ = pinned.draw(prompt, noise[i : i + 1].numpy())
         assert psnr_db(reference, drawn.pictures[i : i + 1].permute(0, 2, 3, 1).numpy()) > 90
+
+
+def test_guided_pictures_are_those_of_diffusers(students: dict[str, Student]) -> None:
+    """Both of two pictures at once, each guided, with layers left out of some steps and without guidance in others."""
+    student = students["tiny"]
+    options, sampling = options_of(student, 64, 96, False)
+    interval = (0.0, (sampling.sigmas[0] + sampling.sigmas[1]) / 2)
+    guidance = Guidance(4.0, "a green star", interval, (0, 2), skip_layer_guidance_stop=0.7)
+    guided = replace(sampling, guidance=guidance)
+    assert (len(set(guidance.scales(sampling.sigmas))), sum(guidance.skips(sampling.sigmas))) == (2, 1)
+    drawn = draw(student, options, guided, PROMPTS, Streaming({}))
+    noise, _ = TorchPipeline(student, options, sampling).noise(2, 3)
+    pinned = PinnedPipeline(reference_pipeline(student, keep_t5=False), guided, 16)
+    for i, prompt in enumerate(PROMPTS):
+        reference, _ = pinned.draw(prompt, noise[i : i + 1].numpy())
+        picture = drawn.pictures[i : i + 1].permute(0, 2, 3, 1).numpy()
+        assert psnr_db(reference, picture) > 90
+        for other in (sampling, replace(guided, guidance=replace(guidance, skip_guidance_layers=()))):
+            assert (
+                psnr_db(draw(student, options, other, PROMPTS, Streaming({})).pictures[i].permute(1, 2, 0).numpy(), picture[0])
+                < 60
+            )
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,16 @@ def test_few_steps_are_not_named(text: str) -> None:
 def test_what_student_json_says_goes_first() -> None:
     assert "guidance is off" in guidance_note(None, ["base"])
     assert guidance_note(1.0, ["base"]) == guidance_note(0.0, ["base"]) == guidance_note(None, ["turbo"]) == ""
-    assert "guidance_scale 1.5" in guidance_note(1.5, ["turbo"])
+    assert guidance_note(1.5, ["base"], ["guidance_scale=4.5"]) == ""
+
+
+def test_a_card_that_draws_with_guidance() -> None:
+    """As tensorart's does, whose name says that it needs none."""
+    note = guidance_note(None, ["sd3.5-medium-turbo"], ["pipe(prompt, num_inference_steps=8, guidance_scale=1.5, height=1024)"])
+    assert note.startswith("guidance is off, and the student's card draws with guidance_scale 1.5: give --guidance-scale")
+    assert "3.5 and 7" in guidance_note(None, ["hyper"], ["guidance_scale = 3.5", "`guidance_scale`: 7, Guidance Scale: 3.5"])
+    for card in ("guidance_scale=0.0", "guidance_scale=1", "ours: guidance_scale=0, base: guidance_scale=4.5"):
+        assert guidance_note(None, ["turbo"], [card]) == ""  # what goes without is meant, at least too
 
 
 def test_a_snapshot_has_the_models_name(tmp_path: Path) -> None:
@@ -73,26 +82,26 @@ def test_a_snapshot_has_the_models_name(tmp_path: Path) -> None:
 
 
 def test_the_built_in_student_says_that_it_needs_none() -> None:
-    assert open_student(BUILTIN_STUDENT).notes == ()
+    assert open_student(BUILTIN_STUDENT).guidance_note == ""
 
 
 def test_a_student_that_says_nothing(tiny_folder: Path) -> None:
     (tiny_folder / "student.json").unlink()
-    (note,) = open_student(tiny_folder).notes
+    note = open_student(tiny_folder).guidance_note
     assert "guidance is off" in note
     assert '{"guidance_scale": 1.0}' in note
     (tiny_folder / "README.md").write_text("Draws in 4 steps.")
-    assert open_student(tiny_folder).notes == ()
+    assert open_student(tiny_folder).guidance_note == ""
 
 
 def test_the_scheduler_may_say_it(tiny_folder: Path) -> None:
     (tiny_folder / "student.json").unlink()
     file = tiny_folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"stochastic_sampling": True}))
-    assert open_student(tiny_folder).notes == ()
+    assert open_student(tiny_folder).guidance_note == ""
 
 
 def test_the_folder_may_say_it(tiny_folder: Path) -> None:
     (tiny_folder / "student.json").write_text('{"steps": 4}')
-    assert len(open_student(tiny_folder).notes) == 1
-    assert open_student(tiny_folder.rename(tiny_folder.with_name("sd3-turbo"))).notes == ()
+    assert open_student(tiny_folder).guidance_note
+    assert open_student(tiny_folder.rename(tiny_folder.with_name("sd3-turbo"))).guidance_note == ""

@@ -161,7 +161,7 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "unknown default": (
         lambda f: (f / "student.json").write_text('{"step": 4}'),
-        r"unknown key 'step' \(expected one of guidance_scale, height",
+        r"unknown key 'step' \(expected one of guidance_interval, guidance_scale, height",
     ),
     "wrong default": (
         lambda f: (f / "student.json").write_text('{"steps": "4"}'),
@@ -172,7 +172,13 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "default that is true": (lambda f: (f / "student.json").write_text('{"steps": true}'), r"steps is wrong .* got True"),
     "huge default": (lambda f: (f / "student.json").write_text('{"height": 1e999}'), r"height is wrong"),
     "huge sigma": (lambda f: (f / "student.json").write_text('{"sigmas": [' + "9" * 400 + "]}"), r"sigmas is wrong"),
-    "guidance": (lambda f: (f / "student.json").write_text('{"guidance_scale": null}'), r"guidance_scale is wrong"),
+    "guidance": (
+        lambda f: (f / "student.json").write_text('{"guidance_scale": "4.5", "skip_guidance_layers": [1, 1]}'),
+        (
+            r"student.json: guidance_scale: wrong \(expected a number from 0 to 100; 1 is none, got '4.5'\)"
+            r"[\s\S]*skip_guidance_layers: wrong \(expected numbers of layers, each once, from 0, got \[1, 1\]\)"
+        ),
+    ),
     "deep json": (lambda f: (f / "student.json").write_text("[" * 200_000), r"student.json: .*recursion"),
     "junk in the index": (
         lambda f: edit_json(f / "model_index.json", text_encoder_3="T5EncoderModel"),

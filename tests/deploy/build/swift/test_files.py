@@ -112,8 +112,19 @@ def test_the_clients_tokenizer_reads_the_bundles_files(bundle: Bundle) -> None:
         assert json.loads((bundle.folder / name).read_text("utf-8"))
 
 
-def client_picture(pipeline: Pipeline, prompt: str, latents: np.ndarray, steps: int, shift: float) -> np.ndarray:
-    """``StableDiffusion3Pipeline.generateImages`` with ``DiscreteFlowScheduler``: the picture is of the last step's forecast."""
+def client_picture(
+    pipeline: Pipeline,
+    prompt: str,
+    latents: np.ndarray,
+    steps: int,
+    shift: float,
+    negative: str | None = None,
+    scale: float = 7.5,
+) -> np.ndarray:
+    """``StableDiffusion3Pipeline.generateImages`` with ``DiscreteFlowScheduler``: the picture is of the last step's forecast.
+
+    The scale is the client's own default; without a negative prompt, its half of what is computed are zeros.
+    """
 
     def shifted(sigma: np.ndarray) -> np.ndarray:
         return shift * sigma / (1 + (shift - 1) * sigma)
@@ -121,16 +132,17 @@ def client_picture(pipeline: Pipeline, prompt: str, latents: np.ndarray, steps: 
     training = shifted(np.linspace(1, 1000, 1000) / 1000)
     sigmas = shifted(np.linspace(training[0], training[-1], steps)[::-1]).tolist()
     stages = pipeline._stages
-    [(text, pooled)] = stages.conditions([pipeline.tokenize(prompt)])
+    (text, pooled), (other_text, other_pooled) = stages.conditions([pipeline.tokenize(one) for one in (prompt, negative or "")])
+    kept = float(negative is not None)
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         inputs = {
             "latent_image_embeddings": np.concatenate([latents, latents]),
             "timestep": np.full(2, 1000 * sigma, np.float32),
-            "token_level_text_embeddings": np.concatenate([text, 0 * text]),  # a negative prompt of whatever states
-            "pooled_text_embeddings": np.concatenate([pooled, 0 * pooled]).reshape(2, -1, 1, 1),
+            "token_level_text_embeddings": np.concatenate([text, kept * other_text]).astype(np.float32),
+            "pooled_text_embeddings": np.concatenate([pooled, kept * other_pooled]).reshape(2, -1, 1, 1).astype(np.float32),
         }
         [halves] = pipeline.run("transformer", inputs)
-        velocity = halves[1:] + np.float32(7.5) * (halves[:1] - halves[1:])  # the client's own default guidance
+        velocity = halves[1:] + np.float32(scale) * (halves[:1] - halves[1:])
         forecast = latents - np.float32(sigma) * velocity
         latents = latents + np.float32(following - sigma) * velocity
     return stages.decode(forecast).transpose(0, 2, 3, 1)
@@ -165,6 +177,30 @@ def test_the_client_follows_any_schedule(changes: dict[str, Any], tmp_path: Path
     latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
     drawn = client_picture(pipeline, PROMPTS[0], latents, int(told["stepCount"]), told["schedulerTimestepShift"])
     assert psnr_db(pipeline.generate(PROMPTS[0], latents=latents), drawn) >= 100
+
+
+def test_the_client_guides(tmp_path: Path) -> None:
+    """Both halves are computed, each as diffusers does."""
+    wanted = {"guidance_scale": 4.5, "negative_prompt": 'a green "triangle"', "variant": "teacher", "steps": 3}
+    bundle = build(swift(tmp_path / "b", keep_t5=False, precision="fp32", **wanted))
+    report = verify(bundle.folder, BUILTIN_STUDENT, "teacher")
+    assert not report.complaints
+    told, pipeline = client_told(bundle), Pipeline(bundle, runtime="evaluator", keep_graphs=True)
+    assert told["guidanceScale"] == 4.5
+    assert 'picture.negativePrompt = "a green \\"triangle\\""' in (bundle.folder / "README.md").read_text("utf-8")
+    latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
+    schedule = int(told["stepCount"]), told["schedulerTimestepShift"]
+    drawn = client_picture(pipeline, PROMPTS[0], latents, *schedule, negative='a green "triangle"', scale=4.5)
+    own = pipeline.generate(PROMPTS[0], latents=latents)
+    assert psnr_db(own, drawn) >= 100
+    assert psnr_db(own, pipeline.generate(PROMPTS[0], latents=latents, negative_prompt="")) < 40
+
+
+def test_the_client_cannot_guide_some_steps_alone(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--guidance-interval: the Swift client guides all steps alike"):
+        build(swift(tmp_path / "b", guidance_scale=2.0, guidance_interval=(0.2, 0.9)))
+    with pytest.raises(InputError, match="this bundle's transformer computes without guidance"):
+        Pipeline(bundle, runtime="evaluator").generate(PROMPTS[0], guidance_scale=2.0)
 
 
 def test_each_of_several_prompts_is_encoded_as_if_alone(bundle: Bundle) -> None:
