@@ -14,8 +14,9 @@ FormatName = Literal["onnx", "coreml"]
 Layout = Literal["native", "optimum", "swift"]
 """Whose pipeline a bundle's graphs serve: this project's, optimum-onnx's, or Apple's Swift client's."""
 
-Sampler = Literal["euler", "renoise"]
-"""How a step is taken: along the flow, or by predicting the clean latents and noising them again."""
+Sampler = Literal["euler", "renoise", "dpmpp"]
+"""How a step is taken: along the flow, by predicting the clean latents and noising them again, or by DPM-Solver++, which looks
+back at the steps before."""
 
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
 """What Core ML programs are made for."""

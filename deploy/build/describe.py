@@ -89,6 +89,7 @@ def describe(
             sigmas=plan.sampling.sigmas,
             timesteps=plan.sampling.timesteps,
             guidance=GuidanceRecord(**asdict(plan.sampling.guidance)),
+            combinations=plan.sampling.combinations,
         ),
         picture=_picture(plan),
         text=_text(plan),

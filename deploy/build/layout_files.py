@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.layouts.spec import GraphOptions
-from exporters.student.classes import component_class
-from exporters.student.defaults import read_json
+from exporters.student.classes import CLASS_KEY, component_class
 from exporters.student.student import Student
 from exporters.student.tokenizers import Tokenizers
 from exporters.student.weights.templates import class_config
@@ -27,7 +26,7 @@ def write_layout_files(student: Student, options: GraphOptions, tokenizers: Toke
     Returns:
         Their paths in the bundle.
     """
-    files = {"scheduler/scheduler_config.json": _json(read_json(student.folder / "scheduler" / "scheduler_config.json"))}
+    files = {"scheduler/scheduler_config.json": _json(student.configs["scheduler"])}
     for _, name, tokenizer in tokenizers:
         files[f"{name}/tokenizer.json"] = tokenizer_json(tokenizer)
     files |= student.licences()
@@ -60,7 +59,7 @@ def _optimum_files(student: Student, options: GraphOptions, tokenizers: Tokenize
         "_class_name": "StableDiffusion3Pipeline",
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "scheduler": ["diffusers", student.configs["scheduler"][CLASS_KEY]],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "text_encoder_3": ["transformers", "T5EncoderModel"] if options.keep_t5 else [None, None],

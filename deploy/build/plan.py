@@ -22,6 +22,7 @@ from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
 from exporters.layouts.swift_schedule import client_schedule
 from exporters.student.open import open_student
+from exporters.student.scheduler import as_sampled
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student
 from exporters.student.tokenizers import Tokenizers, open_tokenizers
@@ -129,6 +130,7 @@ def settle(request: BuildRequest) -> Plan:
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     without = () if keep_t5 else OPTIONAL_COMPONENTS
     student = open_student(request.student, request.variant, without, request.ignore_lora, request.lora)
+    student = as_sampled(student, request.sampler, request.shift)
     student.licences()  # complains of those that cannot be taken along
     profile = _choose_profile(request, tier)
     calibration = None if request.calibration is None else Calibration(request.calibration)
@@ -162,7 +164,7 @@ def _shape(
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution
     width = request.width or defaults.width or tier.resolution
-    steps = request.steps or (len(request.sigmas) if request.sigmas is not None else None) or defaults.steps or tier.steps
+    steps = request.schedule.over(defaults).steps or tier.steps
     tokens = T5_TOKENS if request.layout == "swift" else defaults.max_sequence_length
     options = GraphOptions(
         layout=request.layout,
@@ -178,7 +180,7 @@ def _shape(
         complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
         raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
-    sampling = plan_sampling(student, height, width, request.steps, request.sigmas, request.sampler, tier.steps, request.guidance)
+    sampling = plan_sampling(student, height, width, request.schedule, request.guidance, tier.steps)
     if sampling.guidance.skip_guidance_layers and request.layout != "native":
         complaint = Complaint(
             "--skip-guidance-layers", "only graphs of the layout native can leave layers out", "native", request.layout

@@ -20,6 +20,7 @@ from exporters.choices import (
     options,
 )
 from exporters.guidance import KEYS
+from exporters.layouts.schedule import Schedule
 from exporters.student.configs import LARGEST, MOST_STEPS
 from exporters.student.student import BUILTIN_STUDENT
 from exporters.student.weights.lora.source import Lora
@@ -64,7 +65,10 @@ class BuildRequest:
         dynamic: let height and width change at run time.
         steps: denoising steps.
         sigmas: noise levels before the scheduler's shift, one for each step.
-        sampler: ``euler`` or ``renoise``.
+        sigmas_after_shift: likewise, as they are.
+        timesteps: what the transformer is told at each step, in place of 1000 times its noise level.
+        shift: of noise levels, in place of the scheduler's.
+        sampler: ``euler``, ``renoise`` or ``dpmpp``.
         guidance_scale: of classifier-free guidance, which a picture has where it is not asked for another; this and what follows
             as in :class:`exporters.guidance.Guidance`.
         negative_prompt: what guidance goes away from.
@@ -101,6 +105,9 @@ class BuildRequest:
     dynamic: bool = False
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
+    sigmas_after_shift: tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    shift: float | None = None
     sampler: Sampler | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
@@ -133,6 +140,11 @@ class BuildRequest:
         complaints += self._format_complaints()
         if complaints:
             raise InputError("The request cannot be fulfilled.", complaints)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is wanted of the schedule."""
+        return Schedule(self.steps, self.sigmas, self.sigmas_after_shift, self.timesteps, self.shift, self.sampler)
 
     @property
     def guidance(self) -> dict[str, Any]:

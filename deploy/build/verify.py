@@ -115,7 +115,7 @@ def sampling_of(manifest: Manifest) -> Sampling:
     from exporters.layouts.sampling import Sampling
 
     record = manifest.sampling
-    return Sampling(record.method, record.sigmas, record.timesteps, record.guided)
+    return Sampling(record.method, record.sigmas, record.timesteps, record.guided, record.combinations)
 
 
 def profile_of(manifest: Manifest) -> Profile:

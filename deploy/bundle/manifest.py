@@ -125,12 +125,21 @@ class GuidanceRecord(_Record, frozen=True):
 
 
 class SamplingRecord(_Record, frozen=True):
-    """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000)."""
+    """The pinned schedule: sigmas after the shift (one more than steps, the last 0) and timesteps (0 to 1000).
+
+    Attributes:
+        method: how to step.
+        sigmas: noise levels.
+        timesteps: what the transformer was told.
+        guidance: none by default.
+        combinations: of ``dpmpp``: what the latents after each step are, as :class:`~exporters.layouts.sampling.Sampling` has it.
+    """
 
     method: Sampler
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
     guidance: GuidanceRecord = GuidanceRecord()
+    combinations: tuple[tuple[float, ...], ...] = ()
 
     @property
     def passes(self) -> int:
@@ -225,7 +234,7 @@ class ClientScheduleRecord(_Record, frozen=True):
 
 
 class BlocksRecord(_Record, frozen=True):
-    """The transformer's blocks, by which the rows of modulations are laid out (:mod:`exporters.restructure.modulations`)."""
+    """The transformer's blocks, by which the rows of modulations are laid out (:mod:`exporters.modulations`)."""
 
     num_layers: Count
     dual_attention_layers: tuple[Size, ...]
@@ -364,6 +373,10 @@ def _check(manifest: Manifest, file: Path) -> None:
     elif not _falls(sampling.sigmas):
         got = ", ".join(map(str, sampling.sigmas))
         complaints.append(Complaint(str(file), "sigmas are wrong", "numbers that fall, from at most 1 to 0", got))
+    rows = [step + 2 for step in range(len(sampling.timesteps))] if sampling.method == "dpmpp" else []
+    if [len(row) for row in sampling.combinations] != rows:
+        got = str([len(row) for row in sampling.combinations])
+        complaints.append(Complaint(str(file), "combinations are not those of the steps", str(rows), got))
     layers = manifest.blocks.num_layers if manifest.blocks else None
     complaints += guidance_complaints(msgspec.structs.asdict(sampling.guidance), f"{file}: ", layers)
     if (client := manifest.client_schedule) and not _serves(client, len(sampling.timesteps)):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 MAX_IMAGES = 10_000
+LISTS = ("sigmas", "sigmas_after_shift", "timesteps")
 T = TypeVar("T")
 SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
 
@@ -74,10 +75,33 @@ SigmasOption = Annotated[
         show_default=False,
     ),
 ]
+SigmasAfterShiftOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Noise levels as they are, without a shift, e.g. 1,0.9454,0.7904,0.6022; a last 0 may be among them.",
+        show_default=False,
+    ),
+]
+TimestepsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What the transformer is told at each step (0 to 1000), as diffusers' schedulers take it: noise levels that are "
+        "not given beside it follow from it, shifted.",
+        show_default=False,
+    ),
+]
+ShiftOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Shift of noise levels, in place of the scheduler's.", show_default=False),
+]
 SamplerOption = Annotated[
     Sampler | None,
     typer.Option(
-        help="euler, or renoise for students trained so. Default: what the student's scheduler says.", show_default=False
+        help="euler; renoise for students trained so; dpmpp, DPM-Solver++ of second order. Default: what the student's scheduler "
+        "says.",
+        show_default=False,
     ),
 ]
 GuidanceScaleOption = Annotated[
@@ -218,7 +242,7 @@ def build_request(given: Mapping[str, Any]) -> BuildRequest:
     names = {field.name for field in fields(BuildRequest)}
     request = {name: value for name, value in given.items() if name in names}
     request["student"] = given["student"] or BUILTIN_STUDENT
-    request["sigmas"] = parse_sigmas(given["sigmas"])
+    request |= {name: parse_numbers(f"--{name.replace('_', '-')}", given.get(name)) for name in LISTS}
     request |= parse_guidance(given)
     request["lora"] = parse_loras(given["lora"])
     request["system"] = given.get("target")
@@ -247,13 +271,13 @@ def builtin_or(student: Path) -> Path:
     return BUILTIN_STUDENT if str(student) == "builtin" and not student.exists() else student
 
 
-def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
-    """Noise levels of a list with commas.
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers of a list with commas.
 
     Raises:
         InputError: it is none.
     """
-    return _parse_list("--sigmas", text, float, "1,0.75,0.5,0.25")
+    return _parse_list(option, text, float, "1000,750,500,250" if option == "--timesteps" else "1,0.75,0.5,0.25")
 
 
 def parse_guidance(given: Mapping[str, Any]) -> dict[str, Any]:

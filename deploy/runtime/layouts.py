@@ -15,7 +15,7 @@ from deploy.bundle.manifest import Manifest
 from deploy.errors import BundleError, Complaint
 from exporters.choices import ENCODER_IDS
 from exporters.layouts.swift_client import text_states, transformer_inputs
-from exporters.restructure.modulations import gates_of
+from exporters.modulations import gates_of
 
 Ids = Mapping[str, np.ndarray]
 """Token ids of one prompt by graph input, each ``[1, length]``."""

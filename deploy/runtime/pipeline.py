@@ -32,7 +32,7 @@ from deploy.runtime.arguments import (
 from deploy.runtime.eight_bit import as_images
 from deploy.runtime.layouts import Condition, Stages, stages_of
 from deploy.runtime.noise import Noise, PictureNoise, drawn_latents, generators, given_latents, given_step_noise
-from deploy.runtime.sampler import OnStep, sample_euler, sample_renoise
+from deploy.runtime.sampler import OnStep, sample_combined, sample_euler, sample_renoise
 from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
 from exporters.choices import Runtime
@@ -267,6 +267,8 @@ class Pipeline:
 
         if sampling.method == "euler":
             return sample_euler(velocity, start, sampling.sigmas, on_step)
+        if sampling.method == "dpmpp":
+            return sample_combined(velocity, start, sampling.sigmas, sampling.combinations, on_step)
         return sample_renoise(velocity, start, sampling.sigmas, noise, on_step)
 
     def _decoded(self, samples: Sequence[np.ndarray], report: Progress) -> np.ndarray:

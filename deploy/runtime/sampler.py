@@ -1,6 +1,7 @@
 """Flow-matching samplers in numpy: pure functions, noise injected.
 
-Both follow diffusers' ``FlowMatchEulerDiscreteScheduler.step``. A rectified flow's sample at noise level sigma is
+The first two follow diffusers' ``FlowMatchEulerDiscreteScheduler.step``; the third takes what its multistep schedulers make of
+unit vectors. A rectified flow's sample at noise level sigma is
 ``(1 - sigma) x0 + sigma noise`` and the network predicts the velocity ``noise - x0`` (Liu et al. 2022, arXiv 2209.03003).
 """
 
@@ -54,6 +55,34 @@ def sample_renoise(
     for i in range(len(sigmas) - 1):
         clean = latents - steps[i] * velocity(latents, i)
         latents = (1 - steps[i + 1]) * clean + steps[i + 1] * noise(i)
+        if on_step:
+            on_step(i, latents)
+    return latents
+
+
+def sample_combined(
+    velocity: Velocity,
+    latents: np.ndarray,
+    sigmas: Sequence[float],
+    combinations: Sequence[Sequence[float]],
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Each step's latents as a combination of the first latents and of all clean latents so far, ``x0 = x - sigma v``.
+
+    Args:
+        velocity: as in :func:`sample_euler`.
+        latents: noise at ``sigmas[0]``, fp32.
+        sigmas: one more than there are steps.
+        combinations: for each step, of the first latents and of each step's clean latents.
+        on_step: as in :func:`sample_euler`.
+
+    >>> sample_combined(lambda x, i: np.ones_like(x), np.zeros(1, np.float32), [1.0, 0.5, 0.0], [(0.5, 0.5), (0.0, 0.0, 1.0)])
+    array([-1.], dtype=float32)
+    """
+    steps, terms = np.asarray(sigmas, np.float32), [latents]
+    for i, weights in enumerate(combinations):
+        terms.append(latents - steps[i] * velocity(latents, i))
+        latents = sum((np.float32(weight) * term for weight, term in zip(weights, terms, strict=True)), np.zeros_like(latents))
         if on_step:
             on_step(i, latents)
     return latents

@@ -48,8 +48,8 @@ def _text_encoder(student: Student, options: GraphOptions) -> GraphSpec:
 
 
 def _conditioner(student: Student, options: GraphOptions) -> GraphSpec:
+    from exporters.modulations import modulation_count
     from exporters.restructure.conditioning import Conditioner, inner_dim
-    from exporters.restructure.modulations import modulation_count
 
     config = student.configs["transformer"]
     table = len(options.timesteps), modulation_count(config), inner_dim(config)
@@ -66,9 +66,9 @@ def _conditioner(student: Student, options: GraphOptions) -> GraphSpec:
 
 
 def _denoiser(student: Student, options: GraphOptions) -> GraphSpec:
+    from exporters.modulations import modulation_count
     from exporters.restructure.conditioning import inner_dim
     from exporters.restructure.denoiser import Denoiser
-    from exporters.restructure.modulations import modulation_count
 
     config = student.configs["transformer"]
     step = VAE_SCALE * config["patch_size"]

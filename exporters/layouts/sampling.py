@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from exporters.choices import Sampler
 from exporters.errors import Complaint, ExportError
 from exporters.guidance import Guidance, settled_guidance
+from exporters.layouts.schedule import Schedule
 from exporters.layouts.spec import VAE_SCALE
-from exporters.student.configs import MOST_STEPS
-from exporters.student.scheduler import reference_scheduler
+from exporters.student.scheduler import as_sampled, reference_scheduler, sampler_of
 from exporters.student.student import Student
 
 IDLE = 0.03  # a step that moves less than this share of the way from noise to picture costs as much as one that moves all of it
@@ -26,17 +28,21 @@ class Sampling:
     """A few-step schedule.
 
     Attributes:
-        method: ``euler`` (the flow's ODE) or ``renoise`` (predict the clean latents, noise them again: students trained by
-            consistency or distribution matching on re-noised samples; diffusers' ``stochastic_sampling``).
+        method: ``euler`` (the flow's ODE), ``renoise`` (predict the clean latents, noise them again: students trained by
+            consistency or distribution matching on re-noised samples; diffusers' ``stochastic_sampling``) or ``dpmpp``
+            (DPM-Solver++, Lu et al. 2022, arXiv 2211.01095: several steps' predictions combined).
         sigmas: noise levels after the scheduler's shift, one more than there are steps, the last 0.
         timesteps: what the transformer is told at each step, 0 to 1000.
         guidance: what a step adds to what the network predicts.
+        combinations: of ``dpmpp``: the latents after each step as a combination of the first latents and of the clean latents
+            that each step so far has predicted, in that order.
     """
 
     method: Sampler
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
     guidance: Guidance = field(default_factory=Guidance)
+    combinations: tuple[tuple[float, ...], ...] = ()
 
     @property
     def passes(self) -> int:
@@ -48,41 +54,56 @@ def plan_sampling(
     student: Student,
     height: int,
     width: int,
-    steps: int | None = None,
-    sigmas: Sequence[float] | None = None,
-    method: Sampler | None = None,
-    default_steps: int = 4,
+    wanted: Schedule | None = None,
     guidance: Mapping[str, Any] | None = None,
+    default_steps: int = 4,
 ) -> Sampling:
-    """What diffusers computes for ``num_inference_steps=steps`` or for ``sigmas=sigmas``.
+    """What diffusers computes for ``num_inference_steps=steps``, or for sigmas or timesteps.
 
     Args:
         student: its ``student.json`` gives what is not given here.
         height: picture height in pixels; schedulers with dynamic shifting depend on it.
         width: picture width in pixels.
-        steps: number of steps.
-        sigmas: one sigma for each step, before the shift.
-        method: by default what the scheduler's ``stochastic_sampling`` says.
-        default_steps: where neither is given, here or by the student.
+        wanted: of the schedule.
         guidance: what is wanted of it, by the names of :class:`exporters.guidance.Guidance`.
+        default_steps: where nobody says how many.
 
     Raises:
-        ExportError: the sigmas do not fall from at most 1 to above 0, or disagree with the number of steps.
+        ExportError: the schedule cannot be used.
         InputError: the guidance is not one.
     """
-    defaults = student.defaults
-    if sigmas is None and defaults.sigmas is not None and steps in (None, len(defaults.sigmas)):
-        sigmas = defaults.sigmas
-    steps = steps or (len(sigmas) if sigmas is not None else defaults.steps) or default_steps
-    if sigmas is not None:
-        _check(sigmas, steps)
-    if steps > MOST_STEPS:
-        raise ExportError("The steps cannot be planned.", [Complaint("steps", "too many", f"at most {MOST_STEPS}", str(steps))])
-    shifted, timesteps = _schedule(student, height, width, steps, sigmas)
-    stochastic = student.configs["scheduler"].get("stochastic_sampling")
-    chosen: Sampler = method or ("renoise" if stochastic else "euler")
+    wanted = wanted or Schedule()
+    student, schedule = as_sampled(student, wanted.sampler, wanted.shift), wanted.over(student.defaults)
+    schedule = replace(schedule, steps=schedule.steps or default_steps)
+    schedule.check()
+    shifted, timesteps = _schedule(student, height, width, schedule)
+    method = sampler_of(student.configs["scheduler"])
+    combinations = combined_steps(student, shifted, timesteps) if method == "dpmpp" else ()
     layers = student.configs["transformer"]["num_layers"]
-    return Sampling(chosen, shifted, timesteps, settled_guidance(guidance or {}, asdict(defaults), layers))
+    guided = settled_guidance(guidance or {}, asdict(student.defaults), layers)
+    return Sampling(method, shifted, timesteps, guided, combinations)
+
+
+def combined_steps(student: Student, sigmas: Sequence[float], timesteps: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    """What diffusers' multistep scheduler makes of unit vectors: its steps are linear in all that they take.
+
+    Args:
+        student: whose scheduler it is.
+        sigmas: noise levels, one more than there are steps.
+        timesteps: one for each step.
+    """
+    import torch
+
+    scheduler, steps = reference_scheduler(student), len(timesteps)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas, scheduler.timesteps = torch.tensor(sigmas), torch.tensor(timesteps)
+    unit = torch.eye(steps + 1, dtype=torch.float64)  # the first latents, then what each step predicts
+    latents, combinations = unit[0], []
+    for step, timestep in enumerate(scheduler.timesteps):
+        velocity = (latents - unit[step + 1]) / scheduler.sigmas[step]
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        combinations.append(tuple(latents[: step + 2].tolist()))
+    return tuple(combinations)
 
 
 def idle_steps(student: Student, height: int, width: int, sampling: Sampling) -> str:
@@ -104,7 +125,7 @@ def idle_steps(student: Student, height: int, width: int, sampling: Sampling) ->
         return ""
     even = [1 - i / steps for i in range(steps)]
     try:
-        others = _schedule(student, height, width, steps, even)[0]
+        others = _schedule(student, height, width, Schedule(steps, even))[0]
     except ExportError:  # a scheduler that makes no schedule of it
         others = sampling.sigmas
     if min(a - b for a, b in itertools.pairwise(others)) < BETTER * min(moved):
@@ -126,27 +147,43 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _schedule(
-    student: Student, height: int, width: int, steps: int, sigmas: Sequence[float] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _schedule(student: Student, height: int, width: int, wanted: Schedule) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Sigmas and timesteps of diffusers' scheduler.
 
     Raises:
         ExportError: it makes no usable ones.
     """
     scheduler = reference_scheduler(student)
-    extra = {"mu": _dynamic_shift(student, height, width)} if scheduler.config.use_dynamic_shifting else {}
-    schedule = {"num_inference_steps": steps} if sigmas is None else {"sigmas": list(sigmas)}
-    try:
-        scheduler.set_timesteps(**schedule, device="cpu", **extra)
-    except ArithmeticError as error:  # a shift that no float can hold
-        raise ExportError("The scheduler cannot be used.", [Complaint("scheduler_config.json", str(error))]) from error
-    shifted = scheduler.sigmas.tolist()
+    takes_lists = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+    if wanted.sigmas_after_shift is not None or (wanted.sigmas is not None and not takes_lists):
+        shifted = _levels(student, wanted)
+        timesteps = [scheduler.config.num_train_timesteps * sigma for sigma in shifted[:-1]]
+    else:
+        extra = {"mu": _dynamic_shift(student, height, width)} if scheduler.config.get("use_dynamic_shifting") else {}
+        lists: dict[str, Any] = {
+            key: list(given) for key in ("sigmas", "timesteps") if takes_lists and (given := getattr(wanted, key))
+        }
+        try:
+            scheduler.set_timesteps(**lists or {"num_inference_steps": wanted.steps}, device="cpu", **extra)
+        except ArithmeticError as error:  # a shift that no float can hold
+            raise ExportError("The scheduler cannot be used.", [Complaint("scheduler_config.json", str(error))]) from error
+        shifted, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    timesteps = list(wanted.timesteps or timesteps)
     falling = all(a > b for a, b in itertools.pairwise(shifted))
     if not (all(0 <= sigma <= 1 for sigma in shifted) and falling and shifted[-1] == 0):
         complaint = Complaint("scheduler_config.json", "makes unusable sigmas", "falling from at most 1 to 0", str(shifted))
         raise ExportError("The scheduler cannot be used.", [complaint])
-    return tuple(shifted), tuple(scheduler.timesteps.tolist())
+    return tuple(shifted), tuple(map(float, timesteps))
+
+
+def _levels(student: Student, wanted: Schedule) -> list[float]:
+    """Levels that are given after the shift, or before that of a scheduler that takes none; in fp32, as diffusers keeps them."""
+    if wanted.sigmas_after_shift is not None:
+        levels = np.asarray(wanted.sigmas_after_shift, np.float32)
+    else:
+        given, shift = np.asarray(wanted.sigmas, np.float32), np.float32(student.configs["scheduler"].get("flow_shift", 1.0))
+        levels = shift * given / (1 + (shift - 1) * given)
+    return [*levels.tolist(), 0.0]
 
 
 def _dynamic_shift(student: Student, height: int, width: int) -> float:
@@ -163,15 +200,3 @@ def _dynamic_shift(student: Student, height: int, width: int) -> float:
     }
     given = {name: config[key] for name, key in base.items() if name in parameters and key in config}
     return float(calculate_shift((height // step) * (width // step), **given))
-
-
-def _check(sigmas: Sequence[float], steps: int) -> None:
-    complaints = []
-    if len(sigmas) != steps:
-        complaints.append(Complaint("sigmas", "not one for each step", str(steps), str(len(sigmas))))
-    if not all(0 < sigma <= 1 for sigma in sigmas) or any(a <= b for a, b in itertools.pairwise(sigmas)):
-        complaints.append(
-            Complaint("sigmas", "wrong", "numbers that fall, from at most 1, to above 0", ",".join(map(str, sigmas)))
-        )
-    if complaints:
-        raise ExportError("The sigmas cannot be used.", complaints)

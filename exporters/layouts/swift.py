@@ -18,7 +18,7 @@ def check_client_sampling(sampling: Sampling) -> None:
         ExportError: the student is sampled by re-noising, or guided in some steps alone.
     """
     if sampling.method != "euler":
-        complaint = Complaint("--sampler", "the Swift client's scheduler cannot re-noise", "euler", sampling.method)
+        complaint = Complaint("--sampler", "the Swift client's scheduler makes Euler steps alone", "euler", sampling.method)
         raise ExportError("This student cannot be drawn by the layout swift.", [complaint], "--sampler euler, or --layout native")
     if len(set(sampling.guidance.scales(sampling.sigmas))) > 1:
         complaint = Complaint(

@@ -13,8 +13,8 @@ from torch import Tensor
 from exporters.choices import PROMPTS
 from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
+from exporters.modulations import modulation_layout
 from exporters.reference.case import Case, Inputs, Maker, as_sampled, draw_latents, encoded_picture, normal, text_cases
-from exporters.restructure.modulations import modulation_layout
 from exporters.student.student import Student
 
 

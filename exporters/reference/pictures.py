@@ -11,7 +11,7 @@ import torch
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE
 from exporters.reference.diffusers import reference_pipeline
-from exporters.reference.pinned_scheduler import PinnedScheduler
+from exporters.reference.pinned_scheduler import pinned_scheduler
 from exporters.student.student import Student
 
 _BARELY_GUIDED = math.nextafter(1.0, 2.0)
@@ -28,7 +28,7 @@ class PinnedPipeline:
 
     def __init__(self, pipeline: Any, sampling: Sampling, max_sequence_length: int) -> None:
         self._pipeline, self._max_sequence_length = pipeline, max_sequence_length
-        self._scheduler = pipeline.scheduler = PinnedScheduler.like(pipeline.scheduler, sampling)
+        self._scheduler = pipeline.scheduler = pinned_scheduler(pipeline.scheduler, sampling)
 
     def draw(self, prompt: str, latents: np.ndarray, step_noise: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw one picture.

@@ -1,10 +1,11 @@
-"""Diffusers' scheduler with a bundle's schedule in place of its own, and given noise in place of a generator's."""
+"""Diffusers' schedulers with a bundle's schedule in place of their own, and given noise in place of a generator's."""
 
 from __future__ import annotations
 
 from typing import Any, Self
 
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchEulerDiscreteSchedulerOutput,
@@ -12,6 +13,20 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from exporters.layouts.sampling import Sampling
+from exporters.student.classes import CLASS_KEY
+from exporters.student.scheduler import stepping
+
+
+def pinned_scheduler(scheduler: Any, sampling: Sampling) -> Any:
+    """Diffusers' scheduler that steps as a schedule does, with its levels.
+
+    Args:
+        scheduler: whose configuration it has, as far as it steps so itself.
+        sampling: the schedule.
+    """
+    if sampling.method == "dpmpp":
+        return PinnedSolver.like(scheduler, sampling)
+    return PinnedScheduler.like(scheduler, sampling)
 
 
 class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
@@ -32,7 +47,7 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
     @classmethod
     def like(cls, scheduler: Any, sampling: Sampling) -> Self:
         """Another scheduler's configuration with this schedule."""
-        pinned = cls.from_config(scheduler.config, stochastic_sampling=sampling.method == "renoise")
+        pinned = cls.from_config(_config(scheduler, sampling))
         assert isinstance(pinned, cls)
         pinned.sampling = sampling
         return pinned
@@ -56,3 +71,36 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
         noised = ((1.0 - self.sigmas[index + 1]) * clean + self.sigmas[index + 1] * noise).to(model_output.dtype)
         self._step_index += 1
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=noised) if options.get("return_dict", True) else (noised,)
+
+
+class PinnedSolver(DPMSolverMultistepScheduler):
+    """The multistep solver, with its own formulas for the levels of a schedule.
+
+    Attributes:
+        sampling: the schedule.
+        step_noise: of no use to it.
+    """
+
+    sampling: Sampling
+    step_noise: Tensor | None = None
+    sigmas: Any
+    timesteps: Any
+
+    @classmethod
+    def like(cls, scheduler: Any, sampling: Sampling) -> Self:
+        """Another scheduler's configuration with this schedule."""
+        pinned = cls.from_config(_config(scheduler, sampling))
+        assert isinstance(pinned, cls)
+        pinned.sampling = sampling
+        return pinned
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, *_: object, **__: object) -> None:
+        """Begin a picture."""
+        super().set_timesteps(len(self.sampling.timesteps))
+        self.sigmas = torch.tensor(self.sampling.sigmas)
+        self.timesteps = torch.tensor(self.sampling.timesteps, device=device)
+
+
+def _config(scheduler: Any, sampling: Sampling) -> dict[str, Any]:
+    config = stepping({**scheduler.config, CLASS_KEY: type(scheduler).__name__}, sampling.method)
+    return {key: value for key, value in config.items() if not key.startswith("_")}

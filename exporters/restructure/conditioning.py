@@ -7,7 +7,7 @@ student has a fixed handful of timesteps, so all of it is computed before the fi
 (the AdaLN linears) leave the denoiser, and the timestep embedding becomes a constant computed in fp32 at export:
 a runtime that rounds the sinusoid to bf16 (OpenVINO by default) cannot spoil it.
 
-The rows and their order are those of :mod:`exporters.restructure.modulations`; scales leave the conditioner as ``1 + scale``,
+The rows and their order are those of :mod:`exporters.modulations`; scales leave the conditioner as ``1 + scale``,
 ready to be multiplied by.
 """
 
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exporters.modulations import modulation_layout
 from exporters.restructure.base import Linear, Module, RestructuredModule, as_tensor, constant, named, prefixed
-from exporters.restructure.modulations import modulation_layout
 from exporters.student.weights.weight import Weight
 
 SINUSOID_CHANNELS = 256  # fixed in diffusers' CombinedTimestepTextProjEmbeddings

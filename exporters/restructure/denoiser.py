@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exporters.modulations import modulation_layout
 from exporters.restructure.attention import NullForm, attend, null_bias, with_null_channels
 from exporters.restructure.base import Conv2d, Linear, Module, RestructuredModule, prefixed
 from exporters.restructure.conditioning import inner_dim
-from exporters.restructure.modulations import modulation_layout
 from exporters.restructure.positions import TABLE, FixedPositions, SeparablePositions
 from exporters.student.weights.weight import Weight
 

@@ -19,7 +19,7 @@ from exporters.layouts.plan import plan_graphs
 from exporters.layouts.prompts import encoded_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
-from exporters.restructure.modulations import gates_of
+from exporters.modulations import gates_of
 from exporters.streamed.module import Product, Streaming, stream
 from exporters.student.student import Student
 from exporters.student.tokenizers import load_tokenizer
@@ -111,9 +111,14 @@ class TorchPipeline:
             noise: the initial latents.
             step_noise: what a re-noising sampler adds, ``[steps, images, ...]``.
         """
-        latents = noise
-        for i in range(len(self.sampling.sigmas) - 1):
-            latents = self.step(i, latents, self._guided(i, latents, condition), step_noise)
+        latents, terms = noise, [noise]
+        for i, sigma in enumerate(self.sampling.sigmas[:-1]):
+            velocity = self._guided(i, latents, condition)
+            if self.sampling.method == "dpmpp":
+                terms.append(latents - sigma * velocity)
+                latents = torch.stack([w * term for w, term in zip(self.sampling.combinations[i], terms, strict=True)]).sum(0)
+            else:
+                latents = self.step(i, latents, velocity, step_noise)
         return latents
 
     def _guided(self, i: int, latents: Tensor, condition: Mapping[Side, Condition]) -> Tensor:
@@ -128,7 +133,7 @@ class TorchPipeline:
         return velocity
 
     def step(self, i: int, latents: Tensor, velocity: Tensor, step_noise: Tensor | None = None) -> Tensor:
-        """The latents after step ``i``; arguments as of :meth:`sample`."""
+        """The latents after step ``i``, of a sampler that does not look back; arguments as of :meth:`sample`."""
         sigmas = self.sampling.sigmas
         if self.sampling.method == "euler":
             return latents + (sigmas[i + 1] - sigmas[i]) * velocity

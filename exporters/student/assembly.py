@@ -13,7 +13,8 @@ from exporters.errors import Complaint, StudentError
 from exporters.student.configs import check_class, check_config, check_values
 from exporters.student.defaults import StudentDefaults, defaults_file, read_defaults, read_json
 from exporters.student.guidance import card_of, guidance_note, names_of
-from exporters.student.structure import check_fit, check_scheduler, check_tokenizer
+from exporters.student.scheduler import read_scheduler
+from exporters.student.structure import check_fit, check_tokenizer
 from exporters.student.student import TOKENIZERS, Student, StudentSource, stamp
 from exporters.student.weights import adapters
 from exporters.student.weights.checkpoint import Opened, open_component, quantized
@@ -84,8 +85,9 @@ class _Parts:
     def read_rest(self) -> StudentDefaults:
         """Scheduler and student.json."""
         try:
-            self.configs["scheduler"] = read_json(self.folder / "scheduler" / "scheduler_config.json")
-            check_scheduler(self.configs["scheduler"])
+            stored = read_json(self.folder / "scheduler" / "scheduler_config.json")
+            self.configs["scheduler"], notes = read_scheduler(stored)
+            self.notes += notes
         except StudentError as error:
             self.errors.append(error)
         try:

@@ -11,7 +11,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "text_encoder_3": ("T5EncoderModel",),
     "transformer": ("SD3Transformer2DModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
 }
 """The classes that a part may be of. Where there are several, its configuration says which: the first if it says nothing."""
 CLASS_KEY = "_class_name"

@@ -119,6 +119,27 @@ class _Scheduler(msgspec.Struct):
     stochastic_sampling: bool = False
 
 
+class _DpmScheduler(msgspec.Struct):
+    """DPM-Solver++ over a flow's noise levels; its betas are of another kind of model, and are not read."""
+
+    prediction_type: Literal["flow_prediction"]
+    use_flow_sigmas: Literal[True]
+    num_train_timesteps: Count = 1000
+    flow_shift: Positive = 1.0
+    algorithm_type: Literal["dpmsolver++"] = "dpmsolver++"
+    solver_order: Literal[1, 2, 3] = 2
+    solver_type: Literal["midpoint", "heun"] = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    final_sigmas_type: Literal["zero"] = "zero"
+    thresholding: Literal[False] = False
+    use_dynamic_shifting: Literal[False] = False
+    use_karras_sigmas: Literal[False] | None = False
+    use_exponential_sigmas: Literal[False] | None = False
+    use_beta_sigmas: Literal[False] | None = False
+    use_lu_lambdas: Literal[False] | None = False
+
+
 _SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "CLIPTextModelWithProjection": _Clip,
     "T5EncoderModel": _T5,
@@ -126,6 +147,7 @@ _SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "AutoencoderKL": _Vae,
     "AutoencoderTiny": _TinyVae,
     "FlowMatchEulerDiscreteScheduler": _Scheduler,
+    "DPMSolverMultistepScheduler": _DpmScheduler,
 }
 
 
@@ -259,23 +281,23 @@ def _tiny_vae(config: Mapping[str, Any]) -> list[Complaint]:
 
 
 def _scheduler(config: Mapping[str, Any]) -> list[Complaint]:
-    complaints = [
-        Complaint(f"scheduler: {key}", "unknown key", "a parameter of FlowMatchEulerDiscreteScheduler")
-        for key in sorted(_foreign({key for key in config if not key.startswith("_")} - set(_Scheduler.__struct_fields__)))
-    ]
+    complaints = _unknown(config)
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     if low >= high:
         complaints.append(Complaint("scheduler: max_image_seq_len", "wrong", f"above base_image_seq_len, {low}", str(high)))
     return complaints
 
 
-def _foreign(keys: set[str]) -> set[str]:
-    """Those that diffusers' scheduler does not know either: a newer one may have more parameters than are listed here."""
+def _unknown(config: Mapping[str, Any]) -> list[Complaint]:
+    """Keys that diffusers' scheduler does not know either: it has more parameters than are listed here."""
+    name = component_class("scheduler", config)
+    keys = {key for key in config if not key.startswith("_")} - set(_SCHEMAS[name].__struct_fields__)
     if not keys:
-        return keys
-    from diffusers import FlowMatchEulerDiscreteScheduler
+        return []
+    import diffusers
 
-    return keys - set(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters)
+    known = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return [Complaint(f"scheduler: {key}", "unknown key", f"a parameter of {name}") for key in sorted(keys - set(known))]
 
 
 _FURTHER: dict[str, Callable[[Mapping[str, Any]], list[Complaint]]] = {
@@ -284,4 +306,5 @@ _FURTHER: dict[str, Callable[[Mapping[str, Any]], list[Complaint]]] = {
     "T5EncoderModel": _t5,
     "AutoencoderTiny": _tiny_vae,
     "FlowMatchEulerDiscreteScheduler": _scheduler,
+    "DPMSolverMultistepScheduler": _unknown,
 }

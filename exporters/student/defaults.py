@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from exporters.choices import Sampler, options
 from exporters.errors import Complaint, StudentError
 from exporters.guidance import guidance_complaints
 from exporters.student.configs import LARGEST, MOST_STEPS
@@ -20,7 +22,11 @@ class StudentDefaults:
 
     Attributes:
         steps: denoising steps.
-        sigmas: one sigma for each step, before the scheduler's shift.
+        sigmas: one noise level for each step, before the scheduler's shift.
+        sigmas_after_shift: likewise, as they are.
+        timesteps: what the transformer is told at each step, where that is not 1000 times the noise level.
+        shift: of noise levels, in place of the scheduler's.
+        sampler: how to step, in place of the scheduler's.
         guidance_scale: 1.0 (or diffusers' 0.0) is no guidance. None: nothing is said of it.
         negative_prompt: what guidance goes away from; this and what follows as in :class:`exporters.guidance.Guidance`.
         guidance_interval: noise levels of steps that are guided.
@@ -36,6 +42,10 @@ class StudentDefaults:
 
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
+    sigmas_after_shift: tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    shift: float | None = None
+    sampler: Sampler | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -80,17 +90,34 @@ def read_defaults(file: Path) -> StudentDefaults:
     if not isinstance(content.get("world", ""), str):
         complaints.append(Complaint(str(file), "world is wrong", "a name", repr(content["world"])))
     complaints += guidance_complaints(content, f"{file}: ")
-    sigmas = content.get("sigmas")
-    if sigmas is not None and not (isinstance(sigmas, list) and sigmas and all(_is_number(s, int, float) for s in sigmas)):
-        complaints.append(Complaint(str(file), "sigmas is wrong", "a list of numbers", repr(sigmas)))
-    elif sigmas is not None:
-        content["sigmas"] = tuple(float(s) for s in sigmas)
-        if len(sigmas) != content.get("steps", len(sigmas)):
-            complaints.append(Complaint(str(file), "sigmas and steps disagree", f"{content['steps']} sigmas", str(len(sigmas))))
+    complaints += _schedule_complaints(file, content)
     if complaints:
         raise StudentError(f"{file.name} is not usable.", complaints)
-    lists = {key: tuple(content[key]) for key in ("guidance_interval", "skip_guidance_layers") if content.get(key) is not None}
+    lists = {
+        key: tuple(value) if key == "skip_guidance_layers" else tuple(map(float, value))
+        for key, value in content.items()
+        if isinstance(value, list)
+    }
     return StudentDefaults(**content | lists)
+
+
+def _schedule_complaints(file: Path, content: Mapping[str, Any]) -> list[Complaint]:
+    complaints = []
+    steps = content.get("steps")
+    for key in ("sigmas", "sigmas_after_shift", "timesteps"):
+        given = content.get(key)
+        if given is not None and not (isinstance(given, list) and given and all(_is_number(s, int, float) for s in given)):
+            complaints.append(Complaint(str(file), f"{key} is wrong", "a list of numbers", repr(given)))
+        elif given is not None and steps is not None and len(given) != steps:
+            complaints.append(Complaint(str(file), f"{key} and steps disagree", f"{steps} {key}", str(len(given))))
+    shift = content.get("shift")
+    if shift is not None and not (_is_number(shift, int, float) and shift > 0):
+        complaints.append(Complaint(str(file), "shift is wrong", "a number above 0", repr(shift)))
+    if content.get("sampler", None) not in (None, *options(Sampler)):
+        complaints.append(Complaint(str(file), "sampler is wrong", " or ".join(options(Sampler)), repr(content["sampler"])))
+    if content.get("sigmas") is not None and content.get("sigmas_after_shift") is not None:
+        complaints.append(Complaint(str(file), "sigmas and sigmas_after_shift exclude each other", "one of them"))
+    return complaints
 
 
 def _is_number(value: object, *kinds: type) -> bool:

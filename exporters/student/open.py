@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.assembly import ABSENT, assemble
 from exporters.student.defaults import read_json
 from exporters.student.single_file import open_single_file
-from exporters.student.structure import COMPONENTS, check_index, is_listed
+from exporters.student.structure import COMPONENTS, SID, check_index, is_listed
 from exporters.student.student import BUILTIN_STUDENT, Student, StudentSource
 from exporters.student.weights.files import has_weight_files
 from exporters.student.weights.lora.source import Lora, as_loras
 from exporters.student.weights.recognise import Kind, file_kind, path_kind
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
+
+SID_STEPS = 4
 
 
 def open_student(
@@ -55,7 +58,19 @@ def open_source(source: StudentSource) -> Student:
     listed = [c for c in COMPONENTS if is_listed(index, c) and c not in source.without]
     absent = [c for c in listed if c in OPTIONAL_COMPONENTS and not has_weight_files(path / c)]
     classes = {component: index[component][1] for component in listed}
-    return assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent], listed=classes)
+    student = assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent], listed=classes)
+    return _stepping_as_sid(student) if index["_class_name"] == SID else student
+
+
+def _stepping_as_sid(student: Student) -> Student:
+    """With that pipeline's steps where ``student.json`` says nothing: evenly spaced levels without a shift, noise drawn anew."""
+    own = student.defaults
+    if own.sigmas is None and own.sigmas_after_shift is None:
+        steps = own.steps or SID_STEPS
+        own = replace(own, steps=steps, sigmas_after_shift=tuple(1 - i / steps for i in range(steps)))
+    own = own if own.sampler is not None else replace(own, sampler="renoise")
+    note = f"the pipeline is {SID}: it draws noise anew in every step (sampler renoise), at noise levels without a shift"
+    return replace(student, defaults=own, notes=(*student.notes, note))
 
 
 def _check_folder(path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.classes import CLASSES
-from exporters.student.configs import check_config
 from exporters.student.weights.recognise import file_kind
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
+SID = "SiDSD3Pipeline"
+"""SiD-DiT's own pipeline: Stable Diffusion 3's but for how it steps (apple-aiml-research/ml-sid-dit, ``sid_dit_generate``)."""
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 
 
@@ -26,7 +27,7 @@ def check_index(folder: Path, index: dict[str, Any]) -> None:
     complaints = []
     where = str(folder / "model_index.json")
     pipeline = str(index.get("_class_name"))
-    if not pipeline.startswith("StableDiffusion3"):
+    if not pipeline.startswith("StableDiffusion3") and pipeline != SID:
         complaints.append(Complaint(where, "another pipeline", "StableDiffusion3Pipeline", pipeline))
     for component in COMPONENTS:
         entry = index.get(component, [None, None])
@@ -59,22 +60,6 @@ def check_tokenizer(folder: Path) -> None:
         if file.name in _TOKENIZER_FILES and (kind := file_kind(file)) is not None:
             complaint = Complaint(str(file), kind.what)
             raise StudentError("A tokenizer cannot be read.", [complaint], kind.remedy, f"{file.name} {kind.what}")
-
-
-def check_scheduler(config: dict[str, Any]) -> None:
-    """Complain of a scheduler that is not flow matching by Euler steps, and of values that it cannot have."""
-    name = config.get("_class_name")
-    if name == "FlowMatchEulerDiscreteScheduler":
-        if complaints := check_config("scheduler", config):
-            raise StudentError("The scheduler cannot be used.", complaints)
-        return
-    complaint = Complaint("scheduler", "another scheduler", "FlowMatchEulerDiscreteScheduler", str(name))
-    raise StudentError(
-        "The scheduler cannot be used.",
-        [complaint],
-        "where it computes the same schedule, write FlowMatchEulerDiscreteScheduler into scheduler_config.json, "
-        "and build with --sampler renoise if it draws noise anew in every step",
-    )
 
 
 def check_fit(path: Path, configs: dict[str, dict[str, Any]]) -> None:

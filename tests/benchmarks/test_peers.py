@@ -19,6 +19,7 @@ from benchmarks.quality.drawing import Wanted
 from benchmarks.quality.pictures import PictureQuality, Quality, assess
 from benchmarks.results.record import Entry, Measured, PictureResult, Results, Series
 from exporters.layouts.sampling import plan_sampling
+from exporters.layouts.schedule import Schedule
 from exporters.student.student import Student
 from exporters.student.weights.lora.source import Lora
 from quantization.errors import InputError
@@ -26,7 +27,7 @@ from tests.helpers import lora_files
 
 
 def job_of(student: Student, folder: Path) -> Job:
-    sampling = plan_sampling(student, 64, 64, steps=2)
+    sampling = plan_sampling(student, 64, 64, Schedule(2))
     return Job(
         student=str(student.path),
         fingerprint="f",

@@ -109,7 +109,7 @@ export function withoutBlocks(modulations, blocks, leftOut) {
 
 /**
  * Every third row of a block is a gate, of six for each stream, nine for the picture's with dual attention; the last block's text
- * has two rows and no gate (exporters/restructure/modulations.py).
+ * has two rows and no gate (exporters/modulations.py).
  *
  * @param {{num_layers: number, dual_attention_layers: number[]}} blocks
  * @param {number[]} leftOut

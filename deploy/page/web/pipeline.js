@@ -3,7 +3,7 @@
 import { BundleError } from "./errors.js";
 import { guidedSteps, guidedVelocity, settledGuidance, withoutBlocks } from "./guidance.js";
 import { Generator } from "./noise.js";
-import { sampleEuler, sampleRenoise } from "./sampler.js";
+import { sampleCombined, sampleEuler, sampleRenoise } from "./sampler.js";
 import { Sessions, loadRuntime } from "./sessions.js";
 import { PromptTokenizer } from "./tokenizer.js";
 
@@ -157,7 +157,7 @@ export class Pipeline {
    * @param {Progress} onProgress
    */
   async _sample(conditions, guidance, start, noise, onProgress) {
-    const { method, sigmas, timesteps } = this.manifest.sampling;
+    const { method, sigmas, timesteps, combinations } = this.manifest.sampling;
     const guided = guidedSteps(guidance, sigmas);
     const velocity = (/** @type {Float32Array} */ latents, /** @type {number} */ step) =>
       guidedVelocity(guided[step], guidance.skip_layer_guidance_scale, async (side) => {
@@ -174,10 +174,12 @@ export class Pipeline {
       });
     const onStep = (/** @type {number} */ step) => onProgress("denoise", step + 1, timesteps.length);
     onProgress("denoise", 0, timesteps.length);
-    const sample =
-      method === "euler"
-        ? await sampleEuler(velocity, start, sigmas, onStep)
-        : await sampleRenoise(velocity, start, sigmas, noise, onStep);
+    const samplers = {
+      euler: () => sampleEuler(velocity, start, sigmas, onStep),
+      renoise: () => sampleRenoise(velocity, start, sigmas, noise, onStep),
+      dpmpp: () => sampleCombined(velocity, start, sigmas, combinations, onStep),
+    };
+    const sample = await samplers[/** @type {keyof typeof samplers} */ (method)]();
     await this._sessions.endStage();
     return sample;
   }

@@ -51,3 +51,27 @@ export async function sampleRenoise(velocity, latents, sigmas, noise, onStep) {
   }
   return latents;
 }
+
+/**
+ * Each step's latents as a combination of the first latents and of all clean latents so far, `x0 = x - sigma v`.
+ *
+ * @param {Velocity} velocity the network
+ * @param {Float32Array} latents noise at `sigmas[0]`
+ * @param {number[]} sigmas one more than there are steps
+ * @param {number[][]} combinations for each step, of the first latents and of each step's clean latents
+ * @param {OnStep} [onStep]
+ */
+export async function sampleCombined(velocity, latents, sigmas, combinations, onStep) {
+  const levels = Float32Array.from(sigmas);
+  const terms = [latents];
+  for (const [i, row] of combinations.entries()) {
+    const weights = Float32Array.from(row);
+    const predicted = await velocity(latents, i);
+    terms.push(latents.map((x, k) => x - Math.fround(levels[i] * predicted[k])));
+    latents = latents.map((_, k) =>
+      weights.reduce((sum, weight, term) => Math.fround(sum + Math.fround(weight * terms[term][k])), 0),
+    );
+    onStep?.(i);
+  }
+  return latents;
+}

@@ -26,21 +26,18 @@ const calls = {
     });
   },
 
-  async sample({ method, latents, sigmas, noise }) {
-    const { sampleEuler, sampleRenoise } = await load("sampler.js");
+  async sample({ method, latents, sigmas, noise, combinations }) {
+    const { sampleCombined, sampleEuler, sampleRenoise } = await load("sampler.js");
     const velocity = async (x, step) => x.map((value) => Math.fround(value * Math.fround(0.3)) + step);
     const steps = [];
     const start = floats(latents);
-    const sampled =
-      method === "euler"
-        ? await sampleEuler(velocity, start, sigmas, (step) => steps.push(step))
-        : await sampleRenoise(
-            velocity,
-            start,
-            sigmas,
-            (step) => floats(noise[step]),
-            (step) => steps.push(step),
-          );
+    const onStep = (step) => steps.push(step);
+    const samplers = {
+      euler: () => sampleEuler(velocity, start, sigmas, onStep),
+      renoise: () => sampleRenoise(velocity, start, sigmas, (step) => floats(noise[step]), onStep),
+      dpmpp: () => sampleCombined(velocity, start, sigmas, combinations, onStep),
+    };
+    const sampled = await samplers[method]();
     return { sampled: base64(sampled), steps };
   },
 

@@ -28,10 +28,10 @@ from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
 from deploy.page.drive import PageRequest, opened_page, run_in_browser
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sampler import sample_euler, sample_renoise
+from deploy.runtime.sampler import sample_combined, sample_euler, sample_renoise
 from exporters.guidance import Guidance
+from exporters.modulations import gates_of
 from exporters.reference.decibels import psnr_db
-from exporters.restructure.modulations import gates_of
 from exporters.student.student import Student
 
 PROMPT = "a red circle left of a blue square on a white background"
@@ -40,6 +40,9 @@ RUN_MODULES = Path(__file__).with_name("run_modules.mjs")
 # Graphs in fp32 on both sides: rounding (2^-24 each, -144 dB) through a hundred layers, four steps and the VAE. Measured: 115 to
 # 139 dB. A wrong token, sigma or noise leaves less than 30.
 REQUIRED_DB = 90
+
+
+COMBINATIONS = [[0.9, 0.1], [0.31, 0.2, 0.49], [0.0, 0.1, -0.4, 1.3]]
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +135,7 @@ def test_noise_is_numpys(seed: int, picture: int, node: str) -> None:
         assert np.array_equal(decoded(drawn), generator.standard_normal(count, np.float32))
 
 
-@pytest.mark.parametrize("method", ["euler", "renoise"])
+@pytest.mark.parametrize("method", ["euler", "renoise", "dpmpp"])
 def test_samplers_are_pythons(method: str, node: str) -> None:
     rng, sigmas = np.random.default_rng(0), [1.0, 0.9, 0.31, 0.0]
     latents, noise = rng.standard_normal(50, np.float32), rng.standard_normal((3, 50), np.float32)
@@ -142,9 +145,12 @@ def test_samplers_are_pythons(method: str, node: str) -> None:
 
     if method == "euler":
         expected = sample_euler(velocity, latents, sigmas)
+    elif method == "dpmpp":
+        expected = sample_combined(velocity, latents, sigmas, COMBINATIONS)
     else:
         expected = sample_renoise(velocity, latents, sigmas, lambda step: noise[step])
     request = {"method": method, "latents": encoded(latents), "sigmas": sigmas, "noise": [encoded(n) for n in noise]}
+    request["combinations"] = COMBINATIONS
     got = run_modules(node, SOURCES, call="sample", **request)
     assert got["steps"] == [0, 1, 2]
     assert np.array_equal(decoded(got["sampled"]), expected)  # the same fp32 operations in the same order

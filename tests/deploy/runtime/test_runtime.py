@@ -123,7 +123,8 @@ def test_picture_shows_what_the_prompt_says(builtin_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "sampler", "opset"), [("native", "euler", None), ("native", "renoise", 21), ("optimum", "renoise", 21)]
+    ("layout", "sampler", "opset"),
+    [("native", "euler", None), ("native", "renoise", 21), ("native", "dpmpp", None), ("optimum", "renoise", 21)],
 )
 def test_layouts_and_samplers_match_diffusers(
     layout: str, sampler: str, opset: int | None, students: dict[str, Student], tmp_path: Path
@@ -273,9 +274,11 @@ OURS = {
     "deploy.errors",
     "deploy.runtime",
     "exporters.choices",
+    "exporters.guidance",
     "exporters.hashing",
     "exporters.layouts",
     "exporters.links",
+    "exporters.modulations",
     "quantization.errors",
 }
 """All rooms of this project that drawing needs; of exporters.layouts the contract of the Swift client alone."""

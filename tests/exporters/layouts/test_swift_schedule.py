@@ -10,6 +10,7 @@ import pytest
 
 from exporters.errors import ExportError
 from exporters.layouts.sampling import plan_sampling
+from exporters.layouts.schedule import Schedule
 from exporters.layouts.swift_schedule import SHIFT, TRAIN_STEPS, client_schedule, client_sigmas
 from exporters.student.open import open_student
 from tests.helpers.student_files import edit_json
@@ -20,7 +21,7 @@ from tests.helpers.student_files import edit_json
 def test_diffusers_own_grid_is_the_clients(steps: int, shift: float, tiny_folder: Path) -> None:
     """With as many steps and the scheduler's shift: nothing is scaled then. diffusers' sigmas are of fp32: 1e-7 of a step."""
     edit_json(tiny_folder / "scheduler/scheduler_config.json", shift=shift)
-    sampling = plan_sampling(open_student(tiny_folder), 64, 64, steps)
+    sampling = plan_sampling(open_student(tiny_folder), 64, 64, Schedule(steps))
     assert client_sigmas(steps, shift) == pytest.approx(sampling.sigmas[:-1], abs=1e-5)
     client = client_schedule(sampling.sigmas, shift)
     assert (client.steps, client.shift) == (steps, shift)

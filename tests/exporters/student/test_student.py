@@ -152,7 +152,7 @@ BAD_STUDENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "other scheduler": (
         lambda f: edit_json(f / "scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
-        r"expected FlowMatchEulerDiscreteScheduler, got DDIMScheduler",
+        r"expected FlowMatchEulerDiscreteScheduler or DPMSolver.*, got DDIMScheduler",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), r"tokenizer: no tokenizer in it"),
     "widths disagree": (
@@ -302,7 +302,9 @@ def test_parameters_of_the_scheduler_are_diffusers_own() -> None:
     """Those that are listed are taken without diffusers; of others it is asked, and a newer one may know them."""
     own = set(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters) - {"self"}
     assert set(configs._Scheduler.__struct_fields__) == own
-    assert configs._foreign({"shift", "shfit"}) == {"shfit"}
+    (complaint,) = configs._unknown({"shift": 3.0, "shfit": 3.0})
+    assert (complaint.where, complaint.what) == ("scheduler: shfit", "unknown key")
+    assert configs._unknown({"_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.1, "flow_shift": 3.0}) == []
 
 
 def test_a_variant_says_for_itself_how_it_is_run(tiny_folder: Path) -> None:
