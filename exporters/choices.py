@@ -18,6 +18,9 @@ Sampler = Literal["euler", "renoise", "dpmpp"]
 """How a step is taken: along the flow, by predicting the clean latents and noising them again, or by DPM-Solver++, which looks
 back at the steps before."""
 
+UpscaleMode = Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
+"""How latents that grow from step to step are enlarged, in torch's words."""
+
 ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
 """What Core ML programs are made for."""
 

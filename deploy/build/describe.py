@@ -90,6 +90,8 @@ def describe(
             timesteps=plan.sampling.timesteps,
             guidance=GuidanceRecord(**asdict(plan.sampling.guidance)),
             combinations=plan.sampling.combinations,
+            scales=plan.sampling.scales,
+            upscale_mode=plan.sampling.upscale_mode,
         ),
         picture=_picture(plan),
         text=_text(plan),

@@ -16,13 +16,12 @@ from deploy.tiers.profiles import check_schemes, computes_in, default_profile, p
 from deploy.tiers.tier import Tier, check_format, find_tier
 from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
 from exporters.layouts.plan import plan_graphs
-from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
+from exporters.layouts.sampling import Sampling, as_wanted, idle_steps, plan_sampling
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
 from exporters.layouts.swift_schedule import client_schedule
 from exporters.student.open import open_student
-from exporters.student.scheduler import as_sampled
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student
 from exporters.student.tokenizers import Tokenizers, open_tokenizers
@@ -130,7 +129,7 @@ def settle(request: BuildRequest) -> Plan:
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     without = () if keep_t5 else OPTIONAL_COMPONENTS
     student = open_student(request.student, request.variant, without, request.ignore_lora, request.lora)
-    student = as_sampled(student, request.sampler, request.shift)
+    student = as_wanted(student, request.schedule)
     student.licences()  # complains of those that cannot be taken along
     profile = _choose_profile(request, tier)
     calibration = None if request.calibration is None else Calibration(request.calibration)
@@ -164,7 +163,10 @@ def _shape(
     defaults = student.defaults
     height = request.height or defaults.height or tier.resolution
     width = request.width or defaults.width or tier.resolution
-    steps = request.schedule.over(defaults).steps or tier.steps
+    schedule = request.schedule.over(defaults)
+    if schedule.scales:
+        _check_growing(request, tier)
+    steps = schedule.steps or tier.steps
     tokens = T5_TOKENS if request.layout == "swift" else defaults.max_sequence_length
     options = GraphOptions(
         layout=request.layout,
@@ -174,7 +176,7 @@ def _shape(
         clip_tokens=tokenizers[0][2].model_max_length,
         keep_t5=keep_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
         max_sequence_length=request.max_sequence_length or tokens,
-        dynamic=request.dynamic or request.layout == "optimum",
+        dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales),
     )
     if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):
         complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
@@ -192,6 +194,21 @@ def _shape(
         client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
     guided = request.layout == "swift" and sampling.guidance.on
     return replace(options, timesteps=sampling.timesteps, client=client, guided=guided), sampling
+
+
+def _check_growing(request: BuildRequest, tier: Tier) -> None:
+    """Refuse what cannot draw latents that grow from step to step: it takes graphs of any size, and a runtime that resizes."""
+    complaints = []
+    if request.format != "onnx":
+        complaints.append(Complaint("--scales", "Core ML programs have one size", "--format onnx", request.format))
+    elif request.layout != "native":
+        complaints.append(
+            Complaint("--scales", "only this project's runtime enlarges latents", "--layout native", request.layout)
+        )
+    elif _has_page(request, tier):
+        complaints.append(Complaint("--scales", "the browser's page draws one size", "another tier", request.tier))
+    if complaints:
+        raise InputError("Latents that grow from step to step cannot be drawn.", complaints)
 
 
 def _check_profile(profile: Profile, request: BuildRequest, tier: Tier, student: Student, graphs: tuple[GraphSpec, ...]) -> None:

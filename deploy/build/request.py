@@ -17,6 +17,7 @@ from exporters.choices import (
     Parity,
     Sampler,
     System,
+    UpscaleMode,
     options,
 )
 from exporters.guidance import KEYS
@@ -37,6 +38,7 @@ _WORDS: dict[str, tuple[str | int | None, ...]] = {
     "layout": options(Layout),
     "precision": (None, *options(Compute)),
     "sampler": (None, *options(Sampler)),
+    "upscale_mode": (None, *options(UpscaleMode)),
     "parity": options(Parity),
 }
 _COREML_OPTIONS = {"compute_units": "--compute-units", "stages": "--stages", "system": "--target", "attention": "--attention"}
@@ -69,6 +71,8 @@ class BuildRequest:
         timesteps: what the transformer is told at each step, in place of 1000 times its noise level.
         shift: of noise levels, in place of the scheduler's.
         sampler: ``euler``, ``renoise`` or ``dpmpp``.
+        scales: sizes of the latents of each step, as shares of the last: they grow from step to step.
+        upscale_mode: how they are enlarged.
         guidance_scale: of classifier-free guidance, which a picture has where it is not asked for another; this and what follows
             as in :class:`exporters.guidance.Guidance`.
         negative_prompt: what guidance goes away from.
@@ -109,6 +113,8 @@ class BuildRequest:
     timesteps: tuple[float, ...] | None = None
     shift: float | None = None
     sampler: Sampler | None = None
+    scales: tuple[float, ...] | None = None
+    upscale_mode: UpscaleMode | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -144,7 +150,16 @@ class BuildRequest:
     @property
     def schedule(self) -> Schedule:
         """What is wanted of the schedule."""
-        return Schedule(self.steps, self.sigmas, self.sigmas_after_shift, self.timesteps, self.shift, self.sampler)
+        return Schedule(
+            self.steps,
+            self.sigmas,
+            self.sigmas_after_shift,
+            self.timesteps,
+            self.shift,
+            self.sampler,
+            self.scales,
+            self.upscale_mode,
+        )
 
     @property
     def guidance(self) -> dict[str, Any]:

@@ -115,7 +115,15 @@ def sampling_of(manifest: Manifest) -> Sampling:
     from exporters.layouts.sampling import Sampling
 
     record = manifest.sampling
-    return Sampling(record.method, record.sigmas, record.timesteps, record.guided, record.combinations)
+    return Sampling(
+        record.method,
+        record.sigmas,
+        record.timesteps,
+        record.guided,
+        record.combinations,
+        record.scales,
+        record.upscale_mode,
+    )
 
 
 def profile_of(manifest: Manifest) -> Profile:

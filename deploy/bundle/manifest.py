@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from deploy.errors import BundleError, Complaint
-from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler
+from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler, UpscaleMode
 from exporters.guidance import UNGUIDED, Guidance, guidance_complaints
 from quantization.errors import printable
 
@@ -31,6 +31,7 @@ LARGEST_BYTES = 1 << 26  # far more than a list of every weight of a full-size s
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -133,6 +134,8 @@ class SamplingRecord(_Record, frozen=True):
         timesteps: what the transformer was told.
         guidance: none by default.
         combinations: of ``dpmpp``: what the latents after each step are, as :class:`~exporters.layouts.sampling.Sampling` has it.
+        scales: sizes of the latents of each step, as shares of the last, which is 1; none where they do not grow.
+        upscale_mode: how they are enlarged between steps.
     """
 
     method: Sampler
@@ -140,6 +143,8 @@ class SamplingRecord(_Record, frozen=True):
     timesteps: tuple[float, ...]
     guidance: GuidanceRecord = GuidanceRecord()
     combinations: tuple[tuple[float, ...], ...] = ()
+    scales: tuple[Positive, ...] = ()
+    upscale_mode: UpscaleMode = "nearest"
 
     @property
     def passes(self) -> int:
@@ -377,6 +382,8 @@ def _check(manifest: Manifest, file: Path) -> None:
     if [len(row) for row in sampling.combinations] != rows:
         got = str([len(row) for row in sampling.combinations])
         complaints.append(Complaint(str(file), "combinations are not those of the steps", str(rows), got))
+    if sampling.scales and (len(sampling.scales) != len(sampling.timesteps) or not manifest.picture.dynamic):
+        complaints.append(Complaint(str(file), "scales are wrong", "one for each step, of a picture of dynamic size"))
     layers = manifest.blocks.num_layers if manifest.blocks else None
     complaints += guidance_complaints(msgspec.structs.asdict(sampling.guidance), f"{file}: ", layers)
     if (client := manifest.client_schedule) and not _serves(client, len(sampling.timesteps)):

@@ -20,6 +20,7 @@ from exporters.choices import (
     Runtime,
     Sampler,
     System,
+    UpscaleMode,
 )
 from exporters.guidance import KEYS
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 MAX_IMAGES = 10_000
-LISTS = ("sigmas", "sigmas_after_shift", "timesteps")
+LISTS = ("sigmas", "sigmas_after_shift", "timesteps", "scales")
 T = TypeVar("T")
 SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
 
@@ -95,6 +96,17 @@ TimestepsOption = Annotated[
 ShiftOption = Annotated[
     float | None,
     typer.Option(min=0, help="Shift of noise levels, in place of the scheduler's.", show_default=False),
+]
+ScalesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Sizes of the latents of each step, as shares of the last: they grow from step to step, e.g. 32,64,96,128 (SwD).",
+        show_default=False,
+    ),
+]
+UpscaleModeOption = Annotated[
+    UpscaleMode | None, typer.Option(help="How they are enlarged between steps. Default: nearest.", show_default=False)
 ]
 SamplerOption = Annotated[
     Sampler | None,

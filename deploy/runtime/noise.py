@@ -10,6 +10,7 @@ import numpy as np
 
 from deploy.errors import Complaint, InputError
 from deploy.runtime.torch_noise import LARGEST_SEED, TorchGenerator
+from exporters.scales import Size, cropped
 
 Noise = Literal["numpy", "torch"]
 """Whose noise a seed means."""
@@ -29,21 +30,27 @@ class PictureNoise:
     Attributes:
         latents: what sampling starts from, ``[pictures, channels, height / 8, width / 8]``, fp32.
         generators: one for each picture, at the place where its latents were drawn.
-        step_noise: what a re-noising sampler adds, ``[pictures, steps, channels, height / 8, width / 8]``, fp32; none where the
-            generators draw it.
+        sizes: rows and columns of the latents at each step.
+        step_noise: what a re-noising sampler adds, ``[pictures, steps, channels, height / 8, width / 8]``, fp32, of which smaller
+            latents take the first rows and columns. None where the generators draw it.
     """
 
     latents: np.ndarray
     generators: Sequence[Generator]
+    sizes: Sequence[Size]
     step_noise: np.ndarray | None = None
 
+    def size_after(self, step: int) -> Size:
+        """Rows and columns of the latents after a step."""
+        return self.sizes[min(step + 1, len(self.sizes) - 1)]
+
     def of_steps(self, picture: int) -> Callable[[int], np.ndarray]:
-        """The noise of each step of a picture, ``[1, channels, height / 8, width / 8]``, to be asked for in order."""
-        shape = (1, *self.latents.shape[1:])
+        """The noise of each step of a picture, ``[1, channels, rows, columns]``, to be asked for in order."""
+        channels = self.latents.shape[1]
         if self.step_noise is not None:
             given = self.step_noise[picture]
-            return lambda step: given[step].reshape(shape)
-        return lambda step: self.generators[picture].standard_normal(shape, np.float32)
+            return lambda step: cropped(given[step], self.size_after(step))[None]
+        return lambda step: self.generators[picture].standard_normal((1, channels, *self.size_after(step)), np.float32)
 
 
 def generators(seed: int, count: int, noise: Noise) -> list[Generator]:
@@ -65,16 +72,23 @@ def drawn_latents(drawers: Sequence[Generator], shape: Shape) -> np.ndarray:
     return np.stack([generator.standard_normal(shape, np.float32) for generator in drawers])
 
 
-def given_latents(latents: np.ndarray, shape: Shape) -> np.ndarray:
-    """Given latents in fp32.
+def given_latents(latents: np.ndarray, shape: Shape, first: Size) -> np.ndarray:
+    """Given latents in fp32, those of the first step.
+
+    Args:
+        latents: to look at.
+        shape: of the picture's latents.
+        first: rows and columns of the first step's, where they grow: they may be of that size, or are cut to it.
 
     Raises:
         InputError: they are not ``[pictures, *shape]``, or no finite numbers.
     """
+    if isinstance(latents, np.ndarray) and latents.ndim == 1 + len(shape) and latents.shape[1:] == (*shape[:1], *first):
+        shape = (*shape[:1], *first)
     if not isinstance(latents, np.ndarray) or latents.ndim != 1 + len(shape) or latents.shape[1:] != shape or not len(latents):
         complaint = Complaint("--latents", "wrong shape", f"[images, {', '.join(map(str, shape))}]", _shape_of(latents))
         raise InputError("The latents do not fit the bundle.", [complaint])
-    return _in_fp32(latents, "--latents", "The latents cannot be used.")
+    return cropped(_in_fp32(latents, "--latents", "The latents cannot be used."), first)
 
 
 def given_step_noise(step_noise: np.ndarray, shape: Shape) -> np.ndarray:

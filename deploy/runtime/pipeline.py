@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
@@ -37,6 +37,7 @@ from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
 from exporters.choices import Runtime
 from exporters.guidance import Guidance, Side, guided_velocity
+from exporters.scales import resized, step_sizes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,7 +125,8 @@ class Pipeline:
             seed: of the initial noise, at least 0.
             num_images: how many pictures of each prompt.
             latents: initial noise ``[pictures, channels, height / 8, width / 8]`` in place of the seed's, as many for each
-                prompt; ``num_images`` may be left out.
+                prompt; ``num_images`` may be left out. Of a student whose latents grow they may be of the first step's size;
+                larger ones are cut to it.
             height: picture height in pixels, of a bundle with a dynamic size.
             width: picture width in pixels, of a bundle with a dynamic size.
             step_noise: what a re-noising sampler adds, ``[pictures, steps, channels, height / 8, width / 8]``, in place of
@@ -152,14 +154,15 @@ class Pipeline:
             prompts = listed_prompts(prompt)
             guided = guidance_of(self.manifest, guidance, len(prompts))
             shape = self._latent_shape(height, width)
-            given = None if latents is None else given_latents(latents, shape)
+            sizes = step_sizes(self.manifest.sampling.scales, shape[1:], self._steps)
+            given = None if latents is None else given_latents(latents, shape, sizes[0])
             each = pictures_of_each(num_images, len(prompts), given)
             drawers = [one for _ in prompts for one in generators(int(seed), int(each), noise)]
-            start = drawn_latents(drawers, shape) if given is None else given
+            start = drawn_latents(drawers, (*shape[:1], *sizes[0])) if given is None else given
             added = None if step_noise is None else given_step_noise(step_noise, (len(start), self._steps, *shape))
             report = progress or _silent
             conditions = self._conditions(prompts, guided, report)
-            samples = self._denoised(conditions, PictureNoise(start, drawers, added), report, callback)
+            samples = self._denoised(conditions, PictureNoise(start, drawers, sizes, added), report, callback)
             return self._decoded(samples, report)
 
     def images(
@@ -253,11 +256,11 @@ class Pipeline:
             for i in range(count):
                 report("denoise", i * steps, count * steps)
                 on_step = functools.partial(after_step, i)
-                samples.append(self._sampled(conditions[i // each], noise.latents[i : i + 1], noise.of_steps(i), on_step))
+                samples.append(self._sampled(conditions[i // each], noise, i, on_step))
         return samples
 
-    def _sampled(self, condition: _Guided, start: np.ndarray, noise: Callable[[int], np.ndarray], on_step: OnStep) -> np.ndarray:
-        sampling, stages = self.manifest.sampling, self._stages
+    def _sampled(self, condition: _Guided, noise: PictureNoise, picture: int, on_step: OnStep) -> np.ndarray:
+        sampling, stages, start = self.manifest.sampling, self._stages, noise.latents[picture : picture + 1]
 
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
             def predicted(side: Side) -> np.ndarray:
@@ -269,7 +272,11 @@ class Pipeline:
             return sample_euler(velocity, start, sampling.sigmas, on_step)
         if sampling.method == "dpmpp":
             return sample_combined(velocity, start, sampling.sigmas, sampling.combinations, on_step)
-        return sample_renoise(velocity, start, sampling.sigmas, noise, on_step)
+
+        def enlarged(clean: np.ndarray, step: int) -> np.ndarray:
+            return resized(clean, noise.size_after(step), sampling.upscale_mode)
+
+        return sample_renoise(velocity, start, sampling.sigmas, noise.of_steps(picture), on_step, enlarged)
 
     def _decoded(self, samples: Sequence[np.ndarray], report: Progress) -> np.ndarray:
         """Pictures ``[pictures, height, width, 3]``."""

@@ -41,6 +41,7 @@ def sample_renoise(
     sigmas: Sequence[float],
     noise: Callable[[int], np.ndarray],
     on_step: OnStep | None = None,
+    enlarged: Callable[[np.ndarray, int], np.ndarray] = lambda clean, step: clean,
 ) -> np.ndarray:
     """Predict the clean latents and noise them again: ``x0 = x - sigma v``, ``x = (1 - sigma_next) x0 + sigma_next noise``.
 
@@ -48,12 +49,13 @@ def sample_renoise(
         velocity: as in :func:`sample_euler`.
         latents: noise at ``sigmas[0]``, fp32.
         sigmas: one more than there are steps.
-        noise: fresh standard normal noise for each step, shaped like the latents.
+        noise: fresh standard normal noise for each step, shaped like the latents after it.
         on_step: as in :func:`sample_euler`.
+        enlarged: clean latents as large as they are after a step.
     """
     steps = np.asarray(sigmas, np.float32)
     for i in range(len(sigmas) - 1):
-        clean = latents - steps[i] * velocity(latents, i)
+        clean = enlarged(latents - steps[i] * velocity(latents, i), i)
         latents = (1 - steps[i + 1]) * clean + steps[i + 1] * noise(i)
         if on_step:
             on_step(i, latents)

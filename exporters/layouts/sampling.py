@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from exporters.choices import Sampler
+from exporters.choices import Sampler, UpscaleMode
 from exporters.errors import Complaint, ExportError
 from exporters.guidance import Guidance, settled_guidance
 from exporters.layouts.schedule import Schedule
 from exporters.layouts.spec import VAE_SCALE
+from exporters.scales import step_sizes
 from exporters.student.scheduler import as_sampled, reference_scheduler, sampler_of
 from exporters.student.student import Student
 
@@ -36,6 +37,8 @@ class Sampling:
         guidance: what a step adds to what the network predicts.
         combinations: of ``dpmpp``: the latents after each step as a combination of the first latents and of the clean latents
             that each step so far has predicted, in that order.
+        scales: sizes of the latents of each step, as shares of the last, which is the picture's; none where they do not grow.
+        upscale_mode: how they are enlarged between steps.
     """
 
     method: Sampler
@@ -43,11 +46,23 @@ class Sampling:
     timesteps: tuple[float, ...]
     guidance: Guidance = field(default_factory=Guidance)
     combinations: tuple[tuple[float, ...], ...] = ()
+    scales: tuple[float, ...] = ()
+    upscale_mode: UpscaleMode = "nearest"
 
     @property
     def passes(self) -> int:
         """How often a picture asks the network."""
         return self.guidance.passes(self.sigmas)
+
+
+def as_wanted(student: Student, wanted: Schedule) -> Student:
+    """A student whose scheduler steps as is wanted; one whose latents grow draws noise anew if nobody says otherwise.
+
+    Raises:
+        ExportError: as :func:`~exporters.student.scheduler.as_sampled`, and where what is wanted contradicts itself.
+    """
+    sampler = wanted.sampler or student.defaults.sampler or ("renoise" if wanted.over(student.defaults).scales else None)
+    return as_sampled(student, sampler, wanted.shift)
 
 
 def plan_sampling(
@@ -73,15 +88,36 @@ def plan_sampling(
         InputError: the guidance is not one.
     """
     wanted = wanted or Schedule()
-    student, schedule = as_sampled(student, wanted.sampler, wanted.shift), wanted.over(student.defaults)
+    student, schedule = as_wanted(student, wanted), wanted.over(student.defaults)
     schedule = replace(schedule, steps=schedule.steps or default_steps)
     schedule.check()
+    if schedule.scales:
+        _check_scales(student, height, width, schedule)
     shifted, timesteps = _schedule(student, height, width, schedule)
     method = sampler_of(student.configs["scheduler"])
     combinations = combined_steps(student, shifted, timesteps) if method == "dpmpp" else ()
     layers = student.configs["transformer"]["num_layers"]
     guided = settled_guidance(guidance or {}, asdict(student.defaults), layers)
-    return Sampling(method, shifted, timesteps, guided, combinations)
+    scales = tuple(scale / schedule.scales[-1] for scale in schedule.scales) if schedule.scales else ()
+    return Sampling(method, shifted, timesteps, guided, combinations, scales, schedule.upscale_mode or "nearest")
+
+
+def _check_scales(student: Student, height: int, width: int, wanted: Schedule) -> None:
+    """Latents grow where noise is drawn anew, and each step's are whole patches."""
+    patch, complaints = student.configs["transformer"]["patch_size"], []
+    if (method := sampler_of(student.configs["scheduler"])) != "renoise":
+        complaints.append(Complaint("scales", "latents grow where noise is drawn anew in every step", "renoise", method))
+    assert wanted.scales is not None
+    assert wanted.steps is not None
+    for rows, columns in step_sizes(wanted.scales, (height // VAE_SCALE, width // VAE_SCALE), wanted.steps):
+        if rows % patch or columns % patch or not rows or not columns:
+            complaints.append(
+                Complaint("scales", "make latents that are no whole patches", f"multiples of {patch}", f"{rows} x {columns}")
+            )
+    if student.configs["scheduler"].get("use_dynamic_shifting") and wanted.sigmas_after_shift is None:
+        complaints.append(Complaint("scales", "the scheduler's shift depends on the size", "--sigmas-after-shift, or --shift"))
+    if complaints:
+        raise ExportError("The schedule cannot be used.", complaints)
 
 
 def combined_steps(student: Student, sigmas: Sequence[float], timesteps: Sequence[float]) -> tuple[tuple[float, ...], ...]:

@@ -12,6 +12,7 @@ from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE
 from exporters.reference.diffusers import reference_pipeline
 from exporters.reference.pinned_scheduler import pinned_scheduler
+from exporters.scales import cropped, step_sizes
 from exporters.student.student import Student
 
 _BARELY_GUIDED = math.nextafter(1.0, 2.0)
@@ -35,13 +36,15 @@ class PinnedPipeline:
 
         Args:
             prompt: what to draw.
-            latents: initial noise ``[1, channels, height / 8, width / 8]``.
+            latents: initial noise ``[1, channels, height / 8, width / 8]``; where they grow, it is cut to the first step's size.
             step_noise: ``[steps, channels, height / 8, width / 8]``, what re-noising draws.
 
         Returns:
             The picture, ``[1, height, width, 3]`` in [0, 1], and the final latents, shaped like the initial ones.
         """
         sampling = self._scheduler.sampling
+        rows, columns = step_sizes(sampling.scales, latents.shape[2:], len(sampling.timesteps))[0]
+        latents = cropped(latents, (rows, columns))
         assert sampling.method != "renoise" or step_noise is not None
         self._scheduler.step_noise = None if step_noise is None else torch.from_numpy(step_noise)
         last, guidance = len(sampling.timesteps) - 1, sampling.guidance
@@ -58,8 +61,8 @@ class PinnedPipeline:
 
         out = self._pipeline(
             prompt,
-            height=latents.shape[2] * VAE_SCALE,
-            width=latents.shape[3] * VAE_SCALE,
+            height=rows * VAE_SCALE,
+            width=columns * VAE_SCALE,
             num_inference_steps=last + 1,
             guidance_scale=scales[0],
             negative_prompt=guidance.negative_prompt,

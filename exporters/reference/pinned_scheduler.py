@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from exporters.layouts.sampling import Sampling
 from exporters.student.classes import CLASS_KEY
@@ -41,6 +42,7 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
     step_noise: Tensor | None = None
     sigmas: Any  # diffusers' own attributes, of more types than its constructor gives them
     timesteps: Any
+    _first_size: Any = None
     _step_index: Any
     _begin_index: Any
 
@@ -57,7 +59,17 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
         self.num_inference_steps = len(self.sampling.timesteps)
         self.sigmas = torch.tensor(self.sampling.sigmas)
         self.timesteps = torch.tensor(self.sampling.timesteps, device=device)
-        self._step_index = self._begin_index = None
+        self._step_index = self._begin_index = self._first_size = None
+
+    def _enlarged(self, clean: Tensor, step: int) -> Tensor:
+        """Clean latents at the size of a step, by the size that those of the first have."""
+        scales = self.sampling.scales
+        if not scales:
+            return clean
+        if self._first_size is None:
+            self._first_size = clean.shape[-2:]
+        size = [round(side * scales[step] / scales[0]) for side in self._first_size]
+        return interpolate(clean, size=size, mode=self.sampling.upscale_mode)
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
         """Diffusers' own step; where that draws noise (its ``stochastic_sampling``), the same step with the given noise."""
@@ -67,7 +79,8 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
             self._init_step_index(timestep)
         index = self._step_index
         clean = sample.to(torch.float32) - self.sigmas[index] * model_output
-        noise = self.step_noise[index].reshape(sample.shape)
+        clean, noise = self._enlarged(clean, min(index + 1, len(self.sampling.timesteps) - 1)), self.step_noise[index]
+        noise = noise[..., : clean.shape[-2], : clean.shape[-1]].reshape(clean.shape)
         noised = ((1.0 - self.sigmas[index + 1]) * clean + self.sigmas[index + 1] * noise).to(model_output.dtype)
         self._step_index += 1
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=noised) if options.get("return_dict", True) else (noised,)

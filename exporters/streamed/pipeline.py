@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from exporters.guidance import Side, guided_velocity
 from exporters.layouts.plan import plan_graphs
@@ -20,6 +21,7 @@ from exporters.layouts.prompts import encoded_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.modulations import gates_of
+from exporters.scales import Size, step_sizes
 from exporters.streamed.module import Product, Streaming, stream
 from exporters.student.student import Student
 from exporters.student.tokenizers import load_tokenizer
@@ -111,14 +113,16 @@ class TorchPipeline:
             noise: the initial latents.
             step_noise: what a re-noising sampler adds, ``[steps, images, ...]``.
         """
-        latents, terms = noise, [noise]
+        steps = len(self.sampling.sigmas) - 1
+        sizes = step_sizes(self.sampling.scales, noise.shape[-2:], steps)
+        latents, terms = noise[..., : sizes[0][0], : sizes[0][1]], [noise]
         for i, sigma in enumerate(self.sampling.sigmas[:-1]):
             velocity = self._guided(i, latents, condition)
             if self.sampling.method == "dpmpp":
                 terms.append(latents - sigma * velocity)
                 latents = torch.stack([w * term for w, term in zip(self.sampling.combinations[i], terms, strict=True)]).sum(0)
             else:
-                latents = self.step(i, latents, velocity, step_noise)
+                latents = self.step(i, latents, velocity, step_noise, sizes[min(i + 1, steps - 1)])
         return latents
 
     def _guided(self, i: int, latents: Tensor, condition: Mapping[Side, Condition]) -> Tensor:
@@ -132,13 +136,18 @@ class TorchPipeline:
         velocity: Tensor = self._modules["denoiser"](latents, states, rows)
         return velocity
 
-    def step(self, i: int, latents: Tensor, velocity: Tensor, step_noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, i: int, latents: Tensor, velocity: Tensor, step_noise: Tensor | None = None, size: Size | None = None
+    ) -> Tensor:
         """The latents after step ``i``, of a sampler that does not look back; arguments as of :meth:`sample`."""
         sigmas = self.sampling.sigmas
         if self.sampling.method == "euler":
             return latents + (sigmas[i + 1] - sigmas[i]) * velocity
         assert step_noise is not None
-        return (1 - sigmas[i + 1]) * (latents - sigmas[i] * velocity) + sigmas[i + 1] * step_noise[i]
+        clean, noise = latents - sigmas[i] * velocity, step_noise[i]
+        if size is not None and clean.shape[-2:] != size:
+            clean = interpolate(clean, size=size, mode=self.sampling.upscale_mode)
+        return (1 - sigmas[i + 1]) * clean + sigmas[i + 1] * noise[..., : clean.shape[-2], : clean.shape[-1]]
 
     def draw(self, prompts: Sequence[str], noise: Tensor, step_noise: Tensor | None = None) -> Drawn:
         """Draw one picture of each prompt; arguments as of :meth:`sample`."""

@@ -84,14 +84,16 @@ class _Parts:
 
     def read_rest(self) -> StudentDefaults:
         """Scheduler and student.json."""
+        beside: dict[str, Any] = {}
         try:
             stored = read_json(self.folder / "scheduler" / "scheduler_config.json")
-            self.configs["scheduler"], notes = read_scheduler(stored)
+            self.configs["scheduler"], beside, notes = read_scheduler(stored)
             self.notes += notes
         except StudentError as error:
             self.errors.append(error)
         try:
-            return read_defaults(defaults_file(self.folder, self.source.variant))
+            own = read_defaults(defaults_file(self.folder, self.source.variant))
+            return replace(own, **{key: value for key, value in beside.items() if getattr(own, key) is None})
         except StudentError as error:
             self.errors.append(error)
         return StudentDefaults()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from exporters.choices import Sampler, options
+from exporters.choices import Sampler, UpscaleMode, options
 from exporters.errors import Complaint, StudentError
 from exporters.guidance import guidance_complaints
 from exporters.student.configs import LARGEST, MOST_STEPS
@@ -27,6 +27,8 @@ class StudentDefaults:
         timesteps: what the transformer is told at each step, where that is not 1000 times the noise level.
         shift: of noise levels, in place of the scheduler's.
         sampler: how to step, in place of the scheduler's.
+        scales: sizes of the latents of each step, as shares of the last; none where they do not grow.
+        upscale_mode: how they are enlarged.
         guidance_scale: 1.0 (or diffusers' 0.0) is no guidance. None: nothing is said of it.
         negative_prompt: what guidance goes away from; this and what follows as in :class:`exporters.guidance.Guidance`.
         guidance_interval: noise levels of steps that are guided.
@@ -46,6 +48,8 @@ class StudentDefaults:
     timesteps: tuple[float, ...] | None = None
     shift: float | None = None
     sampler: Sampler | None = None
+    scales: tuple[float, ...] | None = None
+    upscale_mode: UpscaleMode | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -104,7 +108,7 @@ def read_defaults(file: Path) -> StudentDefaults:
 def _schedule_complaints(file: Path, content: Mapping[str, Any]) -> list[Complaint]:
     complaints = []
     steps = content.get("steps")
-    for key in ("sigmas", "sigmas_after_shift", "timesteps"):
+    for key in ("sigmas", "sigmas_after_shift", "timesteps", "scales"):
         given = content.get(key)
         if given is not None and not (isinstance(given, list) and given and all(_is_number(s, int, float) for s in given)):
             complaints.append(Complaint(str(file), f"{key} is wrong", "a list of numbers", repr(given)))
@@ -113,8 +117,9 @@ def _schedule_complaints(file: Path, content: Mapping[str, Any]) -> list[Complai
     shift = content.get("shift")
     if shift is not None and not (_is_number(shift, int, float) and shift > 0):
         complaints.append(Complaint(str(file), "shift is wrong", "a number above 0", repr(shift)))
-    if content.get("sampler", None) not in (None, *options(Sampler)):
-        complaints.append(Complaint(str(file), "sampler is wrong", " or ".join(options(Sampler)), repr(content["sampler"])))
+    for key, choice in (("sampler", Sampler), ("upscale_mode", UpscaleMode)):
+        if content.get(key) not in (None, *options(choice)):
+            complaints.append(Complaint(str(file), f"{key} is wrong", " or ".join(options(choice)), repr(content[key])))
     if content.get("sigmas") is not None and content.get("sigmas_after_shift") is not None:
         complaints.append(Complaint(str(file), "sigmas and sigmas_after_shift exclude each other", "one of them"))
     return complaints

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from exporters.choices import Sampler
+from exporters.choices import Sampler, UpscaleMode, options
 from exporters.errors import Complaint, ExportError, StudentError
 from exporters.student.classes import CLASS_KEY, CLASSES
-from exporters.student.configs import check_config
+from exporters.student.configs import LARGEST, check_config
 from exporters.student.student import Student
 
 EULER, DPM = CLASSES["scheduler"]
@@ -32,17 +32,18 @@ _DPM_OF_FLOWS = {
 """The scheduler of Sana, with which TDM's students are drawn."""
 
 
-def read_scheduler(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A scheduler's configuration as one of :data:`EULER` or of :data:`DPM`, and what is to be said of it.
+def read_scheduler(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """A scheduler's configuration as one of :data:`EULER` or of :data:`DPM`, what it says beside, and what is to be said of it.
+
+    What it says beside is by the names of :class:`~exporters.student.defaults.StudentDefaults`.
 
     Raises:
         StudentError: it is another scheduler, or has a value that it cannot have.
     """
-    name, read, notes = str(config.get(CLASS_KEY)), dict(config), []
+    name, read, notes, beside = str(config.get(CLASS_KEY)), dict(config), [], {}
     if name in RENOISING:
         if config.get("scale_factors"):
-            complaint = Complaint("scheduler: scale_factors", "latents that grow from step to step are not supported")
-            raise StudentError("The scheduler cannot be used.", [complaint])
+            beside = _growing(config)
         read = {key: value for key, value in config.items() if key not in _LCM_ONLY}
         read |= {CLASS_KEY: EULER, "stochastic_sampling": True}
         notes.append(f"the scheduler is {name}, {RENOISING[name]}: it draws noise anew in every step (sampler renoise)")
@@ -57,7 +58,20 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         )
     if complaints := check_config("scheduler", read):
         raise StudentError("The scheduler cannot be used.", complaints)
-    return read, notes
+    return read, beside, notes
+
+
+def _growing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the latents of each step, of factors on the first size for all steps after it."""
+    factors, mode = config["scale_factors"], config.get("upscale_mode", "bicubic")
+    complaints = []
+    if not (isinstance(factors, list) and all(type(one) in (int, float) and 0 < one < LARGEST for one in factors)):
+        complaints.append(Complaint("scheduler: scale_factors", "wrong", "a list of numbers above 0", repr(factors)))
+    if mode not in options(UpscaleMode):
+        complaints.append(Complaint("scheduler: upscale_mode", "wrong", " or ".join(options(UpscaleMode)), repr(mode)))
+    if complaints:
+        raise StudentError("The scheduler cannot be used.", complaints)
+    return {"scales": (1.0, *map(float, factors)), "upscale_mode": mode}
 
 
 def sampler_of(config: Mapping[str, Any]) -> Sampler:

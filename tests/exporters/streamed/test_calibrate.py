@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 
 from distillation.shape_world import sample_captions
 from exporters.guidance import Guidance
-from exporters.layouts.sampling import Sampling
+from exporters.layouts.sampling import Sampling, plan_sampling
+from exporters.layouts.schedule import Schedule
 from exporters.layouts.spec import GraphOptions
 from exporters.reference.decibels import psnr_db, snr_db
 from exporters.reference.diffusers import reference_pipeline
@@ -54,6 +56,32 @@ def test_pictures_are_those_of_diffusers(shape: str, keep_t5: bool, students: di
     for i, prompt in enumerate(PROMPTS):
         reference, _ = pinned.draw(prompt, noise[i : i + 1].numpy())
         assert psnr_db(reference, drawn.pictures[i : i + 1].permute(0, 2, 3, 1).numpy()) > 90
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scales": (0.25, 0.5, 1.0), "upscale_mode": "bicubic", "method": "renoise"},
+        {"method": "dpmpp"},
+    ],
+    ids=["growing latents", "multistep solver"],
+)
+def test_other_steps_are_those_of_diffusers(changes: dict[str, Any], students: dict[str, Student]) -> None:
+    """A random student's velocity hardly depends on where it is asked: all samplers without noise make the same of it."""
+    student = open_student() if changes["method"] == "dpmpp" else students["tiny"]
+    options, _ = options_of(student, 64, 64, False)
+    sigmas = (1.0, 0.7, 0.4) if "scales" in changes else (1.0, 0.8, 0.6, 0.4, 0.2)  # it looks back from the third step on
+    wanted = Schedule(sigmas=sigmas, sampler=changes["method"])
+    sampling = replace(plan_sampling(student, 64, 64, wanted), **changes)
+    options = replace(options, timesteps=sampling.timesteps, dynamic="scales" in changes)
+    pipeline = TorchPipeline(student, options, sampling)
+    noise, step_noise = pipeline.noise(1, 3)
+    with torch.no_grad():
+        picture = pipeline.draw(PROMPTS[:1], noise, step_noise).pictures.permute(0, 2, 3, 1).numpy()
+    pinned = PinnedPipeline(reference_pipeline(student, keep_t5=False), sampling, 16)
+    assert psnr_db(pinned.draw(PROMPTS[0], noise.numpy(), step_noise[:, 0].numpy())[0], picture) > 90
+    plain = replace(sampling, scales=(), method="euler")
+    assert psnr_db(draw(student, options, plain, PROMPTS[:1], Streaming({})).pictures.permute(0, 2, 3, 1).numpy(), picture) < 60
 
 
 def test_guided_pictures_are_those_of_diffusers(students: dict[str, Student]) -> None:

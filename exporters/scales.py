@@ -1,0 +1,75 @@
+"""Latents that grow from step to step (SwD, arXiv 2503.16397), resized in numpy as torch does it; light to import.
+
+A step's clean latents are enlarged to the next step's size before they are noised again. The last size is the picture's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from exporters.choices import UpscaleMode
+
+Size = tuple[int, int]
+CUBIC = -0.75  # torch's coefficient of cubic convolution
+
+
+def step_sizes(scales: Sequence[float], size: Sequence[int], steps: int) -> list[Size]:
+    """Rows and columns of the latents of each step.
+
+    Args:
+        scales: of each step, as shares of the last; none where all are of one size.
+        size: rows and columns of the picture's latents.
+        steps: how many there are.
+
+    >>> step_sizes((32, 64, 128), (128, 96), 3), step_sizes((), (8, 8), 2)
+    ([(32, 24), (64, 48), (128, 96)], [(8, 8), (8, 8)])
+    """
+    height, width = size
+    if not scales:
+        return [(height, width)] * steps
+    return [(round(scale / scales[-1] * height), round(scale / scales[-1] * width)) for scale in scales]
+
+
+def cropped(noise: np.ndarray, size: Size) -> np.ndarray:
+    """The first rows and columns of noise: smaller noise of the same law."""
+    return np.ascontiguousarray(noise[..., : size[0], : size[1]])
+
+
+def resized(latents: np.ndarray, size: Size, mode: UpscaleMode) -> np.ndarray:
+    """Latents ``[..., rows, columns]`` as ``torch.nn.functional.interpolate`` makes them of another size, fp32."""
+    if latents.shape[-2:] == size:
+        return latents
+    rows, columns = (_weights(old, new, mode) for old, new in zip(latents.shape[-2:], size, strict=True))
+    return np.ascontiguousarray(rows @ latents @ columns.T)
+
+
+@cache
+def _weights(old: int, new: int, mode: UpscaleMode) -> np.ndarray:
+    """What each of ``new`` places takes of ``old`` ones, ``[new, old]``."""
+    places, weights = np.arange(new), np.zeros((new, old), np.float32)
+    if mode in ("nearest", "nearest-exact"):
+        offset = 0.5 if mode == "nearest-exact" else 0.0
+        weights[places, np.minimum(((places + offset) * old / new).astype(int), old - 1)] = 1
+        return weights
+    centre = (places + 0.5) * old / new - 0.5
+    if mode == "bilinear":
+        centre = np.maximum(centre, 0)
+    first = np.floor(centre).astype(int)
+    t = centre - first
+    taken = {0: 1 - t, 1: t} if mode == "bilinear" else {-1: _far(1 + t), 0: _near(t), 1: _near(1 - t), 2: _far(2 - t)}
+    for shift, share in taken.items():
+        np.add.at(weights, (places, np.clip(first + shift, 0, old - 1)), share.astype(np.float32))
+    return weights
+
+
+def _near(x: np.ndarray) -> np.ndarray:
+    value: np.ndarray = ((CUBIC + 2) * x - (CUBIC + 3)) * x**2 + 1
+    return value
+
+
+def _far(x: np.ndarray) -> np.ndarray:
+    value: np.ndarray = ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+    return value
