@@ -80,6 +80,7 @@ class _Parts:
         config = self.configs[component] = read_json(folder / "config.json")
         if tool := quantization_of(config):
             raise quantized(component, str(folder / "config.json"), tool)
+        config.pop("quantization_config", None)  # of LLM.int8: what is read is floating point again
         return open_component(folder, component, self.source.variant)
 
     def read_rest(self) -> StudentDefaults:

@@ -64,6 +64,7 @@ def open_single_file(source: StudentSource) -> Student:
         try:
             with _layout(path, component):
                 given[component] = _component(file.weights(taken, component), component, folder, notes)
+            notes += [f"{component}: {told}"] if (told := file.eight_bit(taken)) else []
         except StudentError as error:
             errors.append(error)
     absent = [c for c in OPTIONAL_COMPONENTS if c not in names and (folder / c).is_dir() and not has_weight_files(folder / c)]

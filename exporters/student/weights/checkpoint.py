@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.weights.adapters import adapter_tensors, holds_unfused, unfused
+from exporters.student.weights.eight_bit import FP8, INT8, how_stored, is_beside, scale_of, scaled
 from exporters.student.weights.files import choose_weight_files
 from exporters.student.weights.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
 from exporters.student.weights.templates import DEAD_TENSORS
@@ -29,6 +31,7 @@ _DTYPES = {
     "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
 }
+_STORED = {**_DTYPES, **FP8, INT8: np.dtype(np.int8)}
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of what they wrap.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -53,7 +56,7 @@ class SafetensorsFile:
 
     Attributes:
         file: its path.
-        names: the name of each tensor in the file, by its name without wrappers.
+        names: the name of each tensor in the file, by its name without wrappers; without those that say how others are stored.
         wrappers: that were in the names.
 
     Raises:
@@ -85,6 +88,8 @@ class SafetensorsFile:
             self.names[plain] = name
         if twice:
             raise StudentError(f"{file} cannot be used.", twice, "remove the copies")
+        self._all = dict(self.names)
+        self.names = {name: self._all[name] for name in self._all if not is_beside(name, self._all)}
 
     def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
         """The named tensors, without their wrappers' names.
@@ -95,16 +100,47 @@ class SafetensorsFile:
         weights: dict[str, Weight] = {}
         foreign: dict[str, list[str]] = {}
         for name in names:
-            stored = self.names[name]
+            stored, scale = self.names[name], scale_of(name, self._all)
             shape, kind = self._tensors.describe(stored)
-            if kind not in _DTYPES:
+            dtype = _DTYPES.get(kind) or (np.dtype(np.float16) if kind in FP8 else None)
+            if scale:
+                dtype = np.dtype(np.float32) if dtype is not None or kind == INT8 else None
+            if dtype is None:
                 foreign.setdefault(kind, []).append(name)
                 continue
-            load, origin = partial(self._tensors.view, stored), f"{component}: {stored} in {self.file.name}"
-            weights[name] = Weight(shape, _DTYPES[kind], load, origin, component, name)
+            load, origin = partial(self._load, name, scale), f"{component}: {stored} in {self.file.name}"
+            weights[name] = Weight(shape, dtype, load, origin, component, name)
         if foreign:
             raise _unsupported(component, foreign)
+        if wrong := [complaint for name in weights for complaint in self._scale_complaints(name, component)]:
+            raise StudentError(f"The scales of {component} do not fit its weights.", wrong, AGAIN)
         return weights
+
+    def _scale_complaints(self, name: str, component: str) -> list[Complaint]:
+        if not (scale := scale_of(name, self._all)):
+            return []
+        rows = self._tensors.describe(self.names[name])[0][:1] or (1,)
+        shape, kind = self._tensors.describe(self._all[scale])
+        if kind in _DTYPES and math.prod(shape) in (1, *rows):
+            return []
+        return [
+            Complaint(
+                f"{component}: {scale}", "is no scale of its weight", f"a number, or {rows[0]} of them", f"{kind} {list(shape)}"
+            )
+        ]
+
+    def _load(self, name: str, scale: str) -> np.ndarray:
+        """A tensor as numbers: a view where they are stored as such."""
+        stored = self.names[name]
+        array = self._tensors.view(stored)
+        if scale:
+            return scaled(array, self._tensors.view(self._all[scale]), scale)
+        return array.astype(np.float16) if self._tensors.describe(stored)[1] in FP8 else array
+
+    def eight_bit(self, names: Collection[str]) -> str:
+        """How those of the named tensors are stored that are in eight bits, in words; empty where none is."""
+        kinds = {self._tensors.describe(self.names[name])[1] for name in names} & {*FP8, INT8}
+        return how_stored(kinds, any(scale_of(name, self._all) for name in names))
 
     def wrapper_notes(self, component: str) -> list[str]:
         """What to say of names that were stripped."""
@@ -131,9 +167,9 @@ class _Tensors:
         return tuple(self._header[name]["shape"]), self._header[name]["dtype"]
 
     def view(self, name: str) -> np.ndarray:
-        """A tensor of a type that numpy has."""
+        """A tensor of a type that numpy and ml_dtypes have."""
         shape, kind = self.describe(name)
-        return np.ndarray(shape, _DTYPES[kind], self._bytes, self._begin + self._header[name]["data_offsets"][0])
+        return np.ndarray(shape, _STORED[kind], self._bytes, self._begin + self._header[name]["data_offsets"][0])
 
 
 def unwrapped(name: str) -> str:
@@ -170,6 +206,7 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         raise unfused(component, str(folder))
     if tool := quantization(names):
         raise quantized(component, str(folder), tool)
+    notes += _eight_bit_notes(component, opened)
     for shard in opened:
         try:
             more = shard.weights([name for name in shard.names if name not in DEAD_TENSORS], component)
@@ -184,6 +221,11 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         raise StudentError.of(f"The weights of {component} cannot be read", errors)
     notes += dict.fromkeys(note for shard in opened for note in shard.wrapper_notes(component))
     return Opened(weights, files, notes)
+
+
+def _eight_bit_notes(component: str, opened: Sequence[SafetensorsFile]) -> list[str]:
+    told = dict.fromkeys(filter(None, (shard.eight_bit([*shard.names]) for shard in opened)))
+    return [f"{component}: {one}" for one in told]
 
 
 def quantized(component: str, where: str, tool: str) -> StudentError:

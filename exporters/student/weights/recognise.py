@@ -78,19 +78,16 @@ def quantization(names: Iterable[str]) -> str:
 
 
 _QUANTIZED = {
-    "bitsandbytes": re.compile(
-        r"\.(?:SCB|absmax|quant_map|nested_absmax|nested_quant_map|weight_format)$|quant_state\.bitsandbytes"
-    ),
+    "bitsandbytes": re.compile(r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map)$|quant_state\.bitsandbytes"),
     "torchao": re.compile(r"(?:_weight_qdata|_weight_scale_and_zero|:_?qdata|:tensor_impl|\.int_data|_weight_zero_point)"),
     "quanto": re.compile(r"\.weight\._(?:data|scale|shift)"),
-    "scaled fp8": re.compile(r"(?:^|\.)(?:scaled_fp8|scale_weight|weight_scale)$"),
 }
 
 
 def quantization_of(config: Mapping[str, Any]) -> str:
     """The tool that a configuration says the weights were quantized with; empty for none."""
     record = config.get("quantization_config")
-    if not isinstance(record, Mapping):
+    if not isinstance(record, Mapping) or record.get("load_in_8bit") is True:  # LLM.int8 is read
         return ""
     return str(record.get("quant_method") or record.get("quant_type") or "an unknown method")
 
