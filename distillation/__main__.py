@@ -23,6 +23,13 @@ def main() -> None:
     parser.add_argument("teacher", nargs="?", type=Path, help="folder or single file of the model to go on from")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="a LoRA to merge into the teacher")
+    parser.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a component of the teacher from elsewhere",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="a change of the recipe")
     parser.add_argument("--stop-after", default="", metavar="STAGE", help="the last stage to make")
     parser.add_argument("--device", default="", help="cpu or cuda")
@@ -35,7 +42,8 @@ def main() -> None:
 
         loras = as_loras(given.lora)
         about = tuple(given.set), given.stop_after, given.device, loras, given.take_up
-        order = Order(given.recipe, given.teacher, given.output, *about)
+        components = {name: Path(path) for name, _, path in (one.partition("=") for one in given.component)}
+        order = Order(given.recipe, given.teacher, given.output, *about, components)
         code = follow(order)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

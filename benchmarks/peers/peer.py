@@ -25,6 +25,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         variant: of its weight files.
         ignore_lora: whether a LoRA beside them is left out.
         lora: LoRAs that are merged into them, each as FILE:SCALE.
+        components: of the student that come from elsewhere.
         fingerprint: of the student, as the bundle's manifest has it.
         height: of pictures, in pixels.
         width: likewise.
@@ -49,11 +50,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     variant: str | None = None
     ignore_lora: bool = False
     lora: tuple[str, ...] = ()
+    components: dict[str, str] = {}
 
     def open_student(self) -> Student:
         """The student, without the parts that take no part."""
         without = () if self.keep_t5 else OPTIONAL_COMPONENTS
-        return open_student(Path(self.student), self.variant, without, self.ignore_lora, self.lora)
+        return open_student(Path(self.student), self.variant, without, self.ignore_lora, self.lora, self.components)
 
 
 class Peer(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class BenchRequest:
         variant: variant of its weight files.
         ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
         lora: LoRAs to merge into its weights, in their order.
+        components: of it that come from elsewhere.
         remote: a command with ``{command}`` in it, for a device elsewhere: ``ssh phone {command}``.
         prompts: a file of prompts to compare pictures of; by default the student's own, or prompts of all sorts.
         pictures: how many of them.
@@ -45,6 +47,7 @@ class BenchRequest:
     variant: str | None = None
     ignore_lora: bool = False
     lora: tuple[Lora, ...] = ()
+    components: Mapping[str, Path] = field(default_factory=dict)
     remote: str | None = None
     prompts: Path | None = None
     pictures: int = 4
@@ -61,7 +64,7 @@ class BenchRequest:
             complaints.append(Complaint("--remote", "wrong", "a command with {command} in it", self.remote))
         if not self.bundles:
             complaints.append(Complaint("BUNDLE", "none given"))
-        for name in ("prompts", "score", "clip", "variant", "ignore_lora", "lora"):
+        for name in ("prompts", "score", "clip", "variant", "ignore_lora", "lora", "components"):
             if getattr(self, name) and self.student is None:
                 option = f"--{name.replace('_', '-')}"
                 complaints.append(Complaint(option, "pictures are judged beside the student's", "--student too"))
@@ -72,8 +75,9 @@ class BenchRequest:
         """The student as a bundle with or without T5 was made of it, if one is given."""
         if self.student is None:
             return None
+        from exporters.student.open import as_components
         from exporters.student.student import StudentSource
         from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if keep_t5 else OPTIONAL_COMPONENTS
-        return StudentSource(self.student, self.variant, self.ignore_lora, without, self.lora)
+        return StudentSource(self.student, self.variant, self.ignore_lora, without, self.lora, as_components(self.components))

@@ -201,6 +201,7 @@ def _graph_db(request: BenchRequest, bundle: Bundle, tell: Callable[[str], None]
         pictures=False,
         ignore_lora=request.ignore_lora,
         lora=request.lora,
+        components=request.components,
     )
     return {name: min(db, EQUAL_DB) for name, db in report.graph_db.items()}
 

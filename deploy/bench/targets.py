@@ -171,6 +171,7 @@ class PeerTarget:
             variant=assignment.student.variant,
             ignore_lora=assignment.student.ignore_lora,
             lora=tuple(map(str, assignment.student.lora)),
+            components={name: str(path) for name, path in assignment.student.components},
             fingerprint=manifest.student.fingerprint,
             height=manifest.picture.height,
             width=manifest.picture.width,

@@ -128,7 +128,7 @@ def settle(request: BuildRequest) -> Plan:
     _check_web_runtime(request, tier)
     keep_t5 = tier.keep_t5 if request.keep_t5 is None else request.keep_t5
     without = () if keep_t5 else OPTIONAL_COMPONENTS
-    student = open_student(request.student, request.variant, without, request.ignore_lora, request.lora)
+    student = open_student(request.student, request.variant, without, request.ignore_lora, request.lora, request.components)
     student = as_wanted(student, request.schedule)
     student.licences()  # complains of those that cannot be taken along
     profile = _choose_profile(request, tier)

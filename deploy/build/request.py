@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class BuildRequest:
         variant: variant of the student's weight files.
         ignore_lora: do without a LoRA that lies beside them; else such a student is refused.
         lora: LoRAs to merge into its weights, in their order.
+        components: of the student that come from elsewhere, by name; as :func:`exporters.student.open.open_student` takes them.
         parity: measure each graph against diffusers: ``auto`` leaves out graphs of more than 1 GiB.
         web_runtime: a folder that ``flash-deploy web-runtime`` made, for bundles that draw in browsers.
         force: replace a bundle that is there.
@@ -127,6 +129,7 @@ class BuildRequest:
     variant: str | None = None
     ignore_lora: bool = False
     lora: tuple[Lora, ...] = ()
+    components: Mapping[str, Path] = field(default_factory=dict)
     parity: Parity = "auto"
     web_runtime: Path | None = None
     force: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def verify(
     pictures: bool = True,
     ignore_lora: bool = False,
     lora: Iterable[Lora | Path | str] = (),
+    components: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> Report:
     """Verify a bundle.
 
@@ -63,6 +65,7 @@ def verify(
         pictures: draw with the student, too; otherwise only its graphs are measured.
         ignore_lora: do without a LoRA that lies beside the student's weights; else such a student is refused.
         lora: LoRAs to merge into the student's weights, as :func:`exporters.student.open.open_student` takes them.
+        components: of the student that come from elsewhere, likewise.
 
     Raises:
         InputError: the bundle or the student cannot be opened.
@@ -73,12 +76,13 @@ def verify(
     tell("checking files")
     report.complaints += check_files(bundle)
     if student is not None and not report.complaints:
+        from exporters.student.open import as_components
         from exporters.student.student import StudentSource
         from exporters.student.weights.lora.source import as_loras
         from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
         without = () if bundle.manifest.text.t5 == "kept" else OPTIONAL_COMPONENTS
-        source = StudentSource(student, variant, ignore_lora, without, as_loras(lora))
+        source = StudentSource(student, variant, ignore_lora, without, as_loras(lora), as_components(components))
         _verify_numerics(bundle, source, pictures, report, tell)
     return report
 

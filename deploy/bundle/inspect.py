@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def inspect_path(
-    path: Path | str, variant: str | None = None, ignore_lora: bool = False, lora: Iterable[Lora | Path | str] = ()
+    path: Path | str,
+    variant: str | None = None,
+    ignore_lora: bool = False,
+    lora: Iterable[Lora | Path | str] = (),
+    components: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Describe a student or a bundle.
 
@@ -31,12 +36,15 @@ def inspect_path(
         variant: variant of the student's weight files.
         ignore_lora: do not say that a LoRA beside the student's weights keeps it from being used.
         lora: LoRAs to merge into the student's weights.
+        components: of the student that come from elsewhere.
 
     Raises:
         InputError: it is neither, or is damaged.
     """
     path = Path(path)
-    return inspect_bundle(path) if (path / "manifest.json").is_file() else inspect_student(path, variant, ignore_lora, lora)
+    if (path / "manifest.json").is_file():
+        return inspect_bundle(path)
+    return inspect_student(path, variant, ignore_lora, lora, components)
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
@@ -55,18 +63,22 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
 
 
 def inspect_student(
-    path: Path, variant: str | None = None, ignore_lora: bool = False, lora: Iterable[Lora | Path | str] = ()
+    path: Path,
+    variant: str | None = None,
+    ignore_lora: bool = False,
+    lora: Iterable[Lora | Path | str] = (),
+    components: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A student's components with parameters, bytes and types, and how it wants to be run."""
     from exporters.student.classes import component_class
     from exporters.student.weights.lora.source import as_loras
 
-    student, notes = _open_for_inspection(path, variant, as_loras(lora))
+    student, notes = _open_for_inspection(path, variant, as_loras(lora), components)
     if student.adapters and not ignore_lora:
         notes.append("Whatever takes a student refuses this one for its LoRA, unless --lora names it or --ignore-lora is given")
-    components = []
+    described = []
     for name, weights in student.weights.items():
-        components.append(
+        described.append(
             {
                 "name": name,
                 "tensors": len(weights),
@@ -87,9 +99,9 @@ def inspect_student(
     return {
         "kind": "student",
         "path": str(path),
-        "components": components,
-        "parameters": sum(c["parameters"] for c in components),
-        "bytes": sum(c["bytes"] for c in components),
+        "components": described,
+        "parameters": sum(c["parameters"] for c in described),
+        "bytes": sum(c["bytes"] for c in described),
         "transformer": {key: transformer[key] for key in keys},
         "vae": {"class": component_class("vae", vae)} | {key: vae[key] for key in ("scaling_factor", "shift_factor")},
         "defaults": {name: getattr(defaults, name) for name in defaults.__dataclass_fields__},
@@ -102,17 +114,19 @@ def inspect_student(
     }
 
 
-def _open_for_inspection(path: Path, variant: str | None, lora: tuple[Lora, ...]) -> tuple[Student, list[str]]:
+def _open_for_inspection(
+    path: Path, variant: str | None, lora: tuple[Lora, ...], components: Mapping[str, Path | str]
+) -> tuple[Student, list[str]]:
     """A student as builds open it: with T5 or, where only that keeps it from being used, without; and then why."""
     from exporters.errors import StudentError
     from exporters.student.open import open_student
     from exporters.student.weights.templates import OPTIONAL_COMPONENTS
 
     try:
-        return open_student(path, variant, ignore_lora=True, lora=lora), []
+        return open_student(path, variant, ignore_lora=True, lora=lora, components=components), []
     except StudentError as error:
         try:
-            student = open_student(path, variant, OPTIONAL_COMPONENTS, ignore_lora=True, lora=lora)
+            student = open_student(path, variant, OPTIONAL_COMPONENTS, True, lora, components)
         except StudentError:
             raise error from None
         more = f" and {len(error.complaints) - 1} more" if len(error.complaints) > 1 else ""

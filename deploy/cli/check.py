@@ -12,8 +12,14 @@ from deploy.cli.options import (
     BundleArgument,
     IgnoreLoraOption,
     LoraOption,
+    TextEncoder2Option,
+    TextEncoder3Option,
+    TextEncoderOption,
+    TransformerOption,
+    VaeOption,
     VariantOption,
     builtin_or,
+    given_components,
     messages,
     need_export,
     parse_loras,
@@ -23,6 +29,7 @@ from quantization.errors import listed
 
 
 def verify(
+    ctx: typer.Context,
     bundle: BundleArgument,
     student: Annotated[
         Path | None,
@@ -34,6 +41,11 @@ def verify(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
 ) -> None:
     """Check a bundle's files and what it computes.
 
@@ -41,7 +53,10 @@ def verify(
     """
     from deploy.build.verify import verify as verify_bundle
 
-    for option, given in (("--variant", variant is not None), ("--ignore-lora", ignore_lora), ("--lora", bool(lora))):
+    components = given_components(ctx.params)
+    of_student = {"--variant": variant is not None, "--ignore-lora": ignore_lora, "--lora": bool(lora)}
+    of_student |= {f"--{name.replace('_', '-')}": True for name in components}
+    for option, given in of_student.items():
         if given and student is None:
             raise InputError(f"{option} is the student's.", [Complaint(option, "no student is given", "--student", variant)])
     if student is not None:
@@ -49,7 +64,9 @@ def verify(
         student = builtin_or(student)
     with messages.status("verifying") as status:
         loras = parse_loras(lora)
-        report = verify_bundle(bundle, student, variant, status.update, ignore_lora=ignore_lora, lora=loras)
+        report = verify_bundle(
+            bundle, student, variant, status.update, ignore_lora=ignore_lora, lora=loras, components=components
+        )
     typer.echo(f"files: {report.files} checked")
     for name, db in report.graph_db.items():
         typer.echo(f"{name}: {db:.1f} dB")
@@ -61,6 +78,7 @@ def verify(
 
 
 def inspect(
+    ctx: typer.Context,
     path: Annotated[
         Path | None,
         typer.Argument(
@@ -71,10 +89,16 @@ def inspect(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
 ) -> None:
     """Say what is in a student or a bundle."""
     from deploy.bundle.inspect import inspect_path, render
 
+    components = given_components(ctx.params)
     if path is None or not (path / "manifest.json").is_file():
         need_export()
         from exporters.student.student import BUILTIN_STUDENT
@@ -83,7 +107,11 @@ def inspect(
     elif lora:
         complaint = Complaint("--lora", "a bundle's LoRAs were merged when it was built", "a student", str(path))
         raise InputError("A LoRA cannot be merged into a bundle.", [complaint], "build it again of its student, with --lora")
-    content = inspect_path(path, variant, ignore_lora, parse_loras(lora))
+    elif components:
+        option = f"--{next(iter(components)).replace('_', '-')}"
+        complaint = Complaint(option, "a bundle's components were settled when it was built", "a student", str(path))
+        raise InputError("A bundle's components cannot be others.", [complaint], f"build it again of its student, with {option}")
+    content = inspect_path(path, variant, ignore_lora, parse_loras(lora), components)
     typer.echo(json.dumps(content, indent=2) if as_json else render(content))
 
 

@@ -41,14 +41,20 @@ from deploy.cli.options import (
     StepsOption,
     StudentArgument,
     TargetOption,
+    TextEncoder2Option,
+    TextEncoder3Option,
+    TextEncoderOption,
     TierOption,
     TimestepsOption,
+    TransformerOption,
     UnitsOption,
     UpscaleModeOption,
+    VaeOption,
     VariantOption,
     WidthOption,
     build_request,
     builtin_or,
+    given_components,
     messages,
     need_export,
     parse_loras,
@@ -96,6 +102,11 @@ def build(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
     parity: ParityOption = "auto",
     web_runtime: Annotated[
         Path | None,
@@ -160,6 +171,11 @@ def calibrate(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
 ) -> None:
     """Measure how a student's weights shape its pictures.
@@ -229,6 +245,11 @@ def tune(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
 ) -> None:
     """Choose a profile for a tier: measure, search, draw.
@@ -324,6 +345,7 @@ def make_student(
 
 
 def distill(
+    ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file: shapes-cpu, sd35-medium, …", show_default=False)],
     teacher: Annotated[
         Path | None,
@@ -332,6 +354,11 @@ def distill(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; the same one goes on.", show_default=False)],
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="STAGE.KEY=VALUE", help="A change of the recipe; repeatable.", show_default=False),
@@ -367,7 +394,8 @@ def distill(
     from distillation.run.start import begin
 
     taken_up = None if take_up is None else builtin_or(take_up)
-    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device, parse_loras(lora), taken_up)
+    from_elsewhere = given_components(ctx.params)
+    order = Order(recipe, teacher, output, tuple(change or ()), stop_after, device, parse_loras(lora), taken_up, from_elsewhere)
     if dry_run:
         from deploy.text import table
         from distillation.run.dry_run import remarks, rows

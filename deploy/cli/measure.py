@@ -11,9 +11,15 @@ import typer
 from deploy.cli.options import (
     IgnoreLoraOption,
     LoraOption,
+    TextEncoder2Option,
+    TextEncoder3Option,
+    TextEncoderOption,
     ThreadsOption,
+    TransformerOption,
+    VaeOption,
     VariantOption,
     builtin_or,
+    given_components,
     messages,
     need_export,
     parse_loras,
@@ -24,6 +30,7 @@ from quantization.files import check_writable, write_bytes, write_text
 
 
 def bench(
+    ctx: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure side by side.", show_default=False)],
     target: Annotated[
         list[str] | None,
@@ -42,6 +49,11 @@ def bench(
     variant: VariantOption = None,
     ignore_lora: IgnoreLoraOption = False,
     lora: LoraOption = None,
+    transformer: TransformerOption = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    text_encoder_2: TextEncoder2Option = None,
+    text_encoder_3: TextEncoder3Option = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +124,7 @@ def bench(
         variant=variant,
         ignore_lora=ignore_lora,
         lora=parse_loras(lora),
+        components=given_components(ctx.params),
         remote=remote,
         prompts=prompts,
         pictures=pictures,

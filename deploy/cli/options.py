@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 MAX_IMAGES = 10_000
+COMPONENT_OPTIONS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 LISTS = ("sigmas", "sigmas_after_shift", "timesteps", "scales")
 T = TypeVar("T")
 SERVE_PORT = 8737  # one and the same: browsers keep what they downloaded by address, and of a bundle that is much
@@ -230,6 +231,19 @@ LoraOption = Annotated[
         show_default=False,
     ),
 ]
+TransformerOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The student's transformer from elsewhere: a folder of its own, a pipeline's, or a single .safetensors file.",
+        show_default=False,
+    ),
+]
+VaeOption = Annotated[Path | None, typer.Option(help="Likewise its VAE, e.g. TAESD3's folder or file.", show_default=False)]
+TextEncoderOption = Annotated[Path | None, typer.Option(help="Likewise its first text encoder (CLIP-L).", show_default=False)]
+TextEncoder2Option = Annotated[
+    Path | None, typer.Option("--text-encoder-2", help="Likewise the second (CLIP-G).", show_default=False)
+]
+TextEncoder3Option = Annotated[Path | None, typer.Option("--text-encoder-3", help="Likewise the third (T5).", show_default=False)]
 RuntimeOption = Annotated[
     Runtime | None,
     typer.Option(
@@ -257,6 +271,7 @@ def build_request(given: Mapping[str, Any]) -> BuildRequest:
     request |= {name: parse_numbers(f"--{name.replace('_', '-')}", given.get(name)) for name in LISTS}
     request |= parse_guidance(given)
     request["lora"] = parse_loras(given["lora"])
+    request["components"] = given_components(given)
     request["system"] = given.get("target")
     if given.get("opset") is not None:
         request["opset"] = int(given["opset"])
@@ -274,6 +289,11 @@ def parse_loras(given: Iterable[str] | None) -> tuple[Lora, ...]:
     from exporters.student.weights.lora.source import as_loras
 
     return as_loras(given)
+
+
+def given_components(given: Mapping[str, Any]) -> dict[str, Path]:
+    """The components that a command's options take from elsewhere."""
+    return {name: given[name] for name in COMPONENT_OPTIONS if given.get(name) is not None}
 
 
 def builtin_or(student: Path) -> Path:

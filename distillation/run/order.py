@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distillation.recipe import Recipe, RecipeError, load_recipe
@@ -28,10 +29,11 @@ class Order:
         stop_after: the last stage; all where empty.
         device: ``cpu``, ``cuda``; the best there is where empty.
         lora: LoRAs to merge into the teacher, in their order.
+        components: of the teacher that come from elsewhere.
         take_up: folder of a student that holds what stages have left.
 
     Raises:
-        InputError: there are LoRAs, and no teacher to merge them into.
+        InputError: there are LoRAs or components, and no teacher that they are of.
     """
 
     recipe: str
@@ -42,10 +44,15 @@ class Order:
     device: str = ""
     lora: tuple[Lora, ...] = ()
     take_up: Path | None = None
+    components: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.lora and self.teacher is None:
             complaint = Complaint("--lora", "no teacher is given", "a TEACHER to merge it into", str(self.lora[0].path))
+            raise InputError("The run cannot begin.", [complaint])
+        if self.components and self.teacher is None:
+            name, path = next(iter(self.components.items()))
+            complaint = Complaint(f"--{name.replace('_', '-')}", "no teacher is given", "a TEACHER that it is of", str(path))
             raise InputError("The run cannot begin.", [complaint])
 
     def open_teacher(self) -> Student | None:
@@ -54,7 +61,7 @@ class Order:
         Raises:
             InputError: it cannot be used.
         """
-        return None if self.teacher is None else open_student(self.teacher, lora=self.lora)
+        return None if self.teacher is None else open_student(self.teacher, lora=self.lora, components=self.components)
 
     @property
     def file(self) -> Path:
@@ -97,6 +104,8 @@ class Order:
             told += ["--set", change]
         for one in self.lora:
             told += ["--lora", str(one)]
+        for name, path in self.components.items():
+            told += ["--component", f"{name}={path}"]
         options = {"--stop-after": self.stop_after, "--device": self.device, "--take-up": self.take_up}
         for option, value in options.items():
             told += [option, str(value)] if value else []

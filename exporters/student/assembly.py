@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,7 @@ from exporters.errors import Complaint, StudentError
 from exporters.student.configs import check_class, check_config, check_values
 from exporters.student.defaults import StudentDefaults, defaults_file, read_defaults, read_json
 from exporters.student.guidance import card_of, guidance_note, names_of
+from exporters.student.parts import Part
 from exporters.student.scheduler import read_scheduler
 from exporters.student.structure import check_fit, check_tokenizer
 from exporters.student.student import TOKENIZERS, Student, StudentSource, stamp
@@ -27,29 +28,16 @@ from quantization.errors import LONGEST_HEADLINE, shortened
 ABSENT = "{} (T5) is listed and its weights are not there: the student is one without it"
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a single file brings.
-
-    Attributes:
-        parts: configuration and weights of each component that is in it.
-        notes: what to say of it.
-    """
-
-    parts: dict[str, tuple[dict[str, Any], dict[str, Weight]]]
-    notes: Sequence[str] = ()
-
-
 class _Parts:
     """What has been read so far, and what is wrong with it."""
 
-    def __init__(self, source: StudentSource, folder: Path, given: Given | None, listed: Mapping[str, str]) -> None:
-        self.source, self.folder, self.given, self.listed = source, folder, given or Given({}), listed
+    def __init__(self, source: StudentSource, folder: Path, given: Mapping[str, Part], listed: Mapping[str, str]) -> None:
+        self.source, self.folder, self.given, self.listed = source, folder, given, listed
         self.configs: dict[str, dict[str, Any]] = {}
         self.stored: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, Weight]] = {}
-        self.files: list[Path] = [] if given is None else [source.path]
-        self.notes: list[str] = list(self.given.notes)
+        self.files: list[Path] = []
+        self.notes: list[str] = []
         self.errors: list[StudentError] = []
 
     def complain(self, complaints: Sequence[Complaint], remedy: str = "") -> None:
@@ -59,15 +47,18 @@ class _Parts:
     def read(self, component: str) -> None:
         """Read and check a component."""
         try:
-            if component in self.given.parts:
-                self.configs[component], self.weights[component] = self.given.parts[component]
+            if (part := self.given.get(component)) is not None:
+                self.configs[component], self.weights[component] = dict(part.config), part.weights
+                self.files += [file for file in part.files if file.suffix != ".json" and file not in self.files]
+                self.notes += part.notes
             else:
                 opened = self._open(component)
                 self.weights[component] = opened.weights
                 self.files += opened.files
                 self.notes += opened.notes
             self.stored[component] = self.configs[component]
-            self.complain(_check_component(component, self.configs, self.weights, self.listed.get(component, "")))
+            listed = "" if component in self.given else self.listed.get(component, "")
+            self.complain(_check_component(component, self.configs, self.weights, listed))
             if component in TOKENIZERS:
                 check_tokenizer(self.folder / TOKENIZERS[component])
         except StudentError as error:
@@ -111,7 +102,7 @@ def assemble(
     folder: Path,
     components: Sequence[str],
     notes: Sequence[str] = (),
-    given: Given | None = None,
+    given: Mapping[str, Part] = MappingProxyType({}),
     listed: Mapping[str, str] = MappingProxyType({}),
 ) -> Student:
     """Read the components from ``folder`` but those that are ``given``, check all, and make the student.
@@ -121,7 +112,7 @@ def assemble(
         folder: with configurations, tokenizers, scheduler and licence.
         components: to read.
         notes: what to say already.
-        given: what a single file brings.
+        given: components that are not in the folder: of a single file, or from elsewhere.
         listed: the classes of the components that ``model_index.json`` lists.
 
     Raises:
@@ -144,7 +135,8 @@ def assemble(
     weights, loras = merge_loras(source.lora, parts.weights)
     said = [*notes, *parts.notes, *(lora.note() for lora in loras)]
     said += [adapters.note(folder, adapter_files)] if adapter_files else []
-    said += [] if given else _loose_notes(folder, beside)
+    said += [] if source.path.is_file() else _loose_notes(folder, beside)
+    said += [f"{component} is from elsewhere: {path}" for component, path in source.components]
     student = Student(
         source.path,
         folder,
@@ -158,6 +150,7 @@ def assemble(
         stored_configs=parts.stored,
         variant=variant,
         loras=loras,
+        elsewhere={component: given[component].files for component, _ in source.components if component in given},
     )
     return replace(student, stamps={file: stamp(file) for file in student.files()})
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.assembly import ABSENT, assemble
 from exporters.student.defaults import read_json
+from exporters.student.parts import Part, open_part
 from exporters.student.single_file import open_single_file
 from exporters.student.structure import COMPONENTS, SID, check_index, is_listed
 from exporters.student.student import BUILTIN_STUDENT, Student, StudentSource
@@ -26,6 +28,7 @@ def open_student(
     without: Collection[str] = (),
     ignore_lora: bool = False,
     lora: Iterable[Lora | Path | str] = (),
+    components: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> Student:
     """Open a student and check it against its own configuration.
 
@@ -35,11 +38,14 @@ def open_student(
         without: optional components that are not opened even if they are there.
         ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
         lora: LoRAs to merge into the weights, in their order: ``FILE`` or ``FILE:SCALE`` as text, a path, or both as data.
+        components: from elsewhere, by name (``transformer``, ``vae``, ``text_encoder_3``, ...): a folder of its own, a pipeline's
+            folder that holds one, or a single file.
 
     Raises:
         StudentError: every complaint at once, each with component, tensor, expected and got.
     """
-    return open_source(StudentSource(Path(path), variant, ignore_lora, tuple(without), as_loras(lora)))
+    from_elsewhere = as_components(components)
+    return open_source(StudentSource(Path(path), variant, ignore_lora, tuple(without), as_loras(lora), from_elsewhere))
 
 
 def open_source(source: StudentSource) -> Student:
@@ -55,11 +61,44 @@ def open_source(source: StudentSource) -> Student:
     _check_folder(path)
     index = read_json(path / "model_index.json")
     check_index(path, index)
-    listed = [c for c in COMPONENTS if is_listed(index, c) and c not in source.without]
-    absent = [c for c in listed if c in OPTIONAL_COMPONENTS and not has_weight_files(path / c)]
-    classes = {component: index[component][1] for component in listed}
-    student = assemble(source, path, [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent], listed=classes)
+    given = _from_elsewhere(source)
+    listed = [c for c in COMPONENTS if (is_listed(index, c) or c in given) and c not in source.without]
+    absent = [c for c in listed if c in OPTIONAL_COMPONENTS and c not in given and not has_weight_files(path / c)]
+    classes = {component: index[component][1] for component in listed if component not in given}
+    wanted, notes = [c for c in listed if c not in absent], [ABSENT.format(c) for c in absent]
+    student = assemble(source, path, wanted, notes, given, classes)
     return _stepping_as_sid(student) if index["_class_name"] == SID else student
+
+
+def as_components(components: Mapping[str, Path | str]) -> tuple[tuple[str, Path], ...]:
+    """Components from elsewhere, in their order in a student.
+
+    Raises:
+        StudentError: there is no such component.
+    """
+    if strangers := sorted(components.keys() - set(COMPONENTS)):
+        complaint = Complaint("components", "unknown", ", ".join(COMPONENTS), ", ".join(strangers))
+        raise StudentError("A student has no such component.", [complaint])
+    return tuple((name, Path(components[name])) for name in COMPONENTS if name in components)
+
+
+def _from_elsewhere(source: StudentSource) -> dict[str, Part]:
+    """The components that are not in the folder, each read.
+
+    Raises:
+        StudentError: what is wrong with any of them.
+    """
+    given, errors = {}, []
+    for component, place in source.components:
+        if component in source.without:
+            continue
+        try:
+            given[component] = open_part(component, place, source.path, source.variant)
+        except StudentError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else StudentError.of("Components from elsewhere cannot be used", errors)
+    return given
 
 
 def _stepping_as_sid(student: Student) -> Student:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Student:
         stored_configs: configuration of each component as it is stored.
         variant: of the weight files that were taken.
         loras: that were merged into its weights, in their order.
+        elsewhere: files of the components that are not the folder's own, weights and configuration.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Student:
     stored_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     variant: str | None = None
     loras: tuple[Merged, ...] = ()
+    elsewhere: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     @property
     def has_t5(self) -> bool:
@@ -108,11 +110,18 @@ class Student:
         """
         total = hashlib.sha256()
         for file in (*self.weight_files, *self._small_files()):
-            name = file.relative_to(self.folder).as_posix()
+            name = self._name(file)
             total.update(f"{name}:{hash_file(file, progress)}\n".encode(errors="surrogateescape"))  # names may be any bytes
         for lora in self.loras:
             total.update(lora.identity(progress).encode())
         return f"sha256:{total.hexdigest()}"
+
+    def _name(self, file: Path) -> str:
+        """What a file is called in the fingerprint: its path in the folder, or whose it is where it is from elsewhere."""
+        for component, files in self.elsewhere.items():
+            if file in files:
+                return f"elsewhere/{component}/{file.name}"
+        return file.relative_to(self.folder).as_posix()
 
     def check_unchanged(self) -> None:
         """Complain if a file has changed since the student was opened: what was read of it would be of no one student.
@@ -130,7 +139,9 @@ class Student:
 
     def _small_files(self) -> Iterable[Path]:
         yield from (file for file in (defaults_file(self.folder, self.variant),) if file.is_file())
-        yield from (file for name in sorted(self.configs) if (file := self.folder / name / "config.json").is_file())
+        own = sorted(self.configs.keys() - self.elsewhere.keys())
+        yield from (file for name in own if (file := self.folder / name / "config.json").is_file())
+        yield from (file for name in sorted(self.elsewhere) for file in self.elsewhere[name] if file.suffix == ".json")
         yield self.folder / "scheduler" / "scheduler_config.json"
         for component in sorted(self.weights.keys() & TOKENIZERS.keys()):
             yield from sorted(p for p in self.tokenizer_folder(component).iterdir() if p.is_file())
@@ -146,6 +157,7 @@ class StudentSource:
         ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
         without: optional components that are not opened even if they are there.
         lora: LoRAs that are merged into its weights, in their order.
+        components: those that come from elsewhere, and from where: a folder of their own, a pipeline's, or a single file.
     """
 
     path: Path
@@ -153,6 +165,7 @@ class StudentSource:
     ignore_lora: bool = False
     without: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    components: tuple[tuple[str, Path], ...] = ()
 
 
 def stamp(file: Path) -> tuple[int, ...]:

@@ -93,24 +93,15 @@ def quantization_of(config: Mapping[str, Any]) -> str:
 
 
 def checkpoint_kind(names: Collection[str]) -> Kind | None:  # noqa: PLR0911  (a return for each kind)
-    """What a single file is that holds no MMDiT under the original names, by its tensors' names."""
+    """What a single file is that holds no MMDiT that can be read, by its tensors' names."""
 
     def some(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
     if tool := quantization(names):
         return Kind(f"is quantized with {tool}", UNQUANTIZED)
-    if some("joint_blocks."):
-        return Kind(
-            'is a bare transformer: its tensors lack the prefix "model.diffusion_model."',
-            f"open it with SD3Transformer2DModel.from_single_file in diffusers, {_WITHIN}",
-        )
-    if some("transformer_blocks.", "transformer.transformer_blocks."):
-        return Kind(
-            "is a bare transformer under diffusers' names",
-            "put it into the folder of a diffusers SD3 pipeline as transformer/diffusion_pytorch_model.safetensors, "
-            "and give that folder",
-        )
+    if some("joint_blocks.", "model.diffusion_model.joint_blocks.", "transformer_blocks.", "transformer.transformer_blocks."):
+        return None
     if some("text_model.", "encoder.block.", "shared.", "text_encoders."):
         return Kind("holds text encoders and no transformer", _FOLDER)
     if some("double_blocks.", "model.diffusion_model.double_blocks."):
@@ -120,9 +111,6 @@ def checkpoint_kind(names: Collection[str]) -> Kind | None:  # noqa: PLR0911  (a
     if some("decoder.", "first_stage_model.", "vae."):
         return Kind("holds a VAE and no transformer", _FOLDER)
     return None
-
-
-_WITHIN = "put it into a pipeline, save that with save_pretrained, and give the folder that this makes"
 
 
 def path_kind(path: Path) -> Kind | None:

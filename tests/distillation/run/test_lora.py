@@ -63,3 +63,14 @@ def test_the_card_says_what_a_student_was_made_from(ordered: Order) -> None:
 def test_without_a_teacher_there_is_nothing_to_merge_it_into() -> None:
     with pytest.raises(InputError, match=r"--lora: no teacher is given \(expected a TEACHER to merge it into, got x\)"):
         Order("shapes-cpu", None, Path("run"), lora=(Lora(Path("x")),))
+
+
+def test_components_from_elsewhere_are_told_and_taken(given: Path, tmp_path: Path) -> None:
+    order = Order(str(given / "recipe.toml"), given / "teacher", tmp_path / "run", components={"vae": given / "teacher" / "vae"})
+    told = order.arguments()
+    assert told[told.index("--component") + 1] == f"vae={given / 'teacher' / 'vae'}"
+    teacher = order.open_teacher()
+    assert teacher is not None
+    assert teacher.elsewhere.keys() == {"vae"}
+    with pytest.raises(InputError, match=r"--vae: no teacher is given \(expected a TEACHER that it is of, got x\)"):
+        Order("shapes-cpu", None, tmp_path / "run", components={"vae": Path("x")})

@@ -85,13 +85,13 @@ def test_the_first_line_says_what_it_is_and_the_last_what_to_do(
 
 
 SINGLE: dict[str, tuple[list[str], str, str]] = {
-    "bare": (["joint_blocks.0.x_block.attn.qkv.weight"], "is a bare transformer: its tensors lack the prefix", "save_pretrained"),
-    "diffusers": (["transformer_blocks.0.attn.to_q.weight"], "under diffusers' names", "transformer/diffusion_pytorch_model"),
+    "bare": (["joint_blocks.0.x_block.attn.qkv.weight"], "cannot be used", "with --transformer"),
+    "diffusers": (["transformer_blocks.0.attn.to_q.weight"], "cannot be used", "with --transformer"),
     "text encoder": (["text_model.embeddings.token_embedding.weight"], "holds text encoders and no transformer", "diffusers"),
     "VAE": (["decoder.conv_in.weight"], "holds a VAE and no transformer", "diffusers layout"),
     "flux": (["double_blocks.0.img_attn.qkv.weight"], "is a checkpoint of Flux", "diffusers layout"),
     "nf4": (["transformer_blocks.0.attn.to_q.weight.absmax"], "is quantized with bitsandbytes", "the checkpoint that"),
-    "wrapped": (["module._orig_mod.joint_blocks.0.x"], "is a bare transformer", "save_pretrained"),
+    "wrapped": (["module._orig_mod.joint_blocks.0.x"], "cannot be used", "with --transformer"),
     "anything": (["a"], "is not an original Stable Diffusion 3 checkpoint", "diffusers layout"),
 }
 
