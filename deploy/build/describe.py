@@ -32,6 +32,7 @@ from deploy.bundle.requirements import NAME, least_onnxruntime
 from deploy.bundle.seal import record_file
 from deploy.page.page import write_page
 from exporters.layouts.spec import VAE_SCALE
+from exporters.student.hub import called
 from exporters.student.student import Student
 from quantization.errors import printable
 
@@ -120,7 +121,7 @@ def _blocks(student: Student) -> BlocksRecord:
 
 def _student(student: Student, fingerprint: str) -> StudentRecord:
     return StudentRecord(
-        name=printable(student.path.resolve().name),
+        name=printable(called(student.path)),
         fingerprint=fingerprint,
         licences=student.licences(),
         loras=tuple(LoraRecord(name=printable(one.name), sha256=one.sha256(), scale=one.scale) for one in student.loras),

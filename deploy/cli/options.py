@@ -41,7 +41,8 @@ StudentArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="[STUDENT]",
-        help="Folder in diffusers SD3 layout, or an original .safetensors file in one. Default: the built-in student.",
+        help="Folder in diffusers SD3 layout, a .safetensors file in one, or owner/name[@revision] in a hub's cache. "
+        "Default: the built-in student.",
         show_default=False,
     ),
 ]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from exporters.errors import Complaint, StudentError
 from exporters.student.assembly import ABSENT, assemble
 from exporters.student.defaults import read_json
+from exporters.student.hub import located
 from exporters.student.parts import Part, open_part
 from exporters.student.single_file import open_single_file
 from exporters.student.structure import COMPONENTS, SID, check_index, is_listed
@@ -33,7 +34,7 @@ def open_student(
     """Open a student and check it against its own configuration.
 
     Args:
-        path: a folder in diffusers layout, or an original single-file checkpoint inside one.
+        path: a folder in diffusers layout, a single-file checkpoint inside one, or ``owner/name[@revision]`` in a hub's cache.
         variant: which variant of the weight files to take (``fp16`` for ``model.fp16.safetensors``).
         without: optional components that are not opened even if they are there.
         ignore_lora: draw without a LoRA that lies beside the weights; else such a student is refused.
@@ -54,6 +55,12 @@ def open_source(source: StudentSource) -> Student:
     Raises:
         StudentError: every complaint at once, each with component, tensor, expected and got.
     """
+    source = replace(
+        source,
+        path=located(source.path),
+        lora=tuple(replace(one, path=located(one.path)) for one in source.lora),
+        components=tuple((name, located(place)) for name, place in source.components),
+    )
     path = source.path
     if path.exists() and not path.is_dir():
         _check_single_file(path)

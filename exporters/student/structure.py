@@ -30,7 +30,7 @@ def check_index(folder: Path, index: dict[str, Any]) -> None:
     if not pipeline.startswith("StableDiffusion3") and pipeline != SID:
         complaints.append(Complaint(where, "another pipeline", "StableDiffusion3Pipeline", pipeline))
     for component in COMPONENTS:
-        entry = index.get(component, [None, None])
+        entry = index.get(component) or [None, None]  # null means the same
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)):
             complaints.append(Complaint(where, f"{component} is wrong", "[library, class]", repr(entry)))
         elif not is_listed(index, component):

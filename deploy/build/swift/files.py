@@ -14,6 +14,7 @@ from exporters.choices import ComputeUnits, System
 from exporters.layouts.spec import GraphOptions
 from exporters.layouts.swift_client import CLIENT, client_sizes
 from exporters.layouts.swift_schedule import TRAIN_STEPS
+from exporters.student.hub import called
 from exporters.student.student import Student
 from quantization.errors import printable
 from quantization.files import write_text
@@ -72,7 +73,7 @@ def _readme(template: str, plan: Plan) -> str:
     vae, guidance = student.configs["vae"], sampling.guidance
     negative = json.dumps(printable(guidance.negative_prompt), ensure_ascii=False)
     return Template(template).substitute(
-        student=printable(student.path.resolve().name),
+        student=printable(called(student.path)),
         system=SYSTEMS[plan.system],
         pixels=f"{options.width} x {options.height} px",
         t5_files=", `tokenizer.json` and `tokenizer_config.json`" if options.keep_t5 else "",

@@ -118,32 +118,16 @@ def path_kind(path: Path) -> Kind | None:
     if not path.exists():
         if path.is_symlink():
             return Kind("is a link that leads nowhere", _FOLDER)
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path)) and not path.parent.exists():
-            return Kind(
-                "is not here; it looks like a model hub's id, and nothing is downloaded",
-                f"download it (`hf download {path} --local-dir FOLDER`) and give that folder",
-            )
         return Kind("does not exist", _FOLDER)
     return _cache_kind(path) or _folder_kind(path)
 
 
 def _cache_kind(path: Path) -> Kind | None:
-    """A hub cache above the snapshots, which are the students."""
-    home = path if path.name == "snapshots" else path / "snapshots"
-    if home.is_dir():
-        snapshots = sorted(child for child in home.iterdir() if child.is_dir())
-        main = home.parent / "refs" / "main"
-        named = [
-            child for child in snapshots if main.is_file() and child.name == main.read_text("utf-8", errors="replace").strip()
-        ]
-        remedy = " or ".join(f"give {child}" for child in (named or snapshots)[:5]) or "download it again: it holds no snapshot"
-        return Kind("is a hub cache's folder of one model; its snapshots are the students", remedy)
+    """A hub's cache, whose models are the students."""
     models = sorted(child for child in path.glob("models--*") if (child / "snapshots").is_dir())
     if models:
-        snapshots = [snapshot for model in models for snapshot in sorted((model / "snapshots").iterdir())]
-        return Kind(
-            "is a hub cache of several models", "give one of the snapshots in it, e.g. " + " or ".join(map(str, snapshots[:5]))
-        )
+        ids = ["/".join(model.name.split("--")[1:]) for model in models]
+        return Kind("is a hub cache of several models", "give one of them, e.g. " + " or ".join(ids[:5]))
     return None
 
 
