@@ -16,6 +16,7 @@ from exporters.student.single_file import open_single_file
 from exporters.student.structure import COMPONENTS, SID, check_index, is_listed
 from exporters.student.student import BUILTIN_STUDENT, Student, StudentSource
 from exporters.student.weights.files import has_weight_files
+from exporters.student.weights.gguf_file import is_gguf
 from exporters.student.weights.lora.source import Lora, as_loras
 from exporters.student.weights.recognise import Kind, file_kind, path_kind
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
@@ -136,7 +137,7 @@ def _check_folder(path: Path) -> None:
 
 def _check_single_file(path: Path) -> None:
     """Complain of what is no safetensors file; a file that is one by its name is looked at when it is opened."""
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_gguf(path):
         return
     kind = file_kind(path) if path.is_file() else Kind("is not a file", "give a single .safetensors file")
     kind = kind or Kind("is not a safetensors file", "convert it to safetensors where you trust it")

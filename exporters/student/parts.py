@@ -27,7 +27,8 @@ from exporters.student.inferred import (
     is_original_vae,
 )
 from exporters.student.weights.adapters import adapter_tensors
-from exporters.student.weights.checkpoint import SafetensorsFile, open_component, quantized
+from exporters.student.weights.checkpoint import WeightFile, open_component, open_weight_file, quantized
+from exporters.student.weights.gguf_file import is_gguf
 from exporters.student.weights.recognise import FUSE, Kind, checkpoint_kind, file_kind, path_kind, quantization, quantization_of
 from exporters.student.weights.weight import Weight
 
@@ -107,12 +108,12 @@ def _option(component: str) -> str:
     return f"--{component.replace('_', '-')}"
 
 
-def _open_file(component: str, path: Path) -> SafetensorsFile:
+def _open_file(component: str, path: Path) -> WeightFile:
     kind = file_kind(path) if path.is_file() else path_kind(path) or Kind("is no file", "")
-    if kind is not None:
+    if kind is not None and not is_gguf(path):
         complaint = Complaint(_option(component), kind.what, "a folder or a safetensors file", str(path))
         raise StudentError(f"{path} {kind.what}.", [complaint], kind.remedy, kind.what)
-    file = SafetensorsFile(path, component)
+    file = open_weight_file(path, component)
     if tool := quantization(file.names):
         raise quantized(component, str(path), tool)
     if lora := adapter_tensors(file.names):
@@ -121,7 +122,7 @@ def _open_file(component: str, path: Path) -> SafetensorsFile:
     return file
 
 
-def names_of_component(component: str, file: SafetensorsFile) -> list[str]:
+def names_of_component(component: str, file: WeightFile) -> list[str]:
     """The names of a component's tensors in a file that holds it among others, or alone."""
     prefixes = {"transformer": (TRANSFORMER,), "vae": (VAE, OTHER_VAE)}.get(component) or (ENCODERS[component],)
     names = [name for name in file.names if not name.endswith(DEAD)]
@@ -136,7 +137,7 @@ def is_bare(component: str, names: Collection[str]) -> bool:
 
 
 def read_part(
-    path: Path, file: SafetensorsFile, names: Collection[str], component: str, folder: Path, notes: list[str]
+    path: Path, file: WeightFile, names: Collection[str], component: str, folder: Path, notes: list[str]
 ) -> tuple[dict[str, Any], dict[str, Weight]]:
     """A component's configuration, and its weights under diffusers' names; what is to be said is added to the notes.
 

@@ -25,7 +25,7 @@ from exporters.student.parts import (
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student, StudentSource
 from exporters.student.weights.adapters import adapter_tensors
-from exporters.student.weights.checkpoint import SafetensorsFile
+from exporters.student.weights.checkpoint import WeightFile, open_weight_file
 from exporters.student.weights.files import has_weight_files
 from exporters.student.weights.recognise import FUSE, checkpoint_kind
 from exporters.student.weights.templates import OPTIONAL_COMPONENTS
@@ -40,7 +40,7 @@ def open_single_file(source: StudentSource) -> Student:
         StudentError: not an SD3 checkpoint, or something that it lacks is not in its folder.
     """
     path, folder = source.path, source.path.parent
-    file = SafetensorsFile(path, "checkpoint")
+    file = open_weight_file(path, "checkpoint")
     _check_is_sd3(path, file)
     names = _by_component(path, file)
     parts: dict[str, Part] = {}
@@ -75,7 +75,7 @@ def open_single_file(source: StudentSource) -> Student:
     return assemble(source, folder, components, notes, parts)
 
 
-def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
+def _check_is_sd3(path: Path, file: WeightFile) -> None:
     """Complain of a file that holds something else, or a LoRA among its weights."""
     count = len(file.names)
     if lora := adapter_tensors(file.names):
@@ -98,7 +98,7 @@ def _check_is_sd3(path: Path, file: SafetensorsFile) -> None:
     raise StudentError(f"{path} is not an original Stable Diffusion 3 checkpoint.", [complaint], remedy)
 
 
-def _by_component(path: Path, file: SafetensorsFile) -> dict[str, list[str]]:
+def _by_component(path: Path, file: WeightFile) -> dict[str, list[str]]:
     """Names of tensors by the component that takes them; those that none takes are under the empty name."""
     prefixes = {"transformer": TRANSFORMER, "vae": VAE, **ENCODERS}
     bare = is_bare("transformer", file.names)

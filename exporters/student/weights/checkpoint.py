@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,7 @@ from exporters.errors import Complaint, StudentError
 from exporters.student.weights.adapters import adapter_tensors, holds_unfused, unfused
 from exporters.student.weights.eight_bit import FP8, INT8, how_stored, is_beside, scale_of, scaled
 from exporters.student.weights.files import choose_weight_files
+from exporters.student.weights.gguf_file import GgufFile, is_gguf
 from exporters.student.weights.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
 from exporters.student.weights.templates import DEAD_TENSORS
 from exporters.student.weights.weight import Weight
@@ -49,6 +50,39 @@ class Opened:
     weights: dict[str, Weight]
     files: list[Path]
     notes: list[str]
+
+
+class WeightFile(Protocol):
+    """A file of weights: what is in it is known, and read when it is asked for.
+
+    Attributes:
+        file: its path.
+        names: the name of each tensor in the file, by the name that it is asked for by.
+    """
+
+    file: Path
+    names: dict[str, str]
+
+    def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
+        """The named tensors."""
+        ...
+
+    def wrapper_notes(self, component: str) -> list[str]:
+        """What to say of names that were stripped."""
+        ...
+
+    def eight_bit(self, names: Collection[str]) -> str:
+        """How those of the named tensors are stored that are codes, in words; empty where none is."""
+        ...
+
+
+def open_weight_file(file: Path, component: str) -> WeightFile:
+    """A file of weights, by what it says that it is.
+
+    Raises:
+        StudentError: it cannot be read.
+    """
+    return GgufFile(file, component) if is_gguf(file) else SafetensorsFile(file, component)
 
 
 class SafetensorsFile:

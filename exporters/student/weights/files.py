@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.weights.adapters import is_adapter
-from exporters.student.weights.recognise import AGAIN, PICKLE_SUFFIXES, UNQUANTIZED, file_kind
+from exporters.student.weights.recognise import AGAIN, GGUF, PICKLE_SUFFIXES, file_kind
 
 STEMS = ("diffusion_pytorch_model", "model")
 LONGEST_NAME = 255  # bytes, of every file system that matters
@@ -134,7 +134,7 @@ def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError
         )
     if gguf := [file for file in files if file.suffix == ".gguf"]:
         complaint = Complaint(str(gguf[0]), "is a GGUF file", "safetensors")
-        return StudentError(f"{component} is a GGUF file.", [complaint], UNQUANTIZED, f"{component} is a GGUF file")
+        return StudentError(f"{component} is a GGUF file.", [complaint], GGUF, f"{component} is a GGUF file")
     wanted = " or ".join(f"{stem}{_SUFFIX}" for stem in STEMS)
     got = _names(listing.others) or None
     return StudentError(

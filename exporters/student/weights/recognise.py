@@ -15,6 +15,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SAVE_WHOLE = "load it in diffusers, save the whole pipeline with save_pretrained, and give that folder"
 FUSE = "give the student that it is of, and this with --lora"
 UNQUANTIZED = "give the checkpoint that it was made of, in fp32, fp16 or bf16; a profile makes a bundle as small (--profile)"
+GGUF = "give the folder of a pipeline, and the file with --transformer or --text-encoder-3"
 AGAIN = "copy or download the file again"
 _FOLDER = "give the folder of a student in diffusers layout, or a single .safetensors file in one"
 _HEAD_BYTES = 512
@@ -56,7 +57,7 @@ def file_kind(file: Path) -> Kind | None:  # noqa: PLR0911  (a return for each k
     if text.startswith((b"entry not found", b"repository not found", b"invalid username", b"access to model", b'{"error"')):
         return Kind("is a server's refusal, not the file itself", "download the file itself, with the access that it needs")
     if head.startswith(b"GGUF"):
-        return Kind("is a GGUF file", UNQUANTIZED)
+        return Kind("is a GGUF file", GGUF)
     if file.suffix in PICKLE_SUFFIXES or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return Kind(
             "is a pickle checkpoint, which can run any code when opened; it was not opened",
@@ -139,7 +140,7 @@ def _folder_kind(path: Path) -> Kind | None:  # noqa: PLR0911  (a return for eac
     if "adapter_config.json" in names or any(name.startswith(("adapter_model.", "pytorch_lora_weights.")) for name in names):
         return Kind("is a LoRA, not a student", FUSE)
     if any(name.endswith(".gguf") for name in names):
-        return Kind("holds a GGUF file, not a student", UNQUANTIZED)
+        return Kind("holds a GGUF file, not a student", GGUF)
     if "config.json" in names:
         return Kind(
             "is one component of a pipeline, not the whole", "give the folder with model_index.json, one above, or " + SAVE_WHOLE

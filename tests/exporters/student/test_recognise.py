@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "git-lfs": (weights(POINTER), "of transformer is a git-lfs pointer", "git lfs pull"),
     "web page": (weights(PAGE), "of transformer is a web page", "download the file itself"),
     "refusal": (weights(b"Entry not found"), "of transformer is a server's refusal", "download the file itself"),
-    "GGUF": (weights(b"GGUF\x03\0\0\0"), "of transformer is a GGUF file", "the checkpoint that it was made of"),
+    "GGUF": (weights(b"GGUF\x03\0\0\0"), "of transformer is a GGUF file", "with --transformer or"),
     "empty": (weights(b""), "of transformer is empty", "copy or download"),
     "pickle": (weights(b"PK\x03\x04"), "of transformer is a pickle checkpoint", "convert it to safetensors"),
     "git-lfs index of shards": (
