@@ -12,6 +12,7 @@ import msgspec
 
 from deploy.bundle.folder import open_bundle
 from deploy.bundle.memory import peak_memory_bytes
+from deploy.bundle.told import read_told
 from deploy.text import megabytes, table
 from deploy.tiers.tier import find_tier
 from exporters.guidance import Guidance, told_guidance
@@ -29,10 +30,10 @@ def inspect_path(
     lora: Iterable[Lora | Path | str] = (),
     components: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Describe a student or a bundle.
+    """Describe a student, a bundle, or a picture that says what it was drawn with.
 
     Args:
-        path: of either.
+        path: of any of them.
         variant: variant of the student's weight files.
         ignore_lora: do not say that a LoRA beside the student's weights keeps it from being used.
         lora: LoRAs to merge into the student's weights.
@@ -44,7 +45,14 @@ def inspect_path(
     path = Path(path)
     if (path / "manifest.json").is_file():
         return inspect_bundle(path)
+    if is_picture(path):
+        return {"kind": "picture", "path": str(path), **msgspec.to_builtins(read_told(path))}
     return inspect_student(path, variant, ignore_lora, lora, components)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is of a PNG file."""
+    return path.suffix.lower() == ".png" and path.is_file()
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
@@ -141,6 +149,8 @@ def render(content: dict[str, Any], with_notes: bool = True) -> str:
         content: of :func:`inspect_path`.
         with_notes: whether to end in what whoever uses it should know.
     """
+    if content["kind"] == "picture":
+        return "\n".join(printable(f"{name}: {value}") for name, value in content.items() if name != "kind")
     lines = _render_bundle(content) if content["kind"] == "bundle" else _render_student(content)
     lines += _notes(content) if with_notes else []
     return "\n".join(printable(line) for line in lines)

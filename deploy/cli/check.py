@@ -82,7 +82,9 @@ def inspect(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[STUDENT|BUNDLE]", help="A student or a bundle. Default: the built-in student.", show_default=False
+            metavar="[STUDENT|BUNDLE|PICTURE]",
+            help="A student, a bundle, or a PNG file of `generate`. Default: the built-in student.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -95,11 +97,11 @@ def inspect(
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
 ) -> None:
-    """Say what is in a student or a bundle."""
-    from deploy.bundle.inspect import inspect_path, render
+    """Say what is in a student, a bundle or a picture."""
+    from deploy.bundle.inspect import inspect_path, is_picture, render
 
     components = given_components(ctx.params)
-    if path is None or not (path / "manifest.json").is_file():
+    if path is None or not ((path / "manifest.json").is_file() or is_picture(path)):
         need_export()
         from exporters.student.student import BUILTIN_STUDENT
 

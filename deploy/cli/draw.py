@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -24,18 +25,28 @@ from deploy.cli.options import (
     tell_note,
 )
 from deploy.errors import Complaint, InputError
+from deploy.prompts import read_prompts
+
+STANDARD = "-"
 
 
 def generate(
     ctx: typer.Context,
     bundle: BundleArgument,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="What to draw; - reads it from standard input.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Draw each of these prompts, one a line, in PROMPT's place.", show_default=False)
+    ] = None,
     output: Annotated[
         Path,
         typer.Option(
             "-o",
             "--output",
-            help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]).",
+            help="Picture (.png, .jpg, .webp) or array (.npy: [images, height, width, 3], float in [0, 1]); - writes one PNG to "
+            "standard output.",
         ),
     ] = Path("image.png"),
     seed: Annotated[
@@ -58,7 +69,7 @@ def generate(
         typer.Option(
             min=1,
             max=MAX_IMAGES,
-            help="How many pictures; with a picture file, image-0.png, image-1.png, ... Default: 1, or one for each latent.",
+            help="How many pictures of each prompt; several are image-0.png, image-1.png, ... Default: 1, or one a latent.",
             show_default=False,
         ),
     ] = None,
@@ -87,6 +98,9 @@ def generate(
     skip_layer_guidance_scale: SkipLayerScaleOption = None,
     skip_layer_guidance_start: SkipLayerStartOption = None,
     skip_layer_guidance_stop: SkipLayerStopOption = None,
+    parameters: Annotated[
+        bool, typer.Option(help="Write what a picture was drawn with into its PNG file; `inspect` reads it.")
+    ] = True,
     runtime: RuntimeOption = None,
     provider: Annotated[
         str,
@@ -95,24 +109,29 @@ def generate(
     threads: ThreadsOption = None,
 ) -> None:
     """Draw pictures of a prompt."""
+    from deploy.bundle.told import told_of
     from deploy.cli.progress import Steps
-    from deploy.runtime.pictures import check_output, load_latents, save_pictures
+    from deploy.runtime.arguments import guidance_of
+    from deploy.runtime.eight_bit import to_8_bit
+    from deploy.runtime.pictures import encoded_picture, load_latents, save_pictures
     from deploy.runtime.pipeline import Pipeline
 
+    asked = _asked(prompt, prompts)
     noise = None if latents is None else load_latents(latents)
-    check_output(output, num_images or (1 if noise is None else len(noise)))
-    if noise is not None and num_images not in (None, len(noise)):
-        complaint = Complaint("--num-images", "disagrees with --latents", str(len(noise)), str(num_images))
+    count = len(asked) * (num_images or 1) if noise is None else len(noise)
+    _check_output(output, count)
+    if noise is not None and num_images is not None and num_images * len(asked) != len(noise):
+        complaint = Complaint("--num-images", "disagrees with --latents", f"{len(noise) / len(asked):g}", str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
     guidance = parse_guidance(ctx.params)
     pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
-    for what, text in (("prompt", prompt), ("negative prompt", negative_prompt or "")):
+    for what, text in (*(("prompt", one) for one in asked), ("negative prompt", negative_prompt or "")):
         for name, cut in pipeline.tokens_cut(text).items():
             tell_note(f"the {what} is too long for {name}: its last {cut} tokens are not seen")
     began = time.perf_counter()
     with Steps(messages) as steps:
         pictures = pipeline.generate(
-            prompt,
+            asked,
             seed=seed,
             num_images=num_images or 1,
             latents=noise,
@@ -122,9 +141,45 @@ def generate(
             noise="torch" if torch_noise else "numpy",
             **guidance,
         )
-    for file in save_pictures(pictures, output):
-        typer.echo(str(file))
+    guided = list(zip(asked, guidance_of(pipeline.manifest, guidance, len(asked)), strict=True))
+    circumstances = {"seed": seed if noise is None else None, "noise": "torch" if torch_noise else "numpy"}
+    told = told_of(pipeline.manifest, guided, pictures.shape, runtime=pipeline.runtime, **circumstances) if parameters else []
+    if str(output) == STANDARD:
+        sys.stdout.buffer.write(encoded_picture(to_8_bit(pictures)[0], ".png", told[0] if told else None))
+        sys.stdout.buffer.flush()
+    else:
+        for file in save_pictures(pictures, output, told):
+            typer.echo(str(file))
     messages.print(f"{len(pictures)} picture(s) in {time.perf_counter() - began:.2f} s ({pipeline.runtime})")
+
+
+def _asked(prompt: str | None, prompts: Path | None) -> tuple[str, ...]:
+    """What is to be drawn.
+
+    Raises:
+        InputError: nothing is, or it is said twice.
+    """
+    if (prompt is None) == (prompts is None):
+        what = "are given both" if prompt is not None else "are missing"
+        raise InputError("It is not clear what to draw.", [Complaint("PROMPT and --prompts", what, "one of them")])
+    if prompts is not None:
+        return read_prompts(prompts)
+    if prompt != STANDARD:
+        return (prompt or "",)
+    try:
+        return (sys.stdin.buffer.read().decode("utf-8").strip("\r\n"),)
+    except UnicodeDecodeError as error:
+        raise InputError("The prompt cannot be read.", [Complaint("standard input", str(error))], "give it in UTF-8") from error
+
+
+def _check_output(output: Path, count: int) -> None:
+    from deploy.runtime.pictures import check_output
+
+    if str(output) != STANDARD:
+        check_output(output, count)
+    elif count > 1:
+        complaint = Complaint("-o -", "standard output takes one picture", "1", str(count))
+        raise InputError("The pictures cannot be written.", [complaint], "give a file")
 
 
 def web_runtime(

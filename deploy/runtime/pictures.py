@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from deploy.bundle.told import Told
 from deploy.errors import Complaint, InputError
 from deploy.runtime.eight_bit import to_8_bit
 from quantization.files import UNREADABLE, check_writable, write_array, write_bytes
@@ -48,8 +50,13 @@ def load_latents(file: Path) -> np.ndarray:
     return array
 
 
-def save_pictures(pictures: np.ndarray, file: Path) -> list[Path]:
+def save_pictures(pictures: np.ndarray, file: Path, told: Sequence[Told] = ()) -> list[Path]:
     """Write pictures ``[images, height, width, 3]`` in [0, 1]: all as one array, or each as 8-bit RGB.
+
+    Args:
+        pictures: to write.
+        file: where.
+        told: what each was drawn with, to be written into PNG files; nothing is where it is empty.
 
     Returns:
         The files: ``file`` itself, or ``name-0.png``, ``name-1.png``, ... where there are several pictures.
@@ -61,22 +68,33 @@ def save_pictures(pictures: np.ndarray, file: Path) -> list[Path]:
     if file.suffix.lower() == ".npy":
         write_array(file, pictures)
         return files
-    for picture, target in zip(to_8_bit(pictures), files, strict=True):
-        write_picture(target, picture)
+    for i, (picture, target) in enumerate(zip(to_8_bit(pictures), files, strict=True)):
+        write_picture(target, picture, told[i] if told else None)
     return files
 
 
-def write_picture(file: Path, picture: np.ndarray) -> None:
+def write_picture(file: Path, picture: np.ndarray, told: Told | None = None) -> None:
     """Write one picture of 8-bit RGB ``[height, width, 3]``, as the file's suffix says.
+
+    Args:
+        file: where.
+        picture: to write.
+        told: what it was drawn with; a PNG file says it.
 
     Raises:
         InputError: the disk is full, or the file cannot be written after all.
     """
+    write_bytes(file, encoded_picture(picture, file.suffix, told))
+
+
+def encoded_picture(picture: np.ndarray, suffix: str, told: Told | None = None) -> bytes:
+    """One picture of 8-bit RGB ``[height, width, 3]`` as a file with that suffix has it."""
     from PIL import Image
 
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, format=Image.registered_extensions()[file.suffix.lower()])
-    write_bytes(file, encoded.getvalue())
+    encoded, kind = io.BytesIO(), Image.registered_extensions()[suffix.lower()]
+    more = {"pnginfo": told.png_info()} if told is not None and kind == "PNG" else {}
+    Image.fromarray(picture).save(encoded, format=kind, **more)
+    return encoded.getvalue()
 
 
 def files_of(file: Path, images: int) -> list[Path]:
