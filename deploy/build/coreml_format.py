@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.build.draft import Draft, Progress, WrittenGraph, kept_records
 from deploy.bundle.manifest import GraphRecord, PortRecord, StageRecord
+from exporters.guidance import told_guidance
 from exporters.layouts.spec import GraphSpec
 from exporters.reference.decibels import EQUAL_DB
+from exporters.student.hub import called
+from quantization.errors import printable, shortened
 
 if TYPE_CHECKING:
     from deploy.build.plan import Plan
-    from exporters.coreml.program import ProgramOptions
+    from exporters.coreml.program import About, ProgramOptions
     from exporters.ranges import Rehearsal
     from exporters.reference.case import Case
 
@@ -103,6 +106,7 @@ class _CoreMLDraft:
             calibration=plan.calibration,
             stages=plan.stages if self.graph.name == "denoiser" else 1,  # the Swift client has one transformer
             attention=plan.attention,
+            about=_about(plan),
         )
 
     def write(self, folder: Path, progress: Progress) -> WrittenGraph:
@@ -171,3 +175,30 @@ class _ParityCheck:
         db = worst_db(self.cases, chain(packages, [port.name for port in self._graph.outputs]))
         self.db = min(db, EQUAL_DB)
         return db >= self._plan.required_db
+
+
+def _about(plan: Plan) -> About:
+    """What every package says of itself: the student, and what it was built as."""
+    from exporters.coreml.program import About
+
+    student, options, sampling = plan.student, plan.options, plan.sampling
+    licences = [f"{name}: {_first_line(text)}" for name, text in student.licences().items()]
+    return About(
+        description=f"; of {printable(called(student.path))}, a text-to-image student of the Stable Diffusion 3 family",
+        licence="; ".join(licences) or "the student names none",
+        facts={
+            "flash-deploy.student": printable(called(student.path)),
+            "flash-deploy.tier": plan.request.tier,
+            "flash-deploy.picture": f"{options.width} x {options.height} px",
+            "flash-deploy.sampler": sampling.method,
+            "flash-deploy.sigmas": ", ".join(f"{sigma:.6g}" for sigma in sampling.sigmas),
+            "flash-deploy.guidance": told_guidance(sampling.guidance) or "none",
+            "flash-deploy.profile": "; ".join(f"{r.component}/{r.weights} -> {r.scheme.name}" for r in plan.profile.rules),
+            "flash-deploy.t5": "kept" if options.keep_t5 else "dropped",
+        },
+    )
+
+
+def _first_line(text: str) -> str:
+    """What a licence calls itself."""
+    return next((shortened(printable(line.strip("# \t")), 120) for line in text.splitlines() if line.strip("# \t")), "")

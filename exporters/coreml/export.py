@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,15 @@ from exporters.ranges import Rehearsal, growing_shares
 from exporters.restructure.denoiser import null_tokens_as_bias
 from exporters.restructure.vae import keep_group_norms
 
+GRAPHS = {
+    "text_encoder": "token ids to text states",
+    "text_encoder_2": "token ids to text states",
+    "text_encoder_3": "token ids to text states",
+    "conditioner": "pooled text to the modulations of every step",
+    "denoiser": "one step's velocity",
+    "transformer": "one step's velocity",
+    "vae_decoder": "latents to RGB",
+}
 DESCRIPTIONS = {
     "input_ids": "CLIP-L token ids, padded to the full length",
     "input_ids_2": "CLIP-G token ids, padded to the full length",
@@ -168,7 +177,11 @@ def _write_stages(
     stages = []
     ports = {port.name for port in (*spec.inputs, *spec.outputs)}
     descriptions = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
-    for program, path in zip(programs, stage_paths(spec, len(programs)), strict=True):
-        write_package(program, folder / path, descriptions, progress)
+    between = {port.name for program in programs for port in (*program.inputs, *program.outputs)} - descriptions.keys()
+    told = {**descriptions, **dict.fromkeys(between, f"handed from one program of the {spec.name} to the next")}
+    for number, (program, path) in enumerate(zip(programs, stage_paths(spec, len(programs)), strict=True), 1):
+        part = f", program {number} of {len(programs)}" if len(programs) > 1 else ""
+        about = replace(options.about, description=f"{spec.name}{part}: {GRAPHS[spec.name]}{options.about.description}")
+        write_package(program, folder / path, told, progress, about)
         stages.append(WrittenStage(path, program.inputs, program.outputs))
     return programs, stages

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from exporters.coreml.backend import CoreMLProtoExporter, MILProtoExporter, Var, ct, proto
-from exporters.coreml.program import StageProgram
+from exporters.coreml.program import About, StageProgram
 from quantization.errors import Complaint, SchemeError
 from quantization.files import REMEDY, WritingError, write_bytes, write_text, writing
 
@@ -73,6 +73,7 @@ def write_package(
     folder: Path,
     descriptions: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
+    about: About | None = None,
 ) -> Path:
     """Write one program to ``folder``, a path that ends in ``.mlpackage`` and does not exist.
 
@@ -81,6 +82,7 @@ def write_package(
         folder: where to.
         descriptions: of inputs and outputs, by name.
         progress: called with the number of bytes just written.
+        about: what the package says of itself.
 
     Raises:
         SchemeError: weights that cannot be stored, all at once; nothing is left behind.
@@ -98,7 +100,7 @@ def write_package(
             writer.blob_writers.clear()  # closes the weight file
             _check_weights(weights / "weight.bin")
         model = CoreMLProtoExporter(stage.program, program, "", "", None, "mlprogram", "mil", version).export(version)
-        _describe(model, descriptions or {})
+        _describe(model, descriptions or {}, about)
         write_bytes(data / "model.mlmodel", model.SerializeToString(deterministic=True))
         # To the last byte as Core ML's tools write it: loading a package writes this file again.
         write_text(folder / "Manifest.json", json.dumps(_manifest(), indent=4) + "\n")
@@ -142,12 +144,17 @@ def _check_weights(file: Path) -> None:
         raise missing
 
 
-def _describe(model: proto.Model_pb2.Model, descriptions: Mapping[str, str]) -> None:
+def _describe(model: proto.Model_pb2.Model, descriptions: Mapping[str, str], about: About | None) -> None:
     from importlib import metadata
 
-    model.description.metadata.author = AUTHOR
-    model.description.metadata.versionString = metadata.version("flash-deploy")
-    model.description.metadata.userDefined["com.github.apple.coremltools.version"] = ct.__version__
+    told = model.description.metadata
+    told.author = AUTHOR
+    told.versionString = metadata.version("flash-deploy")
+    told.userDefined["com.github.apple.coremltools.version"] = ct.__version__
+    if about is not None:
+        told.shortDescription, told.license = about.description, about.licence
+        for name, fact in about.facts.items():
+            told.userDefined[name] = fact
     for port in (*model.description.input, *model.description.output):
         port.shortDescription = descriptions.get(port.name, "")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,21 @@ NEAR = 0.35  # of a stage's share of the weights: how far a cut may move for few
 
 
 @dataclass(frozen=True)
+class About:
+    """What a package says of itself, as Xcode shows it.
+
+    Attributes:
+        description: of the bundle that it is part of.
+        licence: of the student.
+        facts: more, by name.
+    """
+
+    description: str = ""
+    licence: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ProgramOptions:
     """How a Core ML program is made.
 
@@ -44,6 +59,7 @@ class ProgramOptions:
         stages: how many programs the graph becomes.
         attention: one operation for all heads, which GPUs have; or an einsum for each head and all tokens in the Neural Engine's
             layout (:mod:`exporters.coreml.channels_first`).
+        about: what packages say of themselves.
     """
 
     profile: Profile
@@ -52,6 +68,7 @@ class ProgramOptions:
     calibration: Calibration | None = None
     stages: int = 1
     attention: AttentionForm = "fused"
+    about: About = field(default_factory=About)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def test_programs_compute_what_diffusers_computes(
             assert [file.read_bytes() for file in files] == before  # loading writes the package anew
             assert description.specificationVersion == SPEC_VERSIONS[target.system]
             assert [p.name for p in description.description.input] == [p.name for p in stage.inputs]
-            assert all(p.shortDescription for p in description.description.input if not p.name.startswith("stage_"))
+            assert all(p.shortDescription for p in (*description.description.input, *description.description.output))
+            assert description.description.metadata.shortDescription.startswith(f"{spec.name}")
 
 
 @pytest.mark.parametrize(

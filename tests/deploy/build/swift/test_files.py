@@ -72,6 +72,13 @@ def test_programs_are_what_the_client_asks_for(bundle: Bundle) -> None:
             assert {port.name: list(port.type.multiArrayType.shape) for port in ports} == expected, name
             assert {port.type.multiArrayType.dataType for port in ports} == {FLOAT32}
             assert all(port.shortDescription for port in ports)
+        told = spec.description.metadata
+        assert told.shortDescription.endswith("; of builtin_student, a text-to-image student of the Stable Diffusion 3 family")
+        assert told.license == "the student names none"
+        facts = {name.removeprefix("flash-deploy."): fact for name, fact in told.userDefined.items() if "flash-deploy" in name}
+        assert facts.keys() == {"student", "tier", "picture", "sampler", "sigmas", "guidance", "profile", "t5"}
+        assert (facts["student"], facts["picture"], facts["t5"]) == ("builtin_student", "64 x 64 px", "kept")
+        assert facts["sigmas"] == "1, 0.9, 0.75, 0.5, 0"
 
 
 def test_pictures_are_diffusers(bundle: Bundle) -> None:
@@ -253,7 +260,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stages": ({"stages": 2}, "--stages: the Swift client has one transformer"),
     "dynamic": ({"dynamic": True}, "--dynamic"),
     "more steps than the client tells apart": ({"steps": 400}, "steps: the Swift client's levels lie too close"),
-    "renoise": ({"sampler": "renoise"}, "cannot re-noise"),
+    "renoise": ({"sampler": "renoise"}, "makes Euler steps alone"),
     "more T5 tokens than the client takes": ({"max_sequence_length": 128}, "max_sequence_length: the Swift client has its own"),
     "a scheme in blocks on iOS 17": ({"precision": None, "system": "iOS17", "profile": "int4g32"}, "iOS 17"),
 }
