@@ -181,6 +181,9 @@ class TrajectoryStage(StudentStage, frozen=True, kw_only=True, tag="trajectory")
 class Adversarial(_Strict, frozen=True, kw_only=True):
     """Adversarial heads (:mod:`distillation.objectives.heads`).
 
+    What they take for real are the pictures at the ends of the stage's ``trajectories`` or ``path``; where it has neither, the
+    latents of its data.
+
     Attributes:
         weight: of the generator's loss; 0 for no heads.
         learning_rate: of the heads.

@@ -163,6 +163,7 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
     whole_path = _with(follow, name=f"path-whole-t5-{length}", without_t5=0.0)
     dropped = {"without_t5": True, "control": "default-dropped"}
     along = {"trajectory_weight": PATH_WEIGHT} | {key: getattr(follow, key) for key in ("trajectories", "teacher_steps", "path")}
+    heads = other("heads", **along | {"trajectory_weight": 0.0}, adversarial=HEADS)  # the teacher's pictures are their real ones
     from_teacher = _with(default, name=f"cold-{length}", after=follow.after, trajectory_weight=0.0)
     return [
         *first,
@@ -171,7 +172,7 @@ def rows(fork: Fork, steps: int, pace: float = 1.0, *, brief: bool = False) -> l
         row("TDM: compared with noise inside the segment", other("segment", compare="segment")),
         row("default without the teacher's path, for as long in all", _as_long(from_teacher, budget + pace * compute(follow))),
         row("default, along the teacher's path too, from its kept prompts", other("kept", **along)),
-        row("default and adversarial heads", other("heads", adversarial=HEADS)),
+        row("default and adversarial heads, from kept prompts", heads),
         row("default and split fine-tuning, each half as long", *_split(fork, default, budget)),
         row("default, never without T5 after the fork", whole_t5),
         row("default, T5 dropped", default, name="default-dropped", without_t5=True, control=""),

@@ -11,7 +11,7 @@ from distillation.networks.roles import LATENT_PIXELS
 from distillation.recipe import Recipe, branches_of
 from distillation.run.lineage import CLIPS, T5
 from distillation.run.processes import Processes
-from distillation.stages import AnyStage, DecoderStage, FlowStage, QuantizeStage, StudentStage, TextStage, VaeStage
+from distillation.stages import AnyStage, DecoderStage, FlowStage, MatchStage, QuantizeStage, StudentStage, TextStage, VaeStage
 from exporters.errors import Complaint, InputError
 from exporters.student.student import Student
 from quantization.profile import Profile
@@ -99,6 +99,13 @@ def _data_complaints(stage: AnyStage, source: Source) -> Iterator[Complaint]:
         yield Complaint("data", "has no pictures", f"pictures, for stage {stage.name}")
     if isinstance(stage, FlowStage) and not (source.has_pictures or source.has_latents):
         yield Complaint("data", "has neither pictures nor latents", f"either, for stage {stage.name}")
+    if (
+        isinstance(stage, MatchStage)
+        and stage.adversarial.weight
+        and not (stage.trajectories or stage.path or source.has_latents)
+    ):
+        expected = f"trajectories or a path in stage {stage.name}, or data with latents"
+        yield Complaint("data", "has no latents that adversarial heads could take for real", expected)
 
 
 def left(stage: AnyStage) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distillation.batches import Batch, Networks
 from distillation.counters import Counter
+from distillation.data.batches import latents
 from distillation.data.settings import ShapesData
 from distillation.flow import Velocity, euler
 from distillation.levels import checked, substeps, through
@@ -95,9 +96,9 @@ def _adapted_job(stage: TrajectoryStage | MatchStage, site: Site) -> Job:
 def _add_heads(
     stage: MatchStage, site: Site, networks: Networks, fake: VelocityTransformer, features: Callable[..., Any]
 ) -> None:
-    """Adversarial heads on every second block of the fake model, where the stage has them."""
+    """Adversarial heads on every second block of the fake model, or its only one, where the stage has them."""
     if stage.adversarial.weight:
-        blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2]
+        blocks = tuple(range(len(fake.transformer.transformer_blocks)))[1::2] or (0,)
         torch.manual_seed(site.recipe.seed)
         networks.heads = site.here(Heads([fake.transformer.inner_dim] * len(blocks)))
         networks.features = partial(features, blocks=blocks)
@@ -237,14 +238,18 @@ def _batches(stage: StudentStage, site: Site, teacher: Velocity, config: Any) ->
             cond=cond.without_t5(dropped) if stage.without_t5 else cond,
             teacher_cond=cond,
             uncond=None if uncond is None else uncond.repeated(len(numbers)),
-            x0=None
-            if states is None
-            else states[:, -1],  # what heads take for real: the teacher's own pictures (LADD, 2403.12015)
+            x0=_real(stage, site, numbers) if states is None else states[:, -1],
             states=states,
             samples=place.samples,
         )
 
     return batches
+
+
+def _real(stage: StudentStage, site: Site, numbers: Sequence[int]) -> Tensor | None:
+    """What heads take for real where no path ends in the teacher's own pictures (LADD, 2403.12015): the data's latents."""
+    with_heads = isinstance(stage, MatchStage) and stage.adversarial.weight > 0
+    return latents(site.source, numbers).to(site.like) if with_heads and site.source.has_latents else None
 
 
 def _start(site: Site, numbers: Any, shape: tuple[int, ...]) -> Tensor:

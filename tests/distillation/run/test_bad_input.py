@@ -60,6 +60,7 @@ WHOLE = RECIPE + BRANCHES
 
 
 LOW = changed("only = [1]", "only = [1]\naverage = 0.5", WHOLE)  # a mark of the stage's own
+HEADS = ("match.trajectories=0", "match.adversarial.weight=0.1")
 MORE = '[[stage]]\nkind = "match"\nname = "more"\nafter = "merged"\nsteps = 1\n'
 TWICE = STUDENT.replace("student-2", "student-2-lora")
 HALF = changed('name = "student-w4"\n', 'name = "student-w4"\ndtype = "fp16"\n', WHOLE)
@@ -119,6 +120,7 @@ def test_recipes(
         ({"teacher": Path("/nowhere/teacher")}, ["/nowhere/teacher"]),
         ({"changes": ("data.file=none.txt",)}, ["none.txt", "No such file"]),
         ({"changes": ("data.file=/dev/null",)}, ["There are no prompts", "one prompt a line"]),
+        ({"changes": HEADS}, ["no latents that adversarial heads", "a path in stage match, or data with latents"]),
         ({"changes": ("data={ kind = 'folder', path = 'p', resolution = 64 }",)}, ["/p"]),
         ({"changes": ("lora.targets=['to_z']", "follow.trajectories=0")}, ["targets: to_z", "names no linear layer"]),
     ],

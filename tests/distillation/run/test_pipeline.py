@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
+from distillation.data.open import open_source
+from distillation.data.settings import ShapesData
+from distillation.data.write import write_latents
 from distillation.flow import euler
 from distillation.networks.roles import VelocityTransformer
 from distillation.random_students import make_student, preset_shape
@@ -45,6 +49,7 @@ guidance = 2.0
 without_t5 = 0.5
 trajectories = {}
 """
+LATENTS = 'kind = "latents"\npath = "latents"'
 ALL = ["follow", "match", "high", "low", "merged", "w4", "small"]
 
 
@@ -239,3 +244,24 @@ def test_what_does_not_learn_is_held_in_half(whole: Order, tmp_path: Path) -> No
         weight = load_file(file)["transformer_blocks.0.attn.to_q.weight"]
         assert weight.dtype == torch.float32
         assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_heads_take_the_data_s_latents_for_real_where_there_is_no_path(tmp_path: Path) -> None:
+    """Each beside its own prompt; and the stage runs."""
+    heads = "trajectories = 0\nadversarial = { weight = 0.01 }\nfake_warmup = 1"
+    alone = RECIPE[: RECIPE.index("[[stage]]")] + RECIPE[RECIPE.index('[[stage]]\nkind = "match"') :].replace(
+        'after = "follow"\n', ""
+    )
+    alone = alone.replace("trajectories = 70\ntrajectory_weight = 0.25\n", "").replace("fake_warmup = 1", heads)
+    recipe = alone.replace("resolution = 32", "resolution = 64").replace('kind = "prompts"\nfile = "prompts.txt"', LATENTS)
+    order = lay_out(tmp_path, recipe)
+    vae = AutoencoderKL.from_pretrained(tmp_path / "teacher", subfolder="vae")
+    write_latents(open_source(ShapesData(count=5, seed=2), tmp_path), vae, None, tmp_path / "latents")
+    run = opened(order)
+    stage = run.recipe.stage("match")
+    site = run._site(stage)
+    batch, numbers = job_of(stage, site).batches(0), site.numbers(stage, 0)
+    assert torch.equal(batch.x0, torch.stack([site.source.latent(number).float() for number in numbers]))
+    assert follow(order) == 0
+    assert stages(order.out).keys() == {"match"}
+    assert all("heads" in " ".join(line) for line in metrics(order.out, "match")[1:])
