@@ -11,6 +11,7 @@ from benchmarks.results.advice import Forecast, TierLimits
 from deploy.bundle.folder import open_bundle
 from deploy.errors import TierError
 from deploy.forecast.predict import costs, predictions
+from deploy.tiers.read import tier_data
 from deploy.tiers.tier import all_tiers, legal_schemes
 
 DEVICES = {
@@ -25,7 +26,8 @@ READERS = {"onnx": "onnx_ir", "coreml": "coremltools"}  # packages that a format
 
 
 def advice_tiers() -> list[TierLimits]:
-    """Every tier."""
+    """Every tier; one that extends another is run on the same devices."""
+    data = tier_data()
     return [
         TierLimits(
             name=name,
@@ -33,9 +35,9 @@ def advice_tiers() -> list[TierLimits]:
             memory_bytes=tier.memory_bytes,
             download_bytes=tier.download_bytes,
             schemes={form: legal_schemes(tier, form) for form in tier.formats},
-            targets=DEVICES.get(name, REMOTE),
+            targets=next((DEVICES[each] for each in data.line(name) if each in DEVICES), REMOTE),
         )
-        for name, tier in all_tiers().items()
+        for name, tier in data.tiers.items()
     ]
 
 

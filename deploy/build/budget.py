@@ -12,8 +12,10 @@ from deploy.build.plan import Plan
 from deploy.bundle.memory import RUNTIME_BYTES
 from deploy.errors import Complaint, InputError, TierError
 from deploy.text import megabytes
-from deploy.tiers.profiles import computes_in
-from deploy.tiers.tier import Tier, all_tiers, legal_schemes
+from deploy.tiers.profiles import computes_in, default_profile
+from deploy.tiers.read import tier_data
+from deploy.tiers.schema import Tier
+from deploy.tiers.tier import all_tiers, find_tier, legal_schemes
 from exporters.choices import Compute, ComputeUnits, FormatName, System
 from exporters.layouts.spec import GraphSpec
 from exporters.student.weights.weight import Weight
@@ -174,7 +176,9 @@ def check_budget(sizes: Sizes, goal: Destination, graphs: Sequence[GraphSpec], p
         return
     best = best_uniform(graphs, goal)
     if best is not None and _schemes(best[1]) != _schemes(profile):
-        remedies.append(f"a profile of {best[0]} for all fits ({best[2].stored_bytes / 1e9:.2f} GB)")
+        remedies.append(
+            f"a profile of {best[0]} for all fits ({best[2].stored_bytes / 1e9:.2f} GB): `build --save-profile FILE` writes it"
+        )
         if sizes.stored_bytes > tier.download_bytes:
             remedies.append(f"`flash-deploy tune --tier {goal.name} --max-bytes {tier.download_bytes}` finds a better one")
     elif best is None:
@@ -223,6 +227,26 @@ def estimated_disk_bytes(plan: Plan, sizes: Sizes) -> int:
     return sizes.stored_bytes + plain
 
 
+def fitting(plan: Plan) -> tuple[str, Profile, Sizes]:
+    """The profile that a plan's bundle can be stored by: its own, or the best uniform one where that does not fit the tier.
+
+    Returns:
+        What it is, the profile, and what the bundle takes.
+
+    Raises:
+        TierError: none fits.
+    """
+    goal, sizes = Destination.of(plan), estimate(plan)
+    if sizes.fits(plan.tier):
+        return "What was asked for", plan.profile, sizes
+    best = best_uniform(plan.graphs, goal)
+    if best is None:
+        check_budget(sizes, goal, plan.graphs, plan.profile)
+    assert best is not None
+    name, profile, smaller = best
+    return f"{name} for all, the largest scheme that fits", profile, smaller
+
+
 def fitted(plan: Plan) -> Plan:
     """The plan, with a smaller profile where the tier's own is the user's choice by default and does not fit the tier.
 
@@ -239,12 +263,24 @@ def fitted(plan: Plan) -> Plan:
         check_budget(sizes, goal, plan.graphs, plan.profile)
     assert best is not None
     name, profile, smaller = best
+    larger = [name for name in tier_data().made_from(goal.name) if _has_room(name, plan)]
     note = (
         f"the default profile of {plan.request.tier} takes {sizes.stored_bytes / 1e9:.2f} GB and {sizes.peak_bytes / 1e9:.2f} GB "
         f"of memory, more than the tier has: {name} for all in its place ({smaller.stored_bytes / 1e9:.2f} GB and "
         f"{smaller.peak_bytes / 1e9:.2f} GB of memory)"
     )
+    if larger:
+        note += f"; made for students of this size: --tier {' or '.join(larger)}"
     return replace(plan, profile=profile, notes=(*plan.notes, note))
+
+
+def _has_room(name: str, plan: Plan) -> bool:
+    """Whether another tier's own profile makes a bundle that fits it."""
+    model_format, tier = plan.request.format, find_tier(name)
+    if model_format not in tier.formats:
+        return False
+    destination = Destination(name, tier, model_format, plan.compute_units, plan.system)
+    return estimated_sizes(plan.graphs, default_profile(name, model_format), destination).fits(tier)
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deploy.build.coreml_format import CoreMLFormat
 from deploy.build.draft import ModelFormat
 from deploy.build.onnx_format import OnnxFormat
-from deploy.tiers.tier import Tier
+from deploy.tiers.schema import Tier
 from exporters.choices import FormatName, System
 from quantization.calibration import Layer
 from quantization.schemes import Scheme

@@ -13,7 +13,8 @@ from deploy.bundle.seal import check_place
 from deploy.errors import Complaint, InputError
 from deploy.page.vendor import check_web_runtime
 from deploy.tiers.profiles import check_schemes, computes_in, default_profile, promised_precision
-from deploy.tiers.tier import Tier, check_format, find_tier
+from deploy.tiers.schema import Tier
+from deploy.tiers.tier import check_format, find_tier
 from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.sampling import Sampling, as_wanted, idle_steps, plan_sampling

@@ -14,7 +14,7 @@ from deploy.bundle.folder import open_bundle
 from deploy.bundle.memory import peak_memory_bytes
 from deploy.bundle.told import read_told
 from deploy.text import megabytes, table
-from deploy.tiers.tier import find_tier
+from deploy.tiers.tier import all_tiers
 from exporters.guidance import Guidance, told_guidance
 from quantization.errors import printable
 
@@ -65,7 +65,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     totals = {
         "total_bytes": sum(sizes.values()),
         "peak_memory_bytes": peak_memory_bytes(bundle.manifest.graphs),
-        "tier_memory_bytes": find_tier(bundle.manifest.tier).memory_bytes,
+        "tier_memory_bytes": tier.memory_bytes if (tier := all_tiers().get(bundle.manifest.tier)) else None,
     }
     return {"kind": "bundle", "path": str(path), **totals, **content}
 
@@ -209,7 +209,7 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         *_render_needs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
-        f"memory: {megabytes(content['peak_memory_bytes'])} predicted, the tier allows {megabytes(content['tier_memory_bytes'])}",
+        f"memory: {megabytes(content['peak_memory_bytes'])} predicted, {_allowed(content['tier_memory_bytes'])}",
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"guidance: {told_guidance(Guidance(**sampling['guidance'])) or 'none'}",
@@ -219,6 +219,10 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         f"licences: {', '.join(content['student']['licences']) or 'none found'}",
         "made with: " + ", ".join(f"{name} {version}" for name, version in content["created_with"].items()),
     ]
+
+
+def _allowed(memory_bytes: int | None) -> str:
+    return "by a tier that is not known here" if memory_bytes is None else f"the tier allows {megabytes(memory_bytes)}"
 
 
 def _render_programs(content: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import BundleArgument, ThreadsOption, messages
+from deploy.cli.options import BundleArgument, ThreadsOption, TiersOption, messages
 from deploy.errors import Complaint, InputError
 from exporters.choices import Runtime
 
@@ -58,6 +58,7 @@ def card(
     ] = None,
     threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a page that is there, and its pictures.")] = False,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Write a bundle's page for a model hub.
 

@@ -15,6 +15,7 @@ from deploy.cli.options import (
     TextEncoder2Option,
     TextEncoder3Option,
     TextEncoderOption,
+    TiersOption,
     TransformerOption,
     VaeOption,
     VariantOption,
@@ -46,6 +47,7 @@ def verify(
     text_encoder: TextEncoderOption = None,
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Check a bundle's files and what it computes.
 
@@ -96,6 +98,7 @@ def inspect(
     text_encoder: TextEncoderOption = None,
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Say what is in a student, a bundle or a picture."""
     from deploy.bundle.inspect import inspect_path, is_picture, render
@@ -117,12 +120,16 @@ def inspect(
     typer.echo(json.dumps(content, indent=2) if as_json else render(content))
 
 
-def tiers() -> None:
+def tiers(own_tiers: TiersOption = None) -> None:
     """List the device tiers."""
+    from deploy.forecast.targets import check_places
     from deploy.tiers.profiles import default_profile
-    from deploy.tiers.tier import all_tiers, legal_schemes
+    from deploy.tiers.read import tier_data
+    from deploy.tiers.tier import legal_schemes
 
-    for name, tier in all_tiers().items():
+    data = tier_data()
+    check_places(data)
+    for name, tier in data.tiers.items():
         t5 = "T5 kept" if tier.keep_t5 else "T5 dropped"
         limits = f"memory {tier.memory_bytes / 1e9:.1f} GB, download {tier.download_bytes / 1e9:.1f} GB"
         facts = ["/".join(tier.formats), f"{tier.resolution} px", f"{tier.steps} steps", t5, limits]

@@ -20,6 +20,7 @@ from deploy.cli.options import (
     SkipLayerStartOption,
     SkipLayerStopOption,
     ThreadsOption,
+    TiersOption,
     messages,
     parse_guidance,
     tell_note,
@@ -107,6 +108,7 @@ def generate(
         typer.Option(help="onnxruntime execution provider: cpu, cuda, tensorrt, directml, coreml, openvino, webgpu."),
     ] = "cpu",
     threads: ThreadsOption = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Draw pictures of a prompt."""
     from deploy.bundle.told import told_of

@@ -45,6 +45,7 @@ from deploy.cli.options import (
     TextEncoder3Option,
     TextEncoderOption,
     TierOption,
+    TiersOption,
     TimestepsOption,
     TransformerOption,
     UnitsOption,
@@ -108,6 +109,13 @@ def build(
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
     parity: ParityOption = "auto",
+    save_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the profile (TOML) of the bundle: the one asked for, or what fits the tier in its place.",
+            show_default=False,
+        ),
+    ] = None,
     web_runtime: Annotated[
         Path | None,
         typer.Option(help="Folder of `flash-deploy web-runtime`, for the page of a browser bundle.", show_default=False),
@@ -117,6 +125,7 @@ def build(
         bool,
         typer.Option("--dry-run", help="Check everything and print profile, sizes, memory and disk; trace and write nothing."),
     ] = False,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Build a bundle from a student for a device tier."""
     need_export()
@@ -125,8 +134,13 @@ def build(
     from deploy.cli.preview import preview
     from deploy.cli.progress import Bars
     from deploy.page.page import check_page, has_page
+    from deploy.tune.profile_file import check_profile_file, write_fitting_profile
 
     request = build_request(ctx.params)
+    if save_profile is not None:
+        check_profile_file(save_profile, force, "--save-profile")
+        write_fitting_profile(request, save_profile)
+        messages.print(str(save_profile), markup=False)
     if dry_run:
         typer.echo(preview(request))
         return
@@ -177,6 +191,7 @@ def calibrate(
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration that is there.")] = False,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Measure how a student's weights shape its pictures.
 
@@ -251,6 +266,7 @@ def tune(
     text_encoder_2: TextEncoder2Option = None,
     text_encoder_3: TextEncoder3Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a profile that is there.")] = False,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Choose a profile for a tier: measure, search, draw.
 

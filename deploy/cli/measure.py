@@ -15,6 +15,7 @@ from deploy.cli.options import (
     TextEncoder3Option,
     TextEncoderOption,
     ThreadsOption,
+    TiersOption,
     TransformerOption,
     VaeOption,
     VariantOption,
@@ -87,6 +88,7 @@ def bench(
         Path | None, typer.Option("--json", help="File for samples and circumstances.", show_default=False)
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="File for a report in one page.", show_default=False)] = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Measure bundles side by side: time, memory, quality.
 
@@ -151,6 +153,7 @@ def compare(
     allow: Annotated[
         list[str] | None, typer.Option(help="A circumstance that may differ, e.g. runtime (repeatable).", show_default=False)
     ] = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Say what became slower or faster between benchmarks.
 
@@ -188,6 +191,7 @@ def predict(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for every figure, operators by kind.", show_default=False)
     ] = None,
+    own_tiers: TiersOption = None,
 ) -> None:
     """Predict latency on devices that are not here.
 

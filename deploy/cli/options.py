@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from deploy.errors import InputError
+from deploy.tiers.read import OWN_TIERS, tier_data
 from exporters.choices import (
     AttentionForm,
     Compute,
@@ -50,6 +52,27 @@ BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder that `flash-deploy build` made.", show_default=False)
 ]
 TierOption = Annotated[str, typer.Option(help="Device tier; `flash-deploy tiers` lists them.")]
+
+
+def _use_tiers(file: Path | None) -> None:
+    """Tiers of the user's own, here and in every process that is started."""
+    if file is not None:
+        os.environ[OWN_TIERS] = str(file.absolute())
+        tier_data()  # what is wrong with it is told first
+
+
+TiersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tiers",
+        envvar=OWN_TIERS,
+        callback=_use_tiers,
+        is_eager=True,
+        expose_value=False,
+        show_default=False,
+        help="Tiers of your own (TOML), beside those of this package or in their place.",
+    ),
+]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help="Prompts, one a line. Default: the student's own, or prompts of all sorts.", show_default=False),

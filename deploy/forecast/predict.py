@@ -16,7 +16,8 @@ from deploy.bundle.folder import Bundle, open_bundle
 from deploy.bundle.manifest import GraphRecord, Manifest
 from deploy.errors import Complaint, TierError
 from deploy.forecast.targets import places
-from deploy.tiers.tier import ForecastTarget, check_format, find_tier
+from deploy.tiers.schema import ForecastTarget
+from deploy.tiers.tier import check_format, find_tier
 
 NOTE = "analytical forecasts, nothing was run; loading is not counted, and work is taken to scale over cores"
 EVERY_STEP = ("denoiser", "transformer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -10,7 +10,8 @@ import msgspec
 from benchmarks.forecast.cost import Arithmetic
 from benchmarks.forecast.roofline import Efficiency, Place, Processor, Unit, known_efficiencies
 from deploy.errors import Complaint, TierError
-from deploy.tiers.tier import ForecastTarget, PlaceRecord, TierData, tier_data
+from deploy.tiers.read import own_file, tier_data
+from deploy.tiers.schema import ForecastTarget, PlaceRecord, TierData
 
 
 def places(target: ForecastTarget, run_once: bool = False) -> dict[str, Place]:
@@ -23,13 +24,14 @@ def places(target: ForecastTarget, run_once: bool = False) -> dict[str, Place]:
     Raises:
         TierError: ``tiers.toml`` describes a processor wrongly, or a target names what is not there.
     """
-    processors, efficiencies = _checked_processors(), known_efficiencies()
+    processors, efficiencies = _checked_processors(own_file()), known_efficiencies()
     records = target.run_once if run_once and target.run_once else target.places
     return {record.processor: _place(record, processors, efficiencies) for record in records}
 
 
-@cache
-def _checked_processors() -> dict[str, Processor]:
+@lru_cache(maxsize=1)
+def _checked_processors(own: str) -> dict[str, Processor]:
+    """Of the shipped tiers, and those of the user's own file."""
     return check_places(tier_data())
 
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 from importlib import resources
 
 from deploy.errors import Complaint, TierError
-from deploy.tiers.tier import Tier, find_tier, legal_schemes
+from deploy.tiers.read import tier_data
+from deploy.tiers.schema import Tier
+from deploy.tiers.tier import find_tier, legal_schemes
 from exporters.choices import Compute, ComputeUnits, FormatName, Precision, System
 from quantization.profile import Profile, load_profile
 
 
 def default_profile(name: str, model_format: FormatName = "onnx") -> Profile:
-    """The profile of a tier's bundles unless the user says otherwise: ``profiles/NAME.toml``, ``profiles/NAME.coreml.toml``."""
-    file_name = f"{name}.toml" if model_format == "onnx" else f"{name}.{model_format}.toml"
-    with resources.as_file(resources.files("deploy.tiers").joinpath("profiles", file_name)) as file:
-        return load_profile(file)
+    """The profile of a tier's bundles unless the user says otherwise: ``profiles/NAME.toml``, ``profiles/NAME.coreml.toml``.
+
+    It is looked for beside the user's own tiers file, then among those of this package; and for a tier without one, the tier's
+    that it extends.
+
+    Raises:
+        TierError: there is none.
+        ProfileError: it cannot be used.
+    """
+    data, suffix = tier_data(), ".toml" if model_format == "onnx" else f".{model_format}.toml"
+    for each in data.line(name):
+        for folder in (*data.folders, resources.files("deploy.tiers")):
+            with resources.as_file(folder.joinpath("profiles", each + suffix)) as file:
+                if file.is_file():
+                    return load_profile(file)
+    where = " or ".join(str(folder.joinpath("profiles", name + suffix)) for folder in data.folders)
+    raise TierError(
+        f"The tier {name} has no profile.", [Complaint(where, "is missing")], "write it, or give a profile with --profile"
+    )
 
 
 def check_schemes(

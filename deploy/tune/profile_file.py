@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from deploy.build.budget import fitting
+from deploy.build.plan import plan
+from deploy.build.request import BuildRequest
 from deploy.errors import InputError
 from deploy.tune.choose import Tuned
 from deploy.tune.tuning import TuneRequest
@@ -13,15 +16,20 @@ from quantization.folders import remove_tree
 from quantization.profile import profile_toml
 
 
-def check_profile_file(file: Path, force: bool) -> None:
+def check_profile_file(file: Path, force: bool, option: str = "-o") -> None:
     """Refuse a place that a profile cannot be written to, before the work.
+
+    Args:
+        file: where to.
+        force: one that is there is replaced.
+        option: that named it.
 
     Raises:
         InputError: it is there already, or its folder is not.
     """
     if file.is_dir() or (os.path.lexists(file) and not force):
         raise InputError(f"{file} is there already.", remedy="give another file, or --force to replace it")
-    check_writable(file, "-o", "The profile cannot be written.")
+    check_writable(file, option, "The profile cannot be written.")
 
 
 def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
@@ -35,6 +43,21 @@ def write_profile(tuned: Tuned, request: TuneRequest, file: Path) -> None:
         f"Measured on {request.build.student.name}, {prompts}, seed {request.seed}. Build with --calibration for the same codes."
     )
     write_text(file, profile_toml(tuned.profile, comment))
+
+
+def write_fitting_profile(request: BuildRequest, file: Path) -> None:
+    """Write the profile that a bundle can be stored by, whether it is what was asked for or what fits in its place.
+
+    Raises:
+        InputError: the request cannot be fulfilled, with any profile that is known here.
+    """
+    settled = plan(request)
+    name, profile, sizes = fitting(settled)
+    comment = (
+        f"{name}: {sizes.stored_bytes / 1e9:.2f} GB of {settled.student.path.name}'s weights for "
+        f"{request.tier}, {sizes.peak_bytes / 1e9:.2f} GB of memory, estimated."
+    )
+    write_text(file, profile_toml(profile, comment))
 
 
 def remove_work(folder: Path) -> None:

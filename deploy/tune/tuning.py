@@ -28,7 +28,8 @@ from deploy.build.plan import settle
 from deploy.build.request import BuildRequest
 from deploy.errors import Complaint, InputError
 from deploy.forecast.products import ProductTimes
-from deploy.tiers.tier import Tier, legal_schemes
+from deploy.tiers.schema import Tier
+from deploy.tiers.tier import legal_schemes
 from deploy.tune.calibrate import default_prompts, open_calibration
 from deploy.tune.compare import DrawnErrors, compare
 from exporters.layouts.sampling import Sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,22 @@ import msgspec
 import pytest
 
 from deploy.build import BuildRequest, build
-from deploy.build.budget import Destination, best_uniform, estimated_sizes
+from deploy.build.budget import Destination, best_uniform, estimated_sizes, fitted
 from deploy.build.onnx_format import OnnxFormat
+from deploy.build.plan import plan
 from deploy.build.verify import bundle_options, profile_of
 from deploy.bundle.folder import Bundle
 from deploy.errors import TierError
-from deploy.tiers.tier import find_tier
+from deploy.tiers.profiles import default_profile
+from deploy.tiers.tier import all_tiers, find_tier
+from deploy.tune.profile_file import write_fitting_profile
 from distillation.random_students import PRESETS
+from exporters.choices import FormatName
 from exporters.layouts.plan import plan_graphs
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
+from quantization.profile import load_profile
+from tests.helpers.command import flash_deploy
 from tests.helpers.sparse_student import make_sparse_student
 
 LARGE = replace(PRESETS["full"], layers=38, heads=38, dual_layers=0, max_positions=192)
@@ -65,7 +72,22 @@ def test_default_that_does_not_fit_gives_way_to_what_does(
     (note,) = [note for note in told.notes if "default profile" in note]
     assert default in note
     assert f"{scheme} for all in its place" in note
+    assert re.search(rf"made for students of this size: --tier {tier}\S*-large$", note)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tier", "model_format"), [(name, form) for name, tier in all_tiers().items() if "large" in name for form in tier.formats]
+)
+def test_tiers_for_large_students_hold_them_by_their_own_profile(
+    tier: str, model_format: FormatName, large: Path, tmp_path: Path
+) -> None:
+    planned = plan(BuildRequest(output=tmp_path / "b", student=large, tier=tier, format=model_format))
+    assert fitted(planned) is planned
+    assert planned.profile == default_profile(tier, model_format)
+    assert planned.options.keep_t5 == (tier == "desktop-gpu-24gb-large")
+    keys = [(weight.component, weight.name) for graph in planned.graphs for weight in graph.student_weights.values()]
+    planned.profile.check_coverage(keys, () if planned.options.keep_t5 else ("text_encoder_3",))
 
 
 TOO_LARGE = {
@@ -75,7 +97,7 @@ TOO_LARGE = {
     ),
     "what was asked for": (
         {"tier": "desktop-cpu", "precision": "fp16"},
-        r"at most 7\.00 GB, got 17\.8\d GB[\s\S]*uint4g32 for all fits \(5\.\d+ GB\); `flash-deploy tune",
+        r"at most 7\.00 GB, got 17\.8\d GB[\s\S]*uint4g32 for all fits \(5\.\d+ GB\): `build --save-profile FILE` writes it; `fl",
     ),
 }
 
@@ -108,3 +130,26 @@ def test_largest_scheme_that_fits_is_chosen(builtin_bundle: Bundle) -> None:
         best = best_uniform(graphs, Destination("desktop-cpu", narrow))
         chosen.append(best and best[0])
     assert chosen == ["fp32", "fp16", "int8g32", "uint4g32", None]
+
+
+def test_a_refusal_s_profile_is_written_and_fits(large: Path, tmp_path: Path) -> None:
+    asked = ("build", large, "--tier", "desktop-cpu", "-o", tmp_path / "b", "--dry-run")
+    file = tmp_path / "fits.toml"
+    refused = flash_deploy(*asked, "--precision", "fp16", "--save-profile", file)
+    assert refused.returncode == 2
+    assert "exceeds the budget" in refused.stderr
+    assert file.read_text().startswith("# uint4g32 for all, the largest scheme that fits: 5.")
+    again = flash_deploy(*asked, "--profile", file, "--save-profile", file)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    taken = flash_deploy(*asked, "--profile", file)
+    assert taken.returncode == 0, taken.stderr
+    assert "text_encoder/* -> uint4g32" in taken.stdout
+
+
+def test_a_profile_that_fits_is_written_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    request = BuildRequest(output=tmp_path / "b", tier="desktop-cpu-16gb-large")
+    write_fitting_profile(request, file)
+    assert load_profile(file) == default_profile("desktop-cpu-16gb-large")
+    assert file.read_text().startswith("# What was asked for: 0.00 GB of builtin_student's weights for desktop-cpu-16gb-large")

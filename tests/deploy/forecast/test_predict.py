@@ -16,7 +16,8 @@ from deploy.forecast.predict import NOTE, costs, predictions
 from deploy.forecast.products import ProductTimes
 from deploy.forecast.show import as_data, render
 from deploy.forecast.targets import check_places, places
-from deploy.tiers.tier import all_tiers, parse_tiers, tier_data
+from deploy.tiers.read import parse_tiers, tier_data
+from deploy.tiers.tier import all_tiers
 from quantization.schemes import parse_scheme
 from tests.helpers.command import flash_deploy
 
