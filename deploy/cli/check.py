@@ -25,6 +25,7 @@ from deploy.cli.options import (
     need_export,
     parse_loras,
 )
+from deploy.cli.progress import telling
 from deploy.errors import CheckFailed, Complaint, InputError
 from quantization.errors import listed
 
@@ -64,11 +65,9 @@ def verify(
     if student is not None:
         need_export()
         student = builtin_or(student)
-    with messages.status("verifying") as status:
+    with telling(messages, "verifying") as tell:
         loras = parse_loras(lora)
-        report = verify_bundle(
-            bundle, student, variant, status.update, ignore_lora=ignore_lora, lora=loras, components=components
-        )
+        report = verify_bundle(bundle, student, variant, tell, ignore_lora=ignore_lora, lora=loras, components=components)
     typer.echo(f"files: {report.files} checked")
     for name, db in report.graph_db.items():
         typer.echo(f"{name}: {db:.1f} dB")

@@ -61,6 +61,7 @@ from deploy.cli.options import (
     parse_loras,
     tell_note,
 )
+from deploy.cli.progress import telling
 
 
 def build(
@@ -200,8 +201,8 @@ def calibrate(
     need_export()
     from deploy.tune.calibrate import calibrate_student
 
-    with messages.status("calibrating") as status:
-        calibration = calibrate_student(build_request(ctx.params), prompts, count, seed, status.update, tell_note)
+    with telling(messages, "calibrating") as tell:
+        calibration = calibrate_student(build_request(ctx.params), prompts, count, seed, tell, tell_note)
     typer.echo(f"{output}: {len(calibration.weights())} weights, {len(calibration.recipe.prompts)} prompts")
 
 
@@ -299,8 +300,8 @@ def tune(
     began = time.perf_counter()
     goes_on = work is not None or os.path.lexists(request.work)
     try:
-        with messages.status("tuning") as status:
-            tuned = tune_profile(request, status.update, tell_note)
+        with telling(messages, "tuning") as tell:
+            tuned = tune_profile(request, tell, tell_note)
         write_profile(tuned, request, output)
     except WritingError:  # on a full disk, gigabytes of findings in a hidden folder would be in the way
         if not goes_on:

@@ -25,6 +25,7 @@ from deploy.cli.options import (
     need_export,
     parse_loras,
 )
+from deploy.cli.progress import telling
 from deploy.errors import Complaint, InputError
 from deploy.text import table
 from quantization.files import check_writable, write_bytes, write_text
@@ -133,8 +134,8 @@ def bench(
         score=score,
         clip=clip,
     )
-    with messages.status("measuring") as status:
-        benchmark = run_bench(request, status.update)
+    with telling(messages, "measuring") as tell:
+        benchmark = run_bench(request, tell)
     results = benchmark.results
     if json_file is not None:
         write_bytes(json_file, results.to_json())

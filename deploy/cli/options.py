@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deploy.build.request import BuildRequest
     from exporters.student.weights.lora.source import Lora
 
-# Progress and messages go to stderr, results to stdout; neither is drawn where there is no terminal.
+# Progress and messages go to stderr, results to stdout; bars are drawn on terminals alone (deploy/cli/progress.py).
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 EXPORT_EXTRA = "pip install 'flash-deploy[export]'"
 MAX_IMAGES = 10_000
