@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from exporters.student.weights.adapters import adapter_tensors
 from exporters.student.weights.checkpoint import WeightFile, open_component, open_weight_file, quantized
 from exporters.student.weights.gguf_file import is_gguf
 from exporters.student.weights.recognise import FUSE, Kind, checkpoint_kind, file_kind, path_kind, quantization, quantization_of
+from exporters.student.weights.taesd import HALVES, diffusers_name, half_of, other_half
 from exporters.student.weights.weight import Weight
 
 TRANSFORMER, VAE, OTHER_VAE = "model.diffusion_model.", "first_stage_model.", "vae."
@@ -84,6 +86,8 @@ def open_part(component: str, path: Path, folder: Path, variant: str | None = No
     if path.is_dir():
         return _from_folder(component, path, variant)
     file = _open_file(component, path)
+    if component == "vae" and (half := half_of(file.names)):
+        return _from_halves(file, half, folder)
     names = names_of_component(component, file)
     if not names:
         kind, expected = checkpoint_kind(file.names), f"tensors named {' or '.join(f'{start}*' for start in _BARE[component])}"
@@ -102,6 +106,25 @@ def _from_folder(component: str, path: Path, variant: str | None) -> Part:
     config.pop("quantization_config", None)
     opened = open_component(home, component, variant)
     return Part(config, opened.weights, (*opened.files, home / "config.json"), tuple(opened.notes))
+
+
+def _from_halves(file: WeightFile, half: str, folder: Path) -> Part:
+    """A small autoencoder whose encoder and decoder are in two files, one of which was named."""
+    beside = other_half(file.file, half)
+    if not beside.is_file():
+        expected = f"{beside.name} beside it"
+        complaint = Complaint("--vae", f"holds the {half} of a small autoencoder alone", expected, str(file.file))
+        raise StudentError(f"{file.file} is half of a VAE.", [complaint], "download both, or give a folder in diffusers' layout")
+    files = {half: file, half_of((other := _open_file("vae", beside)).names): other}
+    if set(files) != set(HALVES):
+        complaint = Complaint(str(beside), "is not the other half of a small autoencoder", got=f"{len(other.names)} tensors")
+        raise StudentError(f"{file.file} is half of a VAE.", [complaint], "give a folder in diffusers' layout")
+    weights: dict[str, Weight] = {}
+    for name, part in files.items():
+        weights |= _renamed(part.weights(part.names, "vae"), partial(diffusers_name, half=name))
+    with _layout(file.file, "vae"):
+        config, weights = _vae(weights, folder)
+    return Part(config, weights, (file.file, beside))
 
 
 def _option(component: str) -> str:

@@ -103,6 +103,50 @@ def test_a_small_vae_from_a_file(base: Student, other: Student, tmp_path: Path) 
     assert (opened.configs["vae"]["scaling_factor"], opened.configs["vae"]["shift_factor"]) == (1.0, 0.0)
 
 
+def halves(other: Student, folder: Path) -> dict[str, Path]:
+    """TAESD3's own files: each half by itself, its layers by number, the decoder's after a clamp."""
+    files = {}
+    for half in ("encoder", "decoder"):
+        arrays = {}
+        for name, value in stored(other, "vae").items():
+            if name.startswith(f"{half}.layers."):
+                _, _, number, rest = name.split(".", maxsplit=3)
+                arrays[f"{int(number) + (half == 'decoder')}.{rest}"] = value
+        files[half] = original.write(folder / f"taesd3_{half}.safetensors", arrays)
+    return files
+
+
+@pytest.mark.parametrize("named", ["encoder", "decoder"])
+def test_a_small_vae_from_its_halves(named: str, base: Student, other: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base.path, tmp_path / "s"))
+    shutil.rmtree(folder / "vae")
+    opened = open_student(folder, components={"vae": halves(other, tmp_path)[named]})
+    assert same(stored(other, "vae"), opened, "vae")
+    keys = (
+        "latent_channels",
+        "encoder_block_out_channels",
+        "decoder_block_out_channels",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+    )
+    ours, theirs = ([np.asarray(student.configs["vae"][key]).tolist() for key in keys] for student in (opened, other))
+    assert ours == theirs
+
+
+def test_half_of_a_small_vae_alone(base: Student, other: Student, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base.path, tmp_path / "s"))
+    shutil.rmtree(folder / "vae")
+    files = halves(other, tmp_path)
+    other_name = files["encoder"].rename(tmp_path / "aside.safetensors")
+    with pytest.raises(StudentError, match=r"is half of a VAE[\s\S]*expected taesd3_encoder\.safetensors beside it"):
+        open_student(folder, components={"vae": files["decoder"]})
+    shutil.copy(files["decoder"], files["encoder"])
+    with pytest.raises(StudentError, match=r"taesd3_encoder\.safetensors: is not the other half"):
+        open_student(folder, components={"vae": files["decoder"]})
+    with pytest.raises(StudentError, match="expected decoder_of_aside"):
+        open_student(folder, components={"vae": other_name})
+
+
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", ""])
 def test_a_vae_from_a_file(prefix: str, base: Student, tmp_path: Path) -> None:
     wanted = {name: value * 2 for name, value in stored(base, "vae").items()}
