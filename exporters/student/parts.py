@@ -167,7 +167,7 @@ def read_part(
     Raises:
         StudentError: they are not laid out as any of the layouts that are known.
     """
-    if told := file.eight_bit(names):
+    if told := file.coded(names):
         notes.append(f"{component}: {told}")
     weights = file.weights(names, component)
     with _layout(path, component):

@@ -17,9 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from exporters.errors import Complaint, StudentError
+from exporters.student.weights import four_bit
 from exporters.student.weights.adapters import adapter_tensors, holds_unfused, unfused
 from exporters.student.weights.eight_bit import FP8, INT8, how_stored, is_beside, scale_of, scaled
 from exporters.student.weights.files import choose_weight_files
+from exporters.student.weights.four_bit import FourBit
 from exporters.student.weights.gguf_file import GgufFile, is_gguf
 from exporters.student.weights.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
 from exporters.student.weights.templates import DEAD_TENSORS
@@ -32,7 +34,7 @@ _DTYPES = {
     "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
 }
-_STORED = {**_DTYPES, **FP8, INT8: np.dtype(np.int8)}
+_STORED = {**_DTYPES, **FP8, INT8: np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of what they wrap.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -71,7 +73,7 @@ class WeightFile(Protocol):
         """What to say of names that were stripped."""
         ...
 
-    def eight_bit(self, names: Collection[str]) -> str:
+    def coded(self, names: Collection[str]) -> str:
         """How those of the named tensors are stored that are codes, in words; empty where none is."""
         ...
 
@@ -123,7 +125,8 @@ class SafetensorsFile:
         if twice:
             raise StudentError(f"{file} cannot be used.", twice, "remove the copies")
         self._all = dict(self.names)
-        self.names = {name: self._all[name] for name in self._all if not is_beside(name, self._all)}
+        beside = {name for name in self._all if is_beside(name, self._all) or four_bit.is_beside(name, self._all)}
+        self.names = {name: self._all[name] for name in self._all if name not in beside}
 
     def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
         """The named tensors, without their wrappers' names.
@@ -134,6 +137,9 @@ class SafetensorsFile:
         weights: dict[str, Weight] = {}
         foreign: dict[str, list[str]] = {}
         for name in names:
+            if record := four_bit.record_of(name, self._all):
+                weights[name] = self._four_bit(name, record, component)
+                continue
             stored, scale = self.names[name], scale_of(name, self._all)
             shape, kind = self._tensors.describe(stored)
             dtype = _DTYPES.get(kind) or (np.dtype(np.float16) if kind in FP8 else None)
@@ -150,8 +156,29 @@ class SafetensorsFile:
             raise StudentError(f"The scales of {component} do not fit its weights.", wrong, AGAIN)
         return weights
 
+    def _four_bit(self, name: str, record: str, component: str) -> Weight:
+        """A weight in four bits.
+
+        Raises:
+            StudentError: what is beside it does not fit it.
+        """
+        parts = {part: f"{name}.{part}" for part in four_bit.PARTS if f"{name}.{part}" in self._all} | {"": name}
+        try:
+            coded = FourBit.of(self._tensors.content(self._all[record]))
+            wrong = list(coded.complaints({part: self._tensors.describe(self._all[at]) for part, at in parts.items()}))
+        except ValueError as error:
+            wrong = [f"its record is not understood: {error}"]
+        if wrong:
+            complaints = [Complaint(f"{component}: {name}", one) for one in wrong]
+            raise StudentError(f"The scales of {component} do not fit its weights.", complaints, AGAIN)
+
+        def load() -> np.ndarray:
+            return coded.decoded({part: self._tensors.view(self._all[at]) for part, at in parts.items()})
+
+        return Weight(coded.shape, coded.dtype, load, f"{component}: {self.names[name]} in {self.file.name}", component, name)
+
     def _scale_complaints(self, name: str, component: str) -> list[Complaint]:
-        if not (scale := scale_of(name, self._all)):
+        if not (scale := scale_of(name, self._all)) or four_bit.record_of(name, self._all):
             return []
         rows = self._tensors.describe(self.names[name])[0][:1] or (1,)
         shape, kind = self._tensors.describe(self._all[scale])
@@ -171,10 +198,13 @@ class SafetensorsFile:
             return scaled(array, self._tensors.view(self._all[scale]), scale)
         return array.astype(np.float16) if self._tensors.describe(stored)[1] in FP8 else array
 
-    def eight_bit(self, names: Collection[str]) -> str:
-        """How those of the named tensors are stored that are in eight bits, in words; empty where none is."""
-        kinds = {self._tensors.describe(self.names[name])[1] for name in names} & {*FP8, INT8}
-        return how_stored(kinds, any(scale_of(name, self._all) for name in names))
+    def coded(self, names: Collection[str]) -> str:
+        """How those of the named tensors are stored that are codes, in words; empty where none is."""
+        records = {name: record for name in names if (record := four_bit.record_of(name, self._all))}
+        rest = [name for name in names if name not in records]
+        kinds = {self._tensors.describe(self.names[name])[1] for name in rest} & {*FP8, INT8}
+        kinds |= {record.rpartition("__")[2] for record in records.values()}
+        return how_stored(kinds, any(scale_of(name, self._all) for name in rest))
 
     def wrapper_notes(self, component: str) -> list[str]:
         """What to say of names that were stripped."""
@@ -199,6 +229,11 @@ class _Tensors:
     def describe(self, name: str) -> tuple[tuple[int, ...], str]:
         """The shape of a tensor, and the type that it is stored in, as the format calls it."""
         return tuple(self._header[name]["shape"]), self._header[name]["dtype"]
+
+    def content(self, name: str) -> bytes:
+        """A tensor's bytes, whatever they are of."""
+        first, last = self._header[name]["data_offsets"]
+        return self._bytes[self._begin + first : self._begin + last]
 
     def view(self, name: str) -> np.ndarray:
         """A tensor of a type that numpy and ml_dtypes have."""
@@ -240,7 +275,7 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         raise unfused(component, str(folder))
     if tool := quantization(names):
         raise quantized(component, str(folder), tool)
-    notes += _eight_bit_notes(component, opened)
+    notes += _coded_notes(component, opened)
     for shard in opened:
         try:
             more = shard.weights([name for name in shard.names if name not in DEAD_TENSORS], component)
@@ -257,8 +292,8 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
     return Opened(weights, files, notes)
 
 
-def _eight_bit_notes(component: str, opened: Sequence[SafetensorsFile]) -> list[str]:
-    told = dict.fromkeys(filter(None, (shard.eight_bit([*shard.names]) for shard in opened)))
+def _coded_notes(component: str, opened: Sequence[SafetensorsFile]) -> list[str]:
+    told = dict.fromkeys(filter(None, (shard.coded([*shard.names]) for shard in opened)))
     return [f"{component}: {one}" for one in told]
 
 

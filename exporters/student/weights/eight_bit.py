@@ -18,6 +18,7 @@ _SCALES = (".scale_weight", ".weight_scale")
 _UNUSED = (".scale_input", ".input_scale", ".comfy_quant", ".weight_format")
 _MARKS = ("scaled_fp8",)
 _LARGEST = ".SCB"
+_NAMES = {"F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)", INT8: "int8 (bitsandbytes)"}
 INT8_RANGE = 127
 
 
@@ -60,8 +61,8 @@ def scaled(codes: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
 
 
 def how_stored(kinds: Collection[str], is_scaled: bool) -> str:
-    """What to say of weights in eight bits; empty where there are none."""
+    """What to say of weights that are codes; empty where there are none."""
     if not kinds:
         return ""
-    names = " and ".join("int8 (bitsandbytes)" if kind == INT8 else f"fp8 ({kind[3:].lower()})" for kind in sorted(kinds))
+    names = " and ".join(_NAMES.get(kind) or f"{kind} (bitsandbytes)" for kind in sorted(kinds))
     return f"stored as {names}{', scaled' if is_scaled else ''}: the student is what is left of it"

@@ -115,7 +115,7 @@ class GgufFile:
         """What to say of names that were stripped: there are none."""
         return []
 
-    def eight_bit(self, names: Collection[str]) -> str:
+    def coded(self, names: Collection[str]) -> str:
         """How the named tensors are stored that are codes, in words; empty where none is."""
         kinds = sorted({self._tensors[self.names[name]].tensor_type.name for name in names} - _FLOATS.keys())
         return f"stored as {' and '.join(kinds)} (GGUF): the student is what is left of it" if kinds else ""

@@ -88,7 +88,8 @@ _QUANTIZED = {
 def quantization_of(config: Mapping[str, Any]) -> str:
     """The tool that a configuration says the weights were quantized with; empty for none."""
     record = config.get("quantization_config")
-    if not isinstance(record, Mapping) or record.get("load_in_8bit") is True:  # LLM.int8 is read
+    if not isinstance(record, Mapping) or record.get("load_in_8bit") is True or record.get("load_in_4bit") is True:
+        # bitsandbytes' are read; where its tensors say otherwise, they tell
         return ""
     return str(record.get("quant_method") or record.get("quant_type") or "an unknown method")
 
