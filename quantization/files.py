@@ -200,7 +200,7 @@ def read_toml(file: Path, what: str, refuse: type[InputError]) -> dict[str, Any]
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise refuse(f"The {what} cannot be read.", [Complaint(str(file), error.strerror or str(error))]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refuse(f"The {what} is not TOML.", [Complaint(str(file), str(error))]) from error
 
 

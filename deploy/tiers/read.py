@@ -49,6 +49,8 @@ def shipped() -> TierData:
 @lru_cache(maxsize=1)
 def _with_own(file: str) -> TierData:
     try:
+        if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+            raise TierError(UNREADABLE, [Complaint(file, "is not a file")])
         with Path(file).open("rb") as stream:
             content = stream.read(LARGEST_BYTES + 1)
         if len(content) > LARGEST_BYTES:
@@ -74,7 +76,7 @@ def parse_tiers(text: str, source: str = SHIPPED, base: TierData | None = None) 
     try:
         content = tomllib.loads(text)
         processors = msgspec.convert(content.pop("processors", {}), dict[str, dict[str, Any]])
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise TierError(UNREADABLE, [Complaint(source, str(error))]) from error
     except msgspec.ValidationError as error:
         raise TierError(UNREADABLE, [_at_key(f"{source}: processors", error)]) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_a_shipped_tier_can_be_changed_or_replaced(tmp_path: Path, monkeypatch: 
 
 
 FAULTS = {
+    "too deep": ("a = " + "[" * 9999, r"tiers\.toml: maximum recursion depth"),
     "no TOML": ("[kiosk", r"tiers\.toml: .*Expected"),
     "no table": ("kiosk = 3\n", r"tiers\.toml: kiosk: wrong content \(expected a table, got 3\)"),
     "a name that is a path": ('["../kiosk"]\nextends = "phone"\n', r"tiers\.toml: \.\./kiosk: no name for a tier"),
@@ -138,6 +140,12 @@ def test_a_file_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (2, "")
     assert str(file) in done.stderr
     assert len(done.stderr.splitlines()) < 8
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tiers.toml")
+    done = flash_deploy("tiers", "--tiers", tmp_path / "tiers.toml")
+    assert (done.returncode, "is not a file" in done.stderr) == (2, True)
 
 
 def test_commands_take_the_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
