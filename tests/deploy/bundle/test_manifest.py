@@ -12,8 +12,9 @@ import pytest
 from deploy.bundle.folder import Bundle, check_files, open_bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.bundle.manifest import read_manifest
-from deploy.errors import BundleError, InputError
+from deploy.errors import BundleError, TierError
 from deploy.runtime.pipeline import Pipeline
+from deploy.tiers.tier import find_tier
 from exporters.reference.decibels import psnr_db
 from tests.helpers.kept_bundle import V1
 
@@ -170,9 +171,11 @@ def test_messages_and_descriptions_hold_no_control_characters(damaged_bundle: Pa
     lines = render(inspect_bundle(damaged_bundle))
     assert "student: \\x1b[2Jmine" in lines
     edit(damaged_bundle, lambda m: m.update(tier="\x1b]0;title\x07"))
-    with pytest.raises(InputError) as caught:
-        inspect_bundle(damaged_bundle)
-    for text in (lines, str(caught.value)):
+    foreign = render(inspect_bundle(damaged_bundle))
+    assert "tier \\x1b]0;title\\x07, " in foreign
+    with pytest.raises(TierError, match="no such tier") as caught:
+        find_tier("\x1b]0;title\x07")
+    for text in (lines, foreign, str(caught.value)):
         assert all(line.isprintable() for line in text.split("\n"))
 
 
