@@ -280,7 +280,10 @@ def _has_room(name: str, plan: Plan) -> bool:
     if model_format not in tier.formats:
         return False
     destination = Destination(name, tier, model_format, plan.compute_units, plan.system)
-    return estimated_sizes(plan.graphs, default_profile(name, model_format), destination).fits(tier)
+    try:
+        return estimated_sizes(plan.graphs, default_profile(name, model_format), destination).fits(tier)
+    except InputError:  # it is told of when a bundle is built for that tier
+        return False
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -187,3 +187,5 @@ def test_a_default_that_does_not_fit_names_the_tier_that_is_made_for_it(tmp_path
     assert not any("made for students" in note for note in fitted(plan(request)).notes)
     lay(tmp_path / "b2", text.format(least - 1), monkeypatch)
     assert any(note.endswith("made for students of this size: --tier roomy") for note in fitted(plan(request)).notes)
+    lay(tmp_path / "b3", text.format(least - 1), monkeypatch, {"roomy": "int5"})  # a fault of another tier's stops no build
+    assert not any("made for students" in note for note in fitted(plan(request)).notes)
