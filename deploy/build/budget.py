@@ -231,20 +231,19 @@ def fitting(plan: Plan) -> tuple[str, Profile, Sizes]:
     """The profile that a plan's bundle can be stored by: its own, or the best uniform one where that does not fit the tier.
 
     Returns:
-        What it is, the profile, and what the bundle takes.
+        The uniform one's scheme, or nothing; the profile; and what the bundle takes.
 
     Raises:
         TierError: none fits.
     """
     goal, sizes = Destination.of(plan), estimate(plan)
     if sizes.fits(plan.tier):
-        return "What was asked for", plan.profile, sizes
+        return "", plan.profile, sizes
     best = best_uniform(plan.graphs, goal)
     if best is None:
         check_budget(sizes, goal, plan.graphs, plan.profile)
     assert best is not None
-    name, profile, smaller = best
-    return f"{name} for all, the largest scheme that fits", profile, smaller
+    return best
 
 
 def fitted(plan: Plan) -> Plan:
@@ -255,15 +254,13 @@ def fitted(plan: Plan) -> Plan:
     Raises:
         TierError: the profile that was asked for does not fit, or none does.
     """
-    goal, sizes = Destination.of(plan), estimate(plan)
-    if sizes.fits(plan.tier):
+    name, profile, smaller = fitting(plan)
+    if not name:
         return plan
-    best = best_uniform(plan.graphs, goal)
-    if best is None or plan.request.profile is not None or plan.request.precision is not None:
-        check_budget(sizes, goal, plan.graphs, plan.profile)
-    assert best is not None
-    name, profile, smaller = best
-    larger = [name for name in tier_data().made_from(goal.name) if _has_room(name, plan)]
+    sizes = estimate(plan)
+    if plan.request.profile is not None or plan.request.precision is not None:
+        check_budget(sizes, Destination.of(plan), plan.graphs, plan.profile)
+    larger = [other for other in tier_data().made_from(plan.request.tier) if _has_room(other, plan)]
     note = (
         f"the default profile of {plan.request.tier} takes {sizes.stored_bytes / 1e9:.2f} GB and {sizes.peak_bytes / 1e9:.2f} GB "
         f"of memory, more than the tier has: {name} for all in its place ({smaller.stored_bytes / 1e9:.2f} GB and "

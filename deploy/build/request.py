@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +153,7 @@ class BuildRequest:
     @property
     def schedule(self) -> Schedule:
         """What is wanted of the schedule."""
-        return Schedule(
-            self.steps,
-            self.sigmas,
-            self.sigmas_after_shift,
-            self.timesteps,
-            self.shift,
-            self.sampler,
-            self.scales,
-            self.upscale_mode,
-        )
+        return Schedule(**{one.name: getattr(self, one.name) for one in fields(Schedule)})
 
     @property
     def guidance(self) -> dict[str, Any]:

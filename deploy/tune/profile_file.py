@@ -52,9 +52,10 @@ def write_fitting_profile(request: BuildRequest, file: Path) -> None:
         InputError: the request cannot be fulfilled, with any profile that is known here.
     """
     settled = plan(request)
-    name, profile, sizes = fitting(settled)
+    scheme, profile, sizes = fitting(settled)
+    what = f"{scheme} for all, the largest scheme that fits" if scheme else "What was asked for"
     comment = (
-        f"{name}: {sizes.stored_bytes / 1e9:.2f} GB of {settled.student.path.name}'s weights for "
+        f"{what}: {sizes.stored_bytes / 1e9:.2f} GB of {settled.student.path.name}'s weights for "
         f"{request.tier}, {sizes.peak_bytes / 1e9:.2f} GB of memory, estimated."
     )
     write_text(file, profile_toml(profile, comment))

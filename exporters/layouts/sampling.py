@@ -13,7 +13,7 @@ import numpy as np
 from exporters.choices import Sampler, UpscaleMode
 from exporters.errors import Complaint, ExportError
 from exporters.guidance import Guidance, settled_guidance
-from exporters.layouts.schedule import Schedule
+from exporters.layouts.schedule import HEADLINE, Schedule
 from exporters.layouts.spec import VAE_SCALE
 from exporters.scales import step_sizes
 from exporters.student.scheduler import as_sampled, reference_scheduler, sampler_of
@@ -117,7 +117,7 @@ def _check_scales(student: Student, height: int, width: int, wanted: Schedule) -
     if student.configs["scheduler"].get("use_dynamic_shifting") and wanted.sigmas_after_shift is None:
         complaints.append(Complaint("scales", "the scheduler's shift depends on the size", "--sigmas-after-shift, or --shift"))
     if complaints:
-        raise ExportError("The schedule cannot be used.", complaints)
+        raise ExportError(HEADLINE, complaints)
 
 
 def combined_steps(student: Student, sigmas: Sequence[float], timesteps: Sequence[float]) -> tuple[tuple[float, ...], ...]:

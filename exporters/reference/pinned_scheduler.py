@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -25,9 +25,11 @@ def pinned_scheduler(scheduler: Any, sampling: Sampling) -> Any:
         scheduler: whose configuration it has, as far as it steps so itself.
         sampling: the schedule.
     """
-    if sampling.method == "dpmpp":
-        return PinnedSolver.like(scheduler, sampling)
-    return PinnedScheduler.like(scheduler, sampling)
+    config = stepping({**scheduler.config, CLASS_KEY: type(scheduler).__name__}, sampling.method)
+    kind: Any = PinnedSolver if sampling.method == "dpmpp" else PinnedScheduler
+    pinned = kind.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+    pinned.sampling = sampling
+    return pinned
 
 
 class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
@@ -45,14 +47,6 @@ class PinnedScheduler(FlowMatchEulerDiscreteScheduler):
     _first_size: Any = None
     _step_index: Any
     _begin_index: Any
-
-    @classmethod
-    def like(cls, scheduler: Any, sampling: Sampling) -> Self:
-        """Another scheduler's configuration with this schedule."""
-        pinned = cls.from_config(_config(scheduler, sampling))
-        assert isinstance(pinned, cls)
-        pinned.sampling = sampling
-        return pinned
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, *_: object, **__: object) -> None:
         """Begin a picture."""
@@ -99,21 +93,8 @@ class PinnedSolver(DPMSolverMultistepScheduler):
     sigmas: Any
     timesteps: Any
 
-    @classmethod
-    def like(cls, scheduler: Any, sampling: Sampling) -> Self:
-        """Another scheduler's configuration with this schedule."""
-        pinned = cls.from_config(_config(scheduler, sampling))
-        assert isinstance(pinned, cls)
-        pinned.sampling = sampling
-        return pinned
-
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, *_: object, **__: object) -> None:
         """Begin a picture."""
         super().set_timesteps(len(self.sampling.timesteps))
         self.sigmas = torch.tensor(self.sampling.sigmas)
         self.timesteps = torch.tensor(self.sampling.timesteps, device=device)
-
-
-def _config(scheduler: Any, sampling: Sampling) -> dict[str, Any]:
-    config = stepping({**scheduler.config, CLASS_KEY: type(scheduler).__name__}, sampling.method)
-    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.build.budget import Destination, best_uniform, estimated_sizes
+from deploy.build.budget import fitting
 from deploy.build.plan import plan
 from deploy.build.request import BuildRequest
+from deploy.errors import TierError
 from deploy.tiers.tier import all_tiers
 from distillation.random_students import PRESETS
 from tests.docs.pages import ROOT
@@ -52,13 +53,11 @@ def cell(student: Path, tier: str, model_format: str) -> str:
     """What a student takes on a tier: its bundle and a generation's peak of memory, in the profile that a build chooses."""
     output = student.with_name("not made")
     planned = plan(BuildRequest(output=output, student=student, tier=tier, format=model_format))  # type: ignore[arg-type]
-    destination = Destination.of(planned)
-    sizes, how = estimated_sizes(planned.graphs, planned.profile, destination), ""
-    if not sizes.fits(planned.tier):
-        best = best_uniform(planned.graphs, destination)
-        if best is None:
-            return "does not fit"
-        how, sizes = f" (`{best[0]}` for all)", best[2]
+    try:
+        scheme, _, sizes = fitting(planned)
+    except TierError:
+        return "does not fit"
+    how = f" (`{scheme}` for all)" if scheme else ""
     return f"{sizes.stored_bytes / 1e9:.2f} GB, {sizes.peak_bytes / 1e9:.1f} GB{how}"
 
 

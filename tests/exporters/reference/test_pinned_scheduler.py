@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from exporters.layouts.sampling import Sampling
-from exporters.reference.pinned_scheduler import PinnedScheduler
+from exporters.reference.pinned_scheduler import PinnedScheduler, pinned_scheduler
 
 STEPS, SHAPE, SHIFT = 4, (1, 16, 6, 8), 3.0
 
@@ -24,7 +24,7 @@ def own(stochastic: bool) -> Any:
 def pinned_to(scheduler: Any, method: Any) -> PinnedScheduler:
     """The same schedule, pinned on a scheduler that would make another and sample the other way."""
     sampling = Sampling(method, tuple(scheduler.sigmas.tolist()), tuple(scheduler.timesteps.tolist()))
-    pinned = PinnedScheduler.like(FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=method == "euler"), sampling)
+    pinned = pinned_scheduler(FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=method == "euler"), sampling)
     pinned.set_timesteps(50)
     return pinned
 
@@ -76,7 +76,7 @@ def test_the_schedule_is_the_given_one_and_the_given_scheduler_stays() -> None:
     """Two steps that no scheduler of diffusers makes, whatever number is asked for, and a shift by the picture's size ignored."""
     dynamic: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     before = dynamic.timesteps.clone()
-    pinned = PinnedScheduler.like(dynamic, Sampling("renoise", (0.9, 0.2, 0.0), (900.0, 350.0)))
+    pinned = pinned_scheduler(dynamic, Sampling("renoise", (0.9, 0.2, 0.0), (900.0, 350.0)))
     pinned.set_timesteps(num_inference_steps=30, device="cpu", mu=1.3)
     assert pinned.num_inference_steps == 2
     assert pinned.sigmas.tolist() == pytest.approx([0.9, 0.2, 0.0])
