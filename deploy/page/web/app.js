@@ -85,6 +85,7 @@ const drawer = new Drawer();
 async function onSubmit(event) {
   event.preventDefault();
   busy(true);
+  say("Starting"); // at once: what it said of the last picture is not of this one
   const guidanceScale = Number(guidance.value);
   const negativePrompt = guidanceScale > 1 ? negative.value : undefined;
   const request = { prompt: prompt.value, seed: Number(seed.value), guidanceScale, negativePrompt };

@@ -349,8 +349,9 @@ def test_page_guides(page: Chromium, reference: Pipeline) -> None:
         "document.getElementById('negative').value = 'a green star'"
     )
     assert not page.evaluate("document.getElementById('negative-row').hidden")
-    page.evaluate("document.getElementById('draw').click()")
-    page.wait_for("document.getElementById('status').textContent.startsWith('Done')")
+    done = "document.getElementById('status').textContent.startsWith('Done')"
+    assert page.evaluate(f"{done} && (document.getElementById('draw').click(), !{done})"), "the last picture's line stays"
+    page.wait_for(done)
     drawn = shown_pixels(page)
     expected = reference.generate(PROMPT, seed=7, guidance_scale=3.0, negative_prompt="a green star")[0]
     assert np.abs(drawn[..., :3] - to_8_bit(expected)).max() <= 1
