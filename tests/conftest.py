@@ -84,6 +84,13 @@ def builtin_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return build(BuildRequest(output=tmp_path_factory.mktemp("bundles") / "builtin", precision="fp32"))
 
 
+@pytest.fixture(scope="session")
+def upon_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same with the VAE's encoder."""
+    output = tmp_path_factory.mktemp("bundles") / "upon"
+    return build(BuildRequest(output=output, precision="fp32", vae_encoder=True))
+
+
 @pytest.fixture
 def damaged_bundle(builtin_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the built-in student's bundle, to be damaged."""

@@ -16,6 +16,7 @@ from deploy.tiers.profiles import check_schemes, computes_in, default_profile, p
 from deploy.tiers.schema import Tier
 from deploy.tiers.tier import check_format, find_tier
 from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
+from exporters.image_to_image import not_drawn_upon
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.sampling import Sampling, as_wanted, idle_steps, plan_sampling
 from exporters.layouts.spec import GraphOptions, GraphSpec
@@ -178,6 +179,7 @@ def _shape(
         keep_t5=keep_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
         max_sequence_length=request.max_sequence_length or tokens,
         dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales),
+        vae_encoder=request.vae_encoder,
     )
     if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):
         complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
@@ -189,6 +191,8 @@ def _shape(
             "--skip-guidance-layers", "only graphs of the layout native can leave layers out", "native", request.layout
         )
         raise InputError("The picture cannot be guided.", [complaint])
+    if request.vae_encoder and (why := not_drawn_upon(sampling.method, sampling.scales)):
+        raise InputError("The bundle cannot draw upon pictures.", [Complaint("--vae-encoder", why)], "leave it out")
     client = None
     if request.layout == "swift":
         check_client_sampling(sampling)

@@ -82,6 +82,7 @@ class BuildRequest:
         skip_layer_guidance_scale: its scale.
         skip_layer_guidance_start: where it begins.
         skip_layer_guidance_stop: where it ends.
+        vae_encoder: with the VAE's encoder, so that pictures can be drawn upon (layout ``native``; ``optimum`` always has it).
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.
         variant: variant of the student's weight files.
@@ -124,6 +125,7 @@ class BuildRequest:
     skip_layer_guidance_scale: float | None = None
     skip_layer_guidance_start: float | None = None
     skip_layer_guidance_stop: float | None = None
+    vae_encoder: bool = False
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
     variant: str | None = None
@@ -175,6 +177,9 @@ class BuildRequest:
             complaints.append(Complaint("--dynamic", "Core ML bundles have a fixed size", "--height and --width"))
         if self.layout == "optimum":
             complaints.append(Complaint("--layout", "is a layout of ONNX bundles", "native or swift", self.layout))
+        if self.layout == "swift" and self.vae_encoder:
+            why = "the Swift client takes an encoder of 4 latent channels alone"
+            complaints.append(Complaint("--vae-encoder", why, "--layout native", "swift"))
         if self.layout == "swift" and (self.stages or 1) > 1:
             complaints.append(Complaint("--stages", "the Swift client has one transformer", "1", str(self.stages)))
         if (self.stages or 1) > MAX_STAGES:

@@ -103,6 +103,7 @@ def bundle_options(bundle: Bundle) -> Any:
         dynamic=manifest.picture.dynamic,
         client=_client_of(manifest),
         guided=manifest.layout == "swift" and manifest.sampling.guided.on,
+        vae_encoder=manifest.has("vae_encoder"),
     )
 
 

@@ -284,6 +284,10 @@ class Manifest(_Record, frozen=True):
     client_schedule: ClientScheduleRecord | None = None
     blocks: BlocksRecord | None = None
 
+    def has(self, graph: str) -> bool:
+        """Whether there is a graph of that name."""
+        return any(record.name == graph for record in self.graphs)
+
     def graph(self, name: str) -> GraphRecord:
         """The graph of that name.
 
@@ -432,6 +436,9 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
         height, width = picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent
         shapes["denoiser", "hidden_states"] = (1, picture.latent_channels, height, width)
         shapes["vae_decoder", "sample"] = (1, 3, picture.height, picture.width)
+        if manifest.has("vae_encoder"):
+            shapes["vae_encoder", "sample"] = (1, 3, picture.height, picture.width)
+            shapes["vae_encoder", "latent_mean"] = (1, picture.latent_channels, height, width)
     for tokenizer in manifest.text.tokenizers:
         shapes["text_encoder", tokenizer.input] = (1, tokenizer.max_length)
     return shapes

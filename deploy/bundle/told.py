@@ -15,6 +15,7 @@ import msgspec
 from deploy.bundle.manifest import Manifest
 from deploy.errors import Complaint, InputError
 from exporters.guidance import Guidance
+from exporters.image_to_image import DEFAULT_STRENGTH
 from quantization.errors import printable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ KEY, TEXT = "flash-deploy", "parameters"
 LARGEST = 1 << 20
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a picture was drawn with.
 
     Attributes:
@@ -43,6 +44,9 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
         tier: of the bundle.
         runtime: what ran the graphs.
         version: of this program.
+        upon: name of the file that was drawn upon; none where there was none.
+        strength: of the schedule's steps, the share that was made upon it.
+        mask: name of the mask's file.
     """
 
     prompt: str
@@ -60,6 +64,9 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     tier: str
     runtime: str
     version: str
+    upon: str | None = None
+    strength: float | None = None
+    mask: str | None = None
 
     def text(self) -> str:
         """As other programs write it."""
@@ -72,6 +79,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed if self.seed is not None else "given latents",
             "Size": f"{self.width}x{self.height}",
+            **({} if self.strength is None else {"Denoising strength": f"{self.strength:g}"}),
             "Model": self.student,
             "Version": f"{KEY} {self.version}",
         }
@@ -94,7 +102,7 @@ def told_of(manifest: Manifest, guided: Sequence[tuple[str, Guidance]], shape: S
         manifest: of the bundle.
         guided: each prompt, and how its pictures are guided.
         shape: of the pictures, ``[images, height, width, 3]``.
-        circumstances: ``seed`` (none where latents were given), ``noise`` and ``runtime`` of :class:`Told`.
+        circumstances: ``seed`` (none where latents were given), ``noise``, ``runtime`` and the rest of :class:`Told`.
     """
     student, sampling = manifest.student, manifest.sampling
     return [
@@ -116,6 +124,15 @@ def told_of(manifest: Manifest, guided: Sequence[tuple[str, Guidance]], shape: S
         for prompt, guidance in guided
         for image in range(shape[0] // len(guided))
     ]
+
+
+def told_upon(image: Path, strength: float | None, mask: Path | None) -> dict[str, object]:
+    """What a picture that was drawn upon another says of that, by the names of :class:`Told`."""
+    return {
+        "upon": printable(image.name),
+        "strength": DEFAULT_STRENGTH if strength is None else strength,
+        "mask": None if mask is None else printable(mask.name),
+    }
 
 
 def read_told(file: Path) -> Told:

@@ -82,6 +82,25 @@ def generate(
         int | None,
         typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw upon this picture, of a bundle with the VAE's encoder; resized to the bundle's size.", show_default=False
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of the schedule's steps, the share that is made upon --image; 1 leaves nothing of it. Default: 0.6.",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="What of --image is drawn anew (white) and what stays (black).", show_default=False),
+    ] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
@@ -111,12 +130,13 @@ def generate(
     own_tiers: TiersOption = None,
 ) -> None:
     """Draw pictures of a prompt."""
-    from deploy.bundle.told import told_of
+    from deploy.bundle.told import told_of, told_upon
     from deploy.cli.progress import Steps
-    from deploy.runtime.arguments import guidance_of
+    from deploy.runtime.arguments import guidance_of, picture_size
     from deploy.runtime.eight_bit import to_8_bit
     from deploy.runtime.pictures import encoded_picture, load_latents, save_pictures
     from deploy.runtime.pipeline import Pipeline
+    from deploy.runtime.upon import load_image, squeezed
 
     asked = _asked(prompt, prompts)
     noise = None if latents is None else load_latents(latents)
@@ -126,10 +146,13 @@ def generate(
         complaint = Complaint("--num-images", "disagrees with --latents", f"{len(noise) / len(asked):g}", str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
     guidance = parse_guidance(ctx.params)
+    upon, anew = (None if file is None else load_image(file, f"--{name}") for name, file in (("image", image), ("mask", mask)))
     pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
     for what, text in (*(("prompt", one) for one in asked), ("negative prompt", negative_prompt or "")):
         for name, cut in pipeline.tokens_cut(text).items():
             tell_note(f"the {what} is too long for {name}: its last {cut} tokens are not seen")
+    if upon is not None and (note := squeezed(upon, picture_size(pipeline.manifest, height, width))):
+        tell_note(note)
     began = time.perf_counter()
     with Steps(messages) as steps:
         pictures = pipeline.generate(
@@ -139,12 +162,19 @@ def generate(
             latents=noise,
             height=height,
             width=width,
+            image=upon,
+            strength=strength,
+            mask=anew,
             progress=steps,
             noise="torch" if torch_noise else "numpy",
             **guidance,
         )
     guided = list(zip(asked, guidance_of(pipeline.manifest, guidance, len(asked)), strict=True))
-    circumstances = {"seed": seed if noise is None else None, "noise": "torch" if torch_noise else "numpy"}
+    circumstances: dict[str, object] = {
+        "seed": seed if noise is None else None,
+        "noise": "torch" if torch_noise else "numpy",
+        **({} if image is None else told_upon(image, strength, mask)),
+    }
     told = told_of(pipeline.manifest, guided, pictures.shape, runtime=pipeline.runtime, **circumstances) if parameters else []
     if str(output) == STANDARD:
         sys.stdout.buffer.write(encoded_picture(to_8_bit(pictures)[0], ".png", told[0] if told else None))

@@ -189,6 +189,13 @@ KeepT5Option = Annotated[
         show_default=False,
     ),
 ]
+VaeEncoderOption = Annotated[
+    bool,
+    typer.Option(
+        "--vae-encoder",
+        help="With the VAE's encoder: `generate --image` draws upon a picture (optimum layout: always).",
+    ),
+]
 MaxSequenceLengthOption = Annotated[
     int | None,
     typer.Option(min=1, help="T5 tokens, or null tokens in their place. Default: the student's, then 256.", show_default=False),

@@ -12,6 +12,7 @@ import numpy as np
 from deploy.bundle.manifest import Manifest, PictureRecord
 from deploy.errors import Complaint, InputError
 from deploy.runtime.noise import Noise
+from deploy.runtime.upon import Picture
 from exporters.guidance import Guidance, settled_guidance
 
 Progress = Callable[[str, int, int], None]
@@ -37,6 +38,9 @@ class GuidanceOptions(TypedDict, total=False):
 class DrawingOptions(GuidanceOptions, total=False):
     """What :meth:`deploy.runtime.Pipeline.generate` takes by name alone; it says what each is."""
 
+    image: Picture | None
+    strength: float | None
+    mask: Picture | None
     step_noise: np.ndarray | None
     progress: Progress | None
     noise: Noise

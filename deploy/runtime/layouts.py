@@ -14,6 +14,7 @@ import numpy as np
 from deploy.bundle.manifest import Manifest
 from deploy.errors import BundleError, Complaint
 from exporters.choices import ENCODER_IDS
+from exporters.image_to_image import LOG_VARIANCE
 from exporters.layouts.swift_client import text_states, transformer_inputs
 from exporters.modulations import gates_of
 
@@ -21,6 +22,8 @@ Ids = Mapping[str, np.ndarray]
 """Token ids of one prompt by graph input, each ``[1, length]``."""
 Condition = tuple[np.ndarray, np.ndarray]
 """What the denoiser is told of one prompt: text states, and modulations (native) or pooled states (the others)."""
+Law = tuple[np.ndarray, np.ndarray | None]
+"""Mean and standard deviation of a picture's latents, as a sampler has them; no deviation where the VAE draws none."""
 CLIPS = ("text_encoder", "text_encoder_2")
 
 
@@ -53,6 +56,10 @@ class Stages(Protocol):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """RGB ``[1, 3, height, width]`` in [0, 1]."""
+        ...
+
+    def encode(self, picture: np.ndarray) -> Law:
+        """The law of the latents of RGB ``[1, 3, height, width]`` in [0, 1], of a bundle that has the VAE's encoder."""
         ...
 
 
@@ -88,6 +95,10 @@ class _Native:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return self._runner.run("vae_decoder", {"latent_sample": latents})[0]
+
+    def encode(self, picture: np.ndarray) -> Law:
+        mean, *log_variance = self._runner.run("vae_encoder", {"sample": picture})
+        return mean, np.exp(0.5 * log_variance[0]) if log_variance else None
 
 
 class _Optimum:
@@ -130,6 +141,15 @@ class _Optimum:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return _decoded(self._runner, "latent_sample", latents)
 
+    def encode(self, picture: np.ndarray) -> Law:
+        record = self._runner.manifest.picture
+        encoded = self._runner.run("vae_encoder", {"sample": picture * 2 - 1})[0]
+        channels, scaling = record.latent_channels, np.float32(record.scaling_factor)
+        mean = (encoded[:, :channels] - np.float32(record.shift_factor)) * scaling
+        if encoded.shape[1] == channels:
+            return mean, None
+        return mean, np.exp(0.5 * np.clip(encoded[:, channels:], *LOG_VARIANCE)) * scaling
+
 
 class _Swift:
     """What Apple's Swift client does between its programs; velocities are those of the bundle's own schedule."""
@@ -163,6 +183,10 @@ class _Swift:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return _decoded(self._runner, "z", latents)
+
+    def encode(self, picture: np.ndarray) -> Law:
+        complaint = Complaint("vae_encoder", "the layout swift has none", "native or optimum", self._runner.manifest.layout)
+        raise BundleError("The bundle cannot encode pictures.", [complaint])
 
 
 def _no_layers_left_out(manifest: Manifest) -> BundleError:

@@ -31,16 +31,25 @@ from deploy.runtime.arguments import (
 )
 from deploy.runtime.eight_bit import as_images
 from deploy.runtime.layouts import Condition, Stages, stages_of
-from deploy.runtime.noise import Noise, PictureNoise, drawn_latents, generators, given_latents, given_step_noise
-from deploy.runtime.sampler import OnStep, sample_combined, sample_euler, sample_renoise
+from deploy.runtime.noise import Generator, Noise, PictureNoise, drawn_latents, generators, given_latents, given_step_noise
+from deploy.runtime.sampler import OnStep, Step, combined, euler, inpainted, noised, renoise, sample
 from deploy.runtime.sessions import Run, Sessions, fastest_runtime
 from deploy.runtime.tokenizer import encode, load_tokenizer, tokens_cut
+from deploy.runtime.upon import Picture, Upon, checked_upon
 from exporters.choices import Runtime
 from exporters.guidance import Guidance, Side, guided_velocity
-from exporters.scales import resized, step_sizes
+from exporters.scales import Size, resized, step_sizes
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Latents of what is drawn upon, ``[pictures, channels, height / 8, width / 8]``."""
+
+    latents: np.ndarray
+    upon: Upon
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,9 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         *,
+        image: Picture | None = None,
+        strength: float | None = None,
+        mask: Picture | None = None,
         step_noise: np.ndarray | None = None,
         progress: Progress | None = None,
         noise: Noise = "numpy",
@@ -129,6 +141,11 @@ class Pipeline:
                 larger ones are cut to it.
             height: picture height in pixels, of a bundle with a dynamic size.
             width: picture width in pixels, of a bundle with a dynamic size.
+            image: a picture to draw upon, of Pillow (resized) or an array ``[height, width, 3]`` in [0, 1], for all pictures; the
+                bundle must have the VAE's encoder. Its latents are drawn from what the encoder says, with noise of the seed.
+            strength: the share of the schedule's steps that is made upon ``image``: 1 leaves nothing of it, and of few steps
+                there are few strengths. Default: 0.6, as in diffusers, whose pipelines for this are followed.
+            mask: what of ``image`` is drawn anew (white, 1) and what stays (black, 0): of Pillow, or ``[height, width]``.
             step_noise: what a re-noising sampler adds, ``[pictures, steps, channels, height / 8, width / 8]``, in place of
                 the seed's.
             progress: told of every stage and step.
@@ -149,20 +166,23 @@ class Pipeline:
             InputError: an argument is wrong or does not fit the bundle, a result is not finite, or the pipeline is closed.
         """
         with self._lock:
+            report = progress or _silent
             self._sessions.check_open()
             check_choices({"seed": seed, "num_images": num_images}, noise)
             prompts = listed_prompts(prompt)
             guided = guidance_of(self.manifest, guidance, len(prompts))
-            shape = self._latent_shape(height, width)
+            size = picture_size(self.manifest, height, width)
+            upon = checked_upon(image, strength, mask, self.manifest, size)
+            shape = self._latent_shape(size)
             sizes = step_sizes(self.manifest.sampling.scales, shape[1:], self._steps)
             given = None if latents is None else given_latents(latents, shape, sizes[0])
             each = pictures_of_each(num_images, len(prompts), given)
             drawers = [one for _ in prompts for one in generators(int(seed), int(each), noise)]
+            encoded = None if upon is None else self._encoded(upon, drawers, report)
             start = drawn_latents(drawers, (*shape[:1], *sizes[0])) if given is None else given
             added = None if step_noise is None else given_step_noise(step_noise, (len(start), self._steps, *shape))
-            report = progress or _silent
             conditions = self._conditions(prompts, guided, report)
-            samples = self._denoised(conditions, PictureNoise(start, drawers, sizes, added), report, callback)
+            samples = self._denoised(conditions, PictureNoise(start, drawers, sizes, added), encoded, report, callback)
             return self._decoded(samples, report)
 
     def images(
@@ -215,11 +235,21 @@ class Pipeline:
     def _steps(self) -> int:
         return len(self.manifest.sampling.timesteps)
 
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+    def _latent_shape(self, size: Size) -> tuple[int, ...]:
         """``[channels, height / 8, width / 8]``."""
         picture = self.manifest.picture
-        sides = picture_size(self.manifest, height, width)
-        return (picture.latent_channels, *(side // picture.pixels_per_latent for side in sides))
+        return (picture.latent_channels, *(side // picture.pixels_per_latent for side in size))
+
+    def _encoded(self, upon: Upon, drawers: Sequence[Generator], report: Progress) -> _Encoded:
+        """What is drawn upon, as each picture's latents: drawn from what the encoder says, before anything else is drawn."""
+        report("encode", 0, 1)
+        with self._sessions.stage():
+            mean, deviation = self._stages.encode(upon.picture)
+        clean = np.repeat(self._finite(mean, "the encoded picture"), len(drawers), axis=0)
+        if deviation is not None:
+            clean = clean + self._finite(deviation, "the encoded picture") * drawn_latents(drawers, mean.shape[1:])
+        report("encode", 1, 1)
+        return _Encoded(clean, upon)
 
     def _conditions(self, prompts: Sequence[str], guided: Sequence[Guidance], report: Progress) -> list[_Guided]:
         report("text", 0, 1)
@@ -240,10 +270,15 @@ class Pipeline:
         return sides
 
     def _denoised(
-        self, conditions: Sequence[_Guided], noise: PictureNoise, report: Progress, callback: StepCallback | None
+        self,
+        conditions: Sequence[_Guided],
+        noise: PictureNoise,
+        encoded: _Encoded | None,
+        report: Progress,
+        callback: StepCallback | None,
     ) -> list[np.ndarray]:
         """Latents of each picture after its last step."""
-        steps, count = self._steps, len(noise.latents)
+        count, steps = len(noise.latents), self._steps - (encoded.upon.first if encoded else 0)
         each = count // len(conditions)
 
         def after_step(picture: int, step: int, latents: np.ndarray) -> None:
@@ -256,11 +291,24 @@ class Pipeline:
             for i in range(count):
                 report("denoise", i * steps, count * steps)
                 on_step = functools.partial(after_step, i)
-                samples.append(self._sampled(conditions[i // each], noise, i, on_step))
+                step, start = self._step(conditions[i // each], noise, i), noise.latents[i : i + 1]
+                if encoded is None:
+                    samples.append(sample(step, start, range(steps), on_step))
+                else:
+                    samples.append(self._sampled_upon(encoded, i, step, start, on_step))
         return samples
 
-    def _sampled(self, condition: _Guided, noise: PictureNoise, picture: int, on_step: OnStep) -> np.ndarray:
-        sampling, stages, start = self.manifest.sampling, self._stages, noise.latents[picture : picture + 1]
+    def _sampled_upon(self, encoded: _Encoded, picture: int, step: Step, noise: np.ndarray, on_step: OnStep) -> np.ndarray:
+        """From what is drawn upon, noised as the first step wants it; with a mask and all steps from noise alone."""
+        clean, upon, sigmas = encoded.latents[picture : picture + 1], encoded.upon, self.manifest.sampling.sigmas
+        start = noised(clean, noise, np.float32(sigmas[upon.first]))
+        if upon.mask is not None:
+            step = inpainted(step, sigmas, clean, noise, upon.mask)
+            start = start if upon.first else noise
+        return sample(step, start, range(upon.first, self._steps), on_step)
+
+    def _step(self, condition: _Guided, noise: PictureNoise, picture: int) -> Step:
+        sampling, stages = self.manifest.sampling, self._stages
 
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
             def predicted(side: Side) -> np.ndarray:
@@ -269,14 +317,14 @@ class Pipeline:
             return guided_velocity(condition.guidance, sampling.sigmas, step, predicted)
 
         if sampling.method == "euler":
-            return sample_euler(velocity, start, sampling.sigmas, on_step)
+            return euler(velocity, sampling.sigmas)
         if sampling.method == "dpmpp":
-            return sample_combined(velocity, start, sampling.sigmas, sampling.combinations, on_step)
+            return combined(velocity, sampling.sigmas, sampling.combinations, noise.latents[picture : picture + 1])
 
         def enlarged(clean: np.ndarray, step: int) -> np.ndarray:
             return resized(clean, noise.size_after(step), sampling.upscale_mode)
 
-        return sample_renoise(velocity, start, sampling.sigmas, noise.of_steps(picture), on_step, enlarged)
+        return renoise(velocity, sampling.sigmas, noise.of_steps(picture), enlarged)
 
     def _decoded(self, samples: Sequence[np.ndarray], report: Progress) -> np.ndarray:
         """Pictures ``[pictures, height, width, 3]``."""

@@ -31,6 +31,7 @@ GRAPHS = {
     "denoiser": "one step's velocity",
     "transformer": "one step's velocity",
     "vae_decoder": "latents to RGB",
+    "vae_encoder": "RGB to the law of its latents",
 }
 DESCRIPTIONS = {
     "input_ids": "CLIP-L token ids, padded to the full length",
@@ -43,6 +44,8 @@ DESCRIPTIONS = {
     "hidden_states": "noisy latents",
     "out_sample": "velocity: latents move by it times the step in sigma",
     "latent_sample": "latents as the sampler leaves them",
+    "latent_mean": "latents of the picture as a sampler has them: their mean",
+    "latent_log_variance": "their log-variance: a draw is the mean + exp(half of it) times noise",
     "sample": "RGB in [0, 1]",
 }
 SWIFT_DESCRIPTIONS = {

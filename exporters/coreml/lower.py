@@ -287,9 +287,8 @@ def _squeeze(at: Lowering, node: ir.Node) -> Operand:
 
 
 def _clip(at: Lowering, node: ir.Node) -> Operand:
-    """Clip; only ever applied to constants (T5's relative positions)."""
-    x, low, high = (at.array(value) for value in node.inputs)
-    return np.clip(x, low, high)
+    x, (low, high) = at.operand(node.inputs[0]), (at.array(value) for value in node.inputs[1:])
+    return np.clip(x, low, high) if isinstance(x, np.ndarray) else mb.clip(x=x, alpha=low[()], beta=high[()])
 
 
 def _cast(at: Lowering, node: ir.Node) -> Operand:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from exporters.choices import ENCODER_IDS
-from exporters.layouts.spec import VAE_SCALE, Dim, GraphOptions, GraphSpec, Port, weights_of
+from exporters.layouts.spec import VAE_SCALE, Dim, GraphOptions, GraphSpec, Port, largest_encoded, weights_of
+from exporters.student.classes import component_class
 from exporters.student.student import Student
 
 
 def native_graphs(student: Student, options: GraphOptions) -> list[GraphSpec]:
-    """The layout's graphs, in the order in which they run."""
-    return [make(student, options) for make in (_text_encoder, _conditioner, _denoiser, _vae_decoder)]
+    """The layout's graphs, in the order in which they run; the VAE's encoder, for pictures that are drawn upon, is the last."""
+    optional = (_vae_encoder,) if options.vae_encoder else ()
+    return [make(student, options) for make in (_text_encoder, _conditioner, _denoiser, _vae_decoder, *optional)]
 
 
 def _latents(student: Student, options: GraphOptions, name: str) -> Port:
@@ -88,18 +90,39 @@ def _denoiser(student: Student, options: GraphOptions) -> GraphSpec:
     )
 
 
+def _picture(options: GraphOptions) -> Port:
+    size: tuple[Dim, Dim] = ("height", "width") if options.dynamic else (options.height, options.width)
+    return Port("sample", "float32", (1, 3, *size))
+
+
 def _vae_decoder(student: Student, options: GraphOptions) -> GraphSpec:
     from exporters.restructure.vae import VaeDecoder
 
     config = student.configs["vae"]
-    picture: tuple[Dim, Dim] = ("height", "width") if options.dynamic else (options.height, options.width)
     return GraphSpec(
         name="vae_decoder",
         path="vae_decoder.onnx",
         components=("vae",),
         inputs=(_latents(student, options, "latent_sample"),),
-        outputs=(Port("sample", "float32", (1, 3, *picture)),),
+        outputs=(_picture(options),),
         module=lambda: VaeDecoder(config),
         weights=weights_of(student, "vae"),
         largest_activation=options.height * options.width * config["block_out_channels"][0],
+    )
+
+
+def _vae_encoder(student: Student, options: GraphOptions) -> GraphSpec:
+    from exporters.restructure.vae import VaeEncoder
+
+    config = student.configs["vae"]
+    law = ("latent_mean", "latent_log_variance") if component_class("vae", config) == "AutoencoderKL" else ("latent_mean",)
+    return GraphSpec(
+        name="vae_encoder",
+        path="vae_encoder.onnx",
+        components=("vae",),
+        inputs=(_picture(options),),
+        outputs=tuple(_latents(student, options, name) for name in law),
+        module=lambda: VaeEncoder(config),
+        weights=weights_of(student, "vae"),
+        largest_activation=largest_encoded(config, options),
     )

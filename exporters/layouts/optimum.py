@@ -6,7 +6,7 @@ output is ``out_sample``: named ``out_hidden_states``, optimum-onnx's IO binding
 
 from __future__ import annotations
 
-from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec, Port, weights_of
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec, Port, largest_encoded, weights_of
 from exporters.student.classes import component_class
 from exporters.student.student import Student
 
@@ -108,14 +108,13 @@ def _vae_encoder(student: Student, options: GraphOptions) -> GraphSpec:
     from exporters.restructure.vae import VaeEncoder
 
     config = student.configs["vae"]
-    channels = config.get("encoder_block_out_channels", config["block_out_channels"])
     return GraphSpec(
         name="vae_encoder",
         path="vae_encoder/model.onnx",
         components=("vae",),
         inputs=(Port("sample", "float32", _PICTURE),),
         outputs=(_latents(student, *_ENCODED[component_class("vae", config)]),),
-        module=lambda: VaeEncoder(config),
+        module=lambda: VaeEncoder(config, raw=False),
         weights=weights_of(student, "vae"),
-        largest_activation=options.height * options.width * channels[0],
+        largest_activation=largest_encoded(config, options),
     )

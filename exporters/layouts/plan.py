@@ -7,6 +7,8 @@ native ``conditioner``   ``pooled_projections`` to ``modulations`` [steps, rows,
 native ``denoiser``      ``hidden_states``, ``encoder_hidden_states``, ``modulation``
                          (one step's rows) to ``out_sample``
 native ``vae_decoder``   ``latent_sample`` (as sampled) to ``sample``, RGB in [0, 1]
+native ``vae_encoder``   ``sample``, RGB in [0, 1], to ``latent_mean`` (as a sampler has
+                         it) and ``latent_log_variance``, which a TAESD has not
 optimum (each folder)    what ``ORTStableDiffusion3Pipeline`` feeds to what it reads
 swift (each program)     what Apple's Swift client feeds to what it reads: :mod:`exporters.layouts.swift_client`
 =======================  ===============================================================

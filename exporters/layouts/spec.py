@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from exporters.choices import Layout
 from exporters.layouts.swift_schedule import ClientSchedule
@@ -80,6 +81,7 @@ class GraphOptions:
         dynamic: whether height and width may change at run time.
         client: what the client draws by (layout ``swift``).
         guided: whether its transformer computes for the negative prompt too (layout ``swift``; others are asked twice).
+        vae_encoder: whether there is the VAE's encoder (layout ``native``; ``optimum`` always has it).
     """
 
     layout: Layout
@@ -92,6 +94,13 @@ class GraphOptions:
     dynamic: bool = False
     client: ClientSchedule | None = None
     guided: bool = False
+    vae_encoder: bool = False
+
+
+def largest_encoded(config: Mapping[str, Any], options: GraphOptions) -> int:
+    """Numbers in the largest result of a VAE's encoder, of its configuration."""
+    channels = config.get("encoder_block_out_channels", config["block_out_channels"])
+    return options.height * options.width * int(channels[0])
 
 
 def weights_of(student: Student, component: str) -> Callable[[object], Mapping[str, Weight]]:

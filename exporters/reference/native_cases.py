@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,17 @@ from exporters.choices import PROMPTS
 from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
 from exporters.modulations import modulation_layout
-from exporters.reference.case import Case, Inputs, Maker, as_sampled, draw_latents, encoded_picture, normal, text_cases
+from exporters.reference.case import (
+    Case,
+    Inputs,
+    Maker,
+    as_sampled,
+    draw_latents,
+    encoded_picture,
+    normal,
+    smooth_picture,
+    text_cases,
+)
 from exporters.student.student import Student
 
 
@@ -88,9 +99,24 @@ def _vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOpti
     return cases
 
 
+def _vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
+    vae, cases = models["vae"], []
+    size = (1, 3, options.height, options.width)
+    for picture in [smooth_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]:
+        encoded = vae.encode(torch.from_numpy(picture))
+        law = [encoded.latents] if "latents" in encoded else [encoded.latent_dist.mean, encoded.latent_dist.logvar]
+        outputs = [
+            as_sampled(models, law[0].numpy()),
+            *(part.numpy() + 2 * math.log(vae.config.scaling_factor) for part in law[1:]),
+        ]
+        cases.append(Case({"sample": picture / 2 + 0.5}, outputs))
+    return cases
+
+
 CASES: dict[str, Maker] = {
     "text_encoder": _text,
     "conditioner": _conditioner,
     "denoiser": _denoiser,
     "vae_decoder": _vae_decoder,
+    "vae_encoder": _vae_encoder,
 }

@@ -10,6 +10,7 @@ picture's border, where the convolution's padding is zero after the shift, not b
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +21,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
+from exporters.image_to_image import LOG_VARIANCE
 from exporters.restructure.attention import attend
 from exporters.restructure.base import Conv2d, Linear, RestructuredModule
+from exporters.student.classes import component_class
 from exporters.student.weights.templates import reference_module
 
 
@@ -143,17 +146,29 @@ class VaeDecoder(_VaeHalf):
 
 
 class VaeEncoder(_VaeHalf):
-    """Picture in [-1, 1] to what the VAE says of its latents, for the ``optimum`` layout.
+    """Picture to what the VAE says of its latents: mean and log-variance, or of an ``AutoencoderTiny`` the latents themselves.
 
-    That is their mean and log-variance, or of an ``AutoencoderTiny`` the latents themselves.
+    Args:
+        config: the VAE's configuration.
+        raw: take RGB in [0, 1] and return the law of latents as a sampler has them, scaled and shifted, as two results;
+            otherwise diffusers' ``encode``: a picture in [-1, 1], one result.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], raw: bool = True) -> None:
         super().__init__(config, "encoder", "quant_conv")
+        self.raw, self.scaling, self.shift = raw, config["scaling_factor"], config["shift_factor"] or 0.0
+        self.has_variance = component_class("vae", config) == "AutoencoderKL"
 
-    def forward(self, sample: Tensor) -> Tensor:
-        """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 or 1 times latent_channels, height, width]``."""
-        encoded = self.encoder(sample)
+    def forward(self, sample: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 or 1 times latent_channels, height, width]``, raw: in two halves."""
+        encoded = self.encoder(sample * 2 - 1 if self.raw else sample)
         if "quant_conv" in dict(self.named_children()):
             encoded = self.quant_conv(encoded)
-        return encoded.to(torch.float32)
+        encoded = encoded.to(torch.float32)
+        if not self.raw:
+            return encoded
+        if not self.has_variance:
+            return (encoded - self.shift) * self.scaling
+        channels = encoded.shape[1] // 2
+        mean, log_variance = encoded[:, :channels], encoded[:, channels:]
+        return (mean - self.shift) * self.scaling, log_variance.clamp(*LOG_VARIANCE) + 2 * math.log(self.scaling)

@@ -33,10 +33,11 @@ def run(examples: list[str]) -> doctest.TestResults:
 
 
 def test_the_examples_do_what_they_say(
-    builtin_bundle: Bundle, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builtin_bundle: Bundle, upon_bundle: Bundle, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder with a bundle of the built-in student, and a small student."""
+    """In a folder with two bundles of the built-in student, and a small student."""
     shutil.copytree(builtin_bundle.folder, tmp_path / "bundle")
+    shutil.copytree(upon_bundle.folder, tmp_path / "bundle-upon")
     assert tiny_folder == tmp_path / "student"
     monkeypatch.chdir(tmp_path)
     examples = blocks(PAGE.read_text("utf-8"))

@@ -2,9 +2,16 @@
 
 import { HttpFiles } from "./files.js";
 import { checkDrawable, devices, downloadBytes } from "./manifest.js";
+import { drawsUpon } from "./upon.js";
 
 const LARGEST_SEED = 2 ** 32 - 1;
-const STAGES = { text: "Reading the prompt", denoise: "Drawing", decode: "Developing the picture", load: "Loading" };
+const STAGES = {
+  encode: "Looking at the picture",
+  text: "Reading the prompt",
+  denoise: "Drawing",
+  decode: "Developing the picture",
+  load: "Loading",
+};
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 const element = (id) => /** @type {T} */ (document.getElementById(id));
@@ -13,6 +20,8 @@ const prompt = /** @type {HTMLTextAreaElement} */ (element("prompt"));
 const seed = /** @type {HTMLInputElement} */ (element("seed"));
 const guidance = /** @type {HTMLInputElement} */ (element("guidance"));
 const negative = /** @type {HTMLTextAreaElement} */ (element("negative"));
+const image = /** @type {HTMLInputElement} */ (element("image"));
+const strength = /** @type {HTMLInputElement} */ (element("strength"));
 const device = /** @type {HTMLSelectElement} */ (element("device"));
 const draw = /** @type {HTMLButtonElement} */ (element("draw"));
 const stop = /** @type {HTMLButtonElement} */ (element("stop"));
@@ -90,6 +99,9 @@ async function onSubmit(event) {
   const negativePrompt = guidanceScale > 1 ? negative.value : undefined;
   const request = { prompt: prompt.value, seed: Number(seed.value), guidanceScale, negativePrompt };
   try {
+    if (image.files?.length) {
+      Object.assign(request, { image: await pixels(image.files[0]), strength: Number(strength.value) });
+    }
     const picture = await drawer.generate(request, { provider: device.value }, showProgress);
     showPicture(picture, request);
   } catch (error) {
@@ -97,6 +109,19 @@ async function onSubmit(event) {
   } finally {
     busy(false);
   }
+}
+
+/** @param {File} file @returns {Promise<Float32Array>} the picture in the size that is drawn, `[3, height, width]` in [0, 1] */
+async function pixels(file) {
+  const { height, width } = /** @type {any} */ (window).flashDeploy.manifest.picture;
+  const bitmap = await createImageBitmap(file, { resizeWidth: width, resizeHeight: height, resizeQuality: "high" }).catch(() => {
+    throw new Error(`${file.name} cannot be read as a picture: choose a PNG, JPEG or WebP file.`);
+  });
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context?.drawImage(bitmap, 0, 0);
+  const { data } = /** @type {ImageData} */ (context?.getImageData(0, 0, width, height));
+  const plane = width * height;
+  return Float32Array.from({ length: 3 * plane }, (_, k) => data[4 * (k % plane) + Math.floor(k / plane)] / 255);
 }
 
 /** @param {boolean} now whether a picture is being drawn */
@@ -144,8 +169,15 @@ function paint({ data, width, height }) {
 }
 
 /** @param {Record<string, number>} timings_ms */
-function showTimings({ text, denoise, decode, load, total }) {
-  const shown = { "text encoders": text, denoising: denoise, "VAE decoder": decode, all: total, "of it loading": load };
+function showTimings({ encode, text, denoise, decode, load, total }) {
+  const shown = {
+    ...(encode === undefined ? {} : { "VAE encoder": encode }),
+    "text encoders": text,
+    denoising: denoise,
+    "VAE decoder": decode,
+    all: total,
+    "of it loading": load,
+  };
   const rows = Object.entries(shown).map(([name, ms]) => {
     const row = document.createElement("tr");
     row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: name }));
@@ -188,6 +220,7 @@ async function fillIn(manifest) {
   guidance.value = String(manifest.sampling.guidance.guidance_scale);
   negative.value = manifest.sampling.guidance.negative_prompt;
   showNegative();
+  element("upon-row").hidden = !drawsUpon(manifest);
   const offered = await devices(manifest);
   device.replaceChildren(
     ...offered.map(({ provider, label, refused }) => {

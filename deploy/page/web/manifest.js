@@ -18,12 +18,13 @@ export function checkDrawable(manifest) {
 }
 
 /**
- * Bytes that drawing downloads: graphs and tokenizers.
+ * Bytes that drawing downloads: graphs and tokenizers; the VAE's encoder comes with the first picture that is drawn upon.
  *
  * @param {any} manifest
  */
 export function downloadBytes(manifest) {
-  const paths = [...manifest.graphs, ...manifest.text.tokenizers].flatMap(({ path }) => [path, `${path}.data`]);
+  const graphs = manifest.graphs.filter((/** @type {any} */ graph) => graph.name !== "vae_encoder");
+  const paths = [...graphs, ...manifest.text.tokenizers].flatMap(({ path }) => [path, `${path}.data`]);
   return manifest.files
     .filter((/** @type {any} */ file) => paths.includes(file.path))
     .reduce((/** @type {number} */ sum, /** @type {any} */ file) => sum + file.size_bytes, 0);

@@ -3,9 +3,10 @@
 import { BundleError } from "./errors.js";
 import { guidedSteps, guidedVelocity, settledGuidance, withoutBlocks } from "./guidance.js";
 import { Generator } from "./noise.js";
-import { sampleCombined, sampleEuler, sampleRenoise } from "./sampler.js";
+import { combined, euler, inpainted, noised, renoise, sample } from "./sampler.js";
 import { Sessions, loadRuntime } from "./sessions.js";
 import { PromptTokenizer } from "./tokenizer.js";
+import { drawnFromLaw, settledUpon } from "./upon.js";
 
 /**
  * @typedef {import("./sessions.js").Value} Value
@@ -19,7 +20,7 @@ import { PromptTokenizer } from "./tokenizer.js";
  * @property {Record<string, number>} cut how many tokens each text encoder does not see of the prompt, where there are any
  * @property {Record<string, number>} timings_ms of each stage, of loading graphs (which is part of their stages), and in all
  *
- * @typedef {(stage: "text" | "denoise" | "decode" | "load", done: number, total: number) => void} Progress what is being done,
+ * @typedef {(stage: "encode" | "text" | "denoise" | "decode" | "load", done: number, total: number) => void} Progress what is being done,
  *   how many parts of it are done and how many there are; parts of `load` are bytes
  */
 
@@ -65,25 +66,35 @@ export class Pipeline {
    * @param {Float32Array[]} [options.stepNoise] what a re-noising sampler adds after each step, in place of the seed's
    * @param {number} [options.guidanceScale] in place of the bundle's own; 1 for none
    * @param {string} [options.negativePrompt] what guidance goes away from, in place of the bundle's own
+   * @param {Float32Array} [options.image] a picture to draw upon, `[3, height, width]` in [0, 1]
+   * @param {number} [options.strength] the share of the steps that is made upon it; 0.6 by default
+   * @param {Float32Array} [options.mask] what of it is drawn anew, `[height, width]`: 1; what stays: 0
    * @param {Progress} [options.onProgress]
    * @returns {Promise<Picture>}
    */
-  async generate(prompt, { seed = 0, latents, stepNoise, guidanceScale, negativePrompt, onProgress = () => {} } = {}) {
+  async generate(prompt, options = {}) {
+    const { seed = 0, latents, stepNoise, guidanceScale, negativePrompt, onProgress = () => {} } = options;
     const clock = new Clock();
     const loadedBefore = this._sessions.load_ms;
     const generator = new Generator(seed);
     const guidance = settledGuidance(this.manifest, { guidanceScale, negativePrompt });
-    const start = this._initial(generator, latents);
-    const noise = (/** @type {number} */ step) => stepNoise?.[step] ?? generator.normal(start.length);
+    const upon = settledUpon(this.manifest, options);
     try {
+      const clean = upon && (await this._encode(upon.image, generator, onProgress));
+      if (clean) {
+        clock.lap("encode");
+      }
+      const start = this._initial(generator, latents);
+      const noise = (/** @type {number} */ step) => stepNoise?.[step] ?? generator.normal(start.length);
       onProgress("text", 0, 1);
       const { ids, cut } = this.tokenize(prompt);
       const conditions = await this._conditions(ids, guidance, onProgress);
       clock.lap("text");
-      const sample = await this._sample(conditions, guidance, start, noise, onProgress);
+      const step = this._step(conditions, guidance, start, noise, onProgress);
+      const drawn = await this._sample(step, start, upon && { ...upon, clean }, onProgress);
       clock.lap("denoise");
       onProgress("decode", 0, 1);
-      const [picture] = await this._run("vae_decoder", { latent_sample: this._latentArray(sample) }, onProgress);
+      const [picture] = await this._run("vae_decoder", { latent_sample: this._latentArray(drawn) }, onProgress);
       await this._sessions.endStage();
       clock.lap("decode");
       const { height, width } = this.manifest.picture;
@@ -150,14 +161,51 @@ export class Pipeline {
   }
 
   /**
+   * Latents of a picture that is drawn upon; its noise is the first that the generator draws.
+   *
+   * @param {Float32Array} image
+   * @param {Generator} generator
+   * @param {Progress} onProgress
+   */
+  async _encode(image, generator, onProgress) {
+    const { height, width } = this.manifest.picture;
+    onProgress("encode", 0, 1);
+    const [mean, law] = await this._run("vae_encoder", { sample: { data: image, dims: [1, 3, height, width] } }, onProgress);
+    await this._sessions.endStage();
+    const numbers = (/** @type {Value | undefined} */ value) => /** @type {Float32Array} */ (value?.data);
+    return drawnFromLaw(numbers(mean), numbers(law), (count) => generator.normal(count));
+  }
+
+  /**
+   * @param {import("./sampler.js").Step} step
+   * @param {Float32Array} noise
+   * @param {any} upon what is drawn upon, with its latents as `clean`; null where nothing is
+   * @param {Progress} onProgress
+   */
+  async _sample(step, noise, upon, onProgress) {
+    const { sigmas, timesteps } = this.manifest.sampling;
+    const { first, clean, anew } = upon ?? { first: 0 };
+    let start = upon ? noised(clean, noise, Math.fround(sigmas[first])) : noise;
+    if (anew) {
+      step = inpainted(step, sigmas, clean, noise, anew);
+      start = first ? start : noise;
+    }
+    const count = timesteps.length - first;
+    onProgress("denoise", 0, count);
+    const drawn = await sample(step, start, first, timesteps.length, (made) => onProgress("denoise", made + 1, count));
+    await this._sessions.endStage();
+    return drawn;
+  }
+
+  /**
    * @param {Partial<Record<import("./guidance.js").Side, {states: Value, modulations: Value}>>} conditions
    * @param {import("./guidance.js").Guidance} guidance
    * @param {Float32Array} start
    * @param {(step: number) => Float32Array} noise
    * @param {Progress} onProgress
    */
-  async _sample(conditions, guidance, start, noise, onProgress) {
-    const { method, sigmas, timesteps, combinations } = this.manifest.sampling;
+  _step(conditions, guidance, start, noise, onProgress) {
+    const { method, sigmas, combinations } = this.manifest.sampling;
     const guided = guidedSteps(guidance, sigmas);
     const velocity = (/** @type {Float32Array} */ latents, /** @type {number} */ step) =>
       guidedVelocity(guided[step], guidance.skip_layer_guidance_scale, async (side) => {
@@ -172,16 +220,12 @@ export class Pipeline {
         const [predicted] = await this._run("denoiser", inputs, onProgress);
         return /** @type {Float32Array} */ (predicted.data);
       });
-    const onStep = (/** @type {number} */ step) => onProgress("denoise", step + 1, timesteps.length);
-    onProgress("denoise", 0, timesteps.length);
-    const samplers = {
-      euler: () => sampleEuler(velocity, start, sigmas, onStep),
-      renoise: () => sampleRenoise(velocity, start, sigmas, noise, onStep),
-      dpmpp: () => sampleCombined(velocity, start, sigmas, combinations, onStep),
+    const steps = {
+      euler: () => euler(velocity, sigmas),
+      renoise: () => renoise(velocity, sigmas, noise),
+      dpmpp: () => combined(velocity, sigmas, combinations, start),
     };
-    const sample = await samplers[/** @type {keyof typeof samplers} */ (method)]();
-    await this._sessions.endStage();
-    return sample;
+    return steps[/** @type {keyof typeof steps} */ (method)]();
   }
 
   /**

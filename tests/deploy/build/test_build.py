@@ -415,10 +415,11 @@ def test_dynamic_bundles_know_their_largest_size(students: dict[str, Student], t
 
 
 @pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed (flash-deploy[coreml])")
-def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, builtin_bundle: Bundle) -> None:
+def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, upon_bundle: Bundle) -> None:
     """fp16 programs in the evaluator against the fp32 ONNX bundle: 60 dB PSNR seen; the fp16 contract asks for 40."""
-    bundle = build(BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", precision="fp16", stages=2, parity="never"))
-    assert [len(graph.stages) for graph in bundle.manifest.graphs] == [1, 1, 2, 1]
+    options: dict[str, Any] = {"precision": "fp16", "stages": 2, "parity": "never", "vae_encoder": True}
+    bundle = build(BuildRequest(output=tmp_path / "b", tier="phone", format="coreml", **options))
+    assert [len(graph.stages) for graph in bundle.manifest.graphs] == [1, 1, 2, 1, 1]
     assert bundle.manifest.graph("vae_decoder").fp32_operators  # the built-in student's VAE outgrows fp16
     assert (bundle.manifest.compute_units, bundle.manifest.attention) == ("cpu-and-ne", "split-einsum")
     listed = {bundle.folder / record.path for record in bundle.manifest.files}
@@ -427,8 +428,12 @@ def test_core_ml_bundles_draw_the_same_picture(tmp_path: Path, builtin_bundle: B
     prompt = "a red circle left of a blue square on a white background"
     pipeline = Pipeline(bundle)
     assert pipeline.runtime == "evaluator" or sys.platform == "darwin"
-    expected = Pipeline(builtin_bundle).generate(prompt, latents=latents)
+    expected = Pipeline(upon_bundle).generate(prompt, latents=latents)
     assert psnr_db(expected, pipeline.generate(prompt, latents=latents)) >= 40
+    upon, mask = expected[0], np.tri(64, dtype=np.float32)
+    changed = [one.generate("a green star", image=upon, mask=mask, strength=0.7) for one in (Pipeline(upon_bundle), pipeline)]
+    assert psnr_db(*changed) >= 40
+    assert psnr_db(changed[0], expected) < 30
     with pytest.raises(InputError, match=r"--runtime.*coreml or evaluator.*onnxruntime"):
         Pipeline(bundle, runtime="onnxruntime")
     published = Pipeline(hub_cache(bundle.folder, tmp_path / "hub"))  # packages whose files are links to blobs

@@ -38,9 +38,18 @@ def test_the_student_is_read_once_for_all_pictures(builtin_bundle: Bundle, monke
 
     monkeypatch.setattr("exporters.reference.diffusers.reference_pipeline", counted)
     report = verify(builtin_bundle.folder, BUILTIN_STUDENT)
+    assert list(report.graph_db) == [graph.name for graph in builtin_bundle.manifest.graphs]
     assert with_t5 == [builtin_bundle.manifest.text.t5 == "kept"]
     assert list(report.picture_db) == list(PROMPTS)
     assert min(report.picture_db.values()) > 100  # fp32 on both sides
+    assert report.complaints == []
+
+
+def test_the_vaes_encoder_is_measured_too(upon_bundle: Bundle) -> None:
+    report = verify(upon_bundle.folder, BUILTIN_STUDENT, pictures=False)
+    assert [*report.graph_db][-1] == "vae_encoder"
+    assert list(report.graph_db) == [graph.name for graph in upon_bundle.manifest.graphs]
+    assert min(report.graph_db.values()) >= 100
     assert report.complaints == []
 
 

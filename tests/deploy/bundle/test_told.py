@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_path
 from deploy.bundle.told import KEY, TEXT, read_told
 from deploy.errors import InputError
@@ -87,6 +88,32 @@ def test_pictures_that_say_nothing_to_be_read(content: bytes, message: str, tmp_
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(InputError, match=message):
         inspect_path(tmp_path / "x.png")
+
+
+def test_a_picture_upon_another_says_so(upon_bundle: Bundle, tmp_path: Path) -> None:
+    """And the command says where the other is squeezed."""
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "red.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "all.png")
+    options = ["--image", tmp_path / "red.png", "--mask", tmp_path / "all.png", "--strength", 0.5, "--seed", 3]
+    done = flash_deploy("generate", upon_bundle.folder, "a cat", *options, "-o", tmp_path / "x.png")
+    assert done.returncode == 0, done.stderr
+    assert "note: the picture is 100 x 50 and is squeezed into 64 x 64: crop it to that aspect first" in done.stderr
+    told = read_told(tmp_path / "x.png")
+    assert (told.upon, told.mask, told.strength) == ("red.png", "all.png", 0.5)
+    assert "Denoising strength: 0.5" in told.text()
+    with (
+        Image.open(tmp_path / "x.png") as drawn,
+        Image.open(tmp_path / "red.png") as red,
+        Image.open(tmp_path / "all.png") as mask,
+    ):
+        again = Pipeline(upon_bundle).images("a cat", 3, image=red, mask=mask, strength=0.5)[0]
+        assert np.array_equal(np.asarray(drawn), np.asarray(again))
+    plain = flash_deploy("generate", upon_bundle.folder, "a cat", "-o", tmp_path / "y.png")
+    assert plain.returncode == 0, plain.stderr
+    assert not {"upon", "strength", "mask"} & inspect_path(tmp_path / "y.png").keys()
+    refused = flash_deploy("generate", upon_bundle.folder, "a cat", "--image", tmp_path / "x.txt", "-o", tmp_path / "z.png")
+    assert (refused.returncode, (tmp_path / "z.png").exists()) == (2, False)
+    assert "The picture cannot be drawn upon." in refused.stderr
 
 
 def test_prompts_from_a_file_and_from_standard_input(tmp_path: Path) -> None:

@@ -26,18 +26,22 @@ const calls = {
     });
   },
 
-  async sample({ method, latents, sigmas, noise, combinations }) {
-    const { sampleCombined, sampleEuler, sampleRenoise } = await load("sampler.js");
+  async sample({ method, latents, sigmas, noise, combinations, upon }) {
+    const { combined, euler, inpainted, renoise, sample } = await load("sampler.js");
     const velocity = async (x, step) => x.map((value) => Math.fround(value * Math.fround(0.3)) + step);
     const steps = [];
     const start = floats(latents);
-    const onStep = (step) => steps.push(step);
-    const samplers = {
-      euler: () => sampleEuler(velocity, start, sigmas, onStep),
-      renoise: () => sampleRenoise(velocity, start, sigmas, (step) => floats(noise[step]), onStep),
-      dpmpp: () => sampleCombined(velocity, start, sigmas, combinations, onStep),
+    const made = {
+      euler: () => euler(velocity, sigmas),
+      renoise: () => renoise(velocity, sigmas, (step) => floats(noise[step])),
+      dpmpp: () => combined(velocity, sigmas, combinations, start),
     };
-    const sampled = await samplers[method]();
+    let step = made[method]();
+    if (upon) {
+      const mask = floats(upon.mask);
+      step = inpainted(step, sigmas, floats(upon.clean), floats(upon.noise), (place) => mask[place] === 1);
+    }
+    const sampled = await sample(step, start, upon ? 1 : 0, 3, (done) => steps.push(done));
     return { sampled: base64(sampled), steps };
   },
 
@@ -60,11 +64,12 @@ const calls = {
     return guidedSteps(guidance, sigmas);
   },
 
-  async generate({ prompts, latents, noise, seed, keepGraphs, guidanceScale, negativePrompt }) {
+  async generate({ prompts, latents, noise, seed, keepGraphs, guidanceScale, negativePrompt, image, strength, mask }) {
     const { Pipeline } = await load("pipeline.js");
     const pipeline = await Pipeline.open(diskFiles, { threads: 1, keepGraphs });
     const given = { latents: latents && floats(latents), stepNoise: noise?.map(floats) };
-    const options = { seed, ...given, guidanceScale, negativePrompt };
+    const upon = { image: image && floats(image), strength, mask: mask && floats(mask) };
+    const options = { seed, ...given, ...upon, guidanceScale, negativePrompt };
     const pictures = [];
     for (const prompt of prompts) {
       const told = [];

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer
 
 from deploy.build import BuildRequest, build
@@ -28,7 +29,7 @@ from deploy.page.chromium import SOFTWARE_WEBGPU, BrowserError, Chromium
 from deploy.page.drive import PageRequest, opened_page, run_in_browser
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sampler import sample_combined, sample_euler, sample_renoise
+from deploy.runtime.sampler import combined, euler, inpainted, renoise, sample
 from exporters.guidance import Guidance
 from exporters.modulations import gates_of
 from exporters.reference.decibels import psnr_db
@@ -56,7 +57,8 @@ def node() -> str:
 @pytest.fixture(scope="session")
 def browser_bundle(web_runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The built-in student as the browser tier stores it: int8 and int4."""
-    return build(BuildRequest(output=tmp_path_factory.mktemp("browser") / "b", tier="browser", web_runtime=web_runtime))
+    output = tmp_path_factory.mktemp("browser") / "b"
+    return build(BuildRequest(output=output, tier="browser", web_runtime=web_runtime, vae_encoder=True))
 
 
 @pytest.fixture(scope="session")
@@ -144,16 +146,26 @@ def test_samplers_are_pythons(method: str, node: str) -> None:
         return x * np.float32(0.3) + np.float32(step)
 
     if method == "euler":
-        expected = sample_euler(velocity, latents, sigmas)
+        step = euler(velocity, sigmas)
     elif method == "dpmpp":
-        expected = sample_combined(velocity, latents, sigmas, COMBINATIONS)
+        step = combined(velocity, sigmas, COMBINATIONS, latents)
     else:
-        expected = sample_renoise(velocity, latents, sigmas, lambda step: noise[step])
-    request = {"method": method, "latents": encoded(latents), "sigmas": sigmas, "noise": [encoded(n) for n in noise]}
-    request["combinations"] = COMBINATIONS
+        step = renoise(velocity, sigmas, lambda step: noise[step])
+    expected = sample(step, latents, range(3))
+    request: dict[str, Any] = {"method": method, "latents": encoded(latents), "sigmas": sigmas}
+    request |= {"noise": [encoded(n) for n in noise], "combinations": COMBINATIONS}
     got = run_modules(node, SOURCES, call="sample", **request)
     assert got["steps"] == [0, 1, 2]
     assert np.array_equal(decoded(got["sampled"]), expected)  # the same fp32 operations in the same order
+    if method == "dpmpp":  # which begins with noise
+        return
+    clean, mask = rng.standard_normal(50, np.float32), np.float32(rng.random(50) < 0.5)
+    upon = inpainted(step, sigmas, clean, noise[0], mask)
+    expected = sample(upon, latents, range(1, 3))
+    request["upon"] = {"clean": encoded(clean), "noise": encoded(noise[0]), "mask": encoded(mask)}
+    got = run_modules(node, SOURCES, call="sample", **request)
+    assert got["steps"] == [0, 1]
+    assert np.array_equal(decoded(got["sampled"]), expected)
 
 
 @pytest.mark.parametrize(("layers", "dual"), [(1, []), (3, [0]), (4, [0, 1, 2, 3])])
@@ -261,6 +273,29 @@ def test_guided_pictures_are_pythons(node: str, browser_bundle: Bundle, referenc
     assert psnr_db(reference.generate(PROMPT, seed=7)[0], drawn["picture"]) < 45
 
 
+@pytest.fixture(scope="session")
+def upon() -> np.ndarray:
+    """A picture to draw upon, ``[64, 64, 3]``: 8 bits, so that a file of it is the same."""
+    rows, columns = np.mgrid[0:64, 0:64].astype(np.float32)
+    waves = [np.sin(rows / 7 + columns / 11), np.cos(columns / 5), np.sign(np.sin(rows / 13) * np.cos(columns / 17))]
+    return np.asarray((127 + 120 * np.stack(waves, -1)).round() / 255, np.float32)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pictures_upon_others_are_pythons(
+    masked: bool, upon: np.ndarray, node: str, browser_bundle: Bundle, reference: Pipeline
+) -> None:
+    mask = np.zeros((64, 64), np.float32)
+    mask[:, :24] = 1
+    request = {"image": encoded(upon.transpose(2, 0, 1)), "strength": 0.5} | ({"mask": encoded(mask)} if masked else {})
+    (drawn,) = pictures(node, browser_bundle, prompts=[PROMPT], seed=7, **request)
+    given: dict[str, Any] = {"seed": 7, "image": upon, "strength": 0.5}
+    expected = reference.generate(PROMPT, mask=mask if masked else None, **given)[0]
+    assert psnr_db(expected, drawn["picture"]) >= REQUIRED_DB
+    assert psnr_db(reference.generate(PROMPT, mask=None if masked else mask, **given)[0], drawn["picture"]) < 40
+    assert [stage[0] for stage in drawn["told"]] == ["encode", "text", *["denoise"] * 3, "decode"]
+
+
 def test_a_bundles_own_guidance_is_pythons(node: str, renoise_bundle: Bundle, tmp_path: Path) -> None:
     """With layers left out; the graphs are those of any bundle."""
     guidance = Guidance(guidance_scale=2.0, negative_prompt="a star", skip_guidance_layers=(0, 2), skip_layer_guidance_stop=0.8)
@@ -298,9 +333,15 @@ def test_renoising_with_t5_is_pythons(given: bool, node: str, renoise_bundle: Bu
         ),
         ({"guidanceScale": -1}, "The picture cannot be guided. guidanceScale: wrong"),
         ({"negativePrompt": "a star"}, "The picture cannot be guided. negativePrompt: does nothing without guidance"),
+        ({"strength": 0.5}, "The picture cannot be drawn upon. strength and mask do nothing without image"),
+        ({"image": encoded(np.zeros(5))}, "The picture cannot be drawn upon. image: expected 12288 numbers in [0, 1], got 5"),
+        (
+            {"image": encoded(np.zeros(12288)), "strength": 0},
+            "The picture cannot be drawn upon. strength: wrong (expected a number above 0, at most 1, got 0)",
+        ),
         ({"prompts": ["half \ud83d"]}, "The prompt cannot be read. It holds half of a surrogate pair"),
     ],
-    ids=["latents' size", "NaN", "scale", "negative prompt", "surrogate"],
+    ids=["latents' size", "NaN", "scale", "negative prompt", "no image", "image's size", "strength", "surrogate"],
 )
 def test_bad_requests(request_: dict[str, Any], message: str, node: str, browser_bundle: Bundle) -> None:
     answer = run_modules(node, browser_bundle.folder / "web", call="generate", **({"prompts": [PROMPT]} | request_))
@@ -360,6 +401,21 @@ def test_page_guides(page: Chromium, reference: Pipeline) -> None:
     )
 
 
+def test_page_draws_upon_a_picture(page: Chromium, upon: np.ndarray, reference: Pipeline, tmp_path: Path) -> None:
+    """A file is chosen, as a person does it; one that is no picture is said, and the next one is drawn upon."""
+    assert not page.evaluate("document.getElementById('upon-row').hidden")
+    Image.fromarray(to_8_bit(upon)).save(tmp_path / "upon.png")
+    (tmp_path / "text.png").write_text("no picture")
+    page.evaluate("document.getElementById('strength').value = 0.5")
+    for file, says in (("text.png", "text.png cannot be read as a picture"), ("upon.png", "Done")):
+        page.on_page(lambda shown, file=file: shown.set_input_files("#image", tmp_path / file))
+        page.evaluate("document.getElementById('draw').click()")
+        page.wait_for(f"document.getElementById('status').textContent.startsWith('{says}')")
+    expected = reference.generate(PROMPT, seed=7, image=upon, strength=0.5)[0]
+    assert np.abs(shown_pixels(page)[..., :3] - to_8_bit(expected)).max() <= 1
+    page.on_page(lambda shown: shown.set_input_files("#image", []))
+
+
 def test_page_stops_and_draws_again(page: Chromium) -> None:
     page.evaluate("document.getElementById('draw').click(); document.getElementById('stop').click()")
     page.wait_for("document.getElementById('status').textContent === 'Stopped.'")
@@ -382,7 +438,8 @@ def test_graphs_are_downloaded_once(page: Chromium, browser_bundle: Bundle) -> N
     for path in ("/denoiser.onnx?sha256=old", "/other/denoiser.onnx?sha256=old"):
         page.evaluate(f"caches.open('flash-deploy').then((store) => store.put({json.dumps(path)}, new Response('old')))")
     page.evaluate("flashDeploy.stop()")
-    page.evaluate(f"flashDeploy.generate({{prompt: {json.dumps(PROMPT)}}}, {{provider: 'wasm'}}).then(() => 1)")
+    request = f"{{prompt: {json.dumps(PROMPT)}, image: new Float32Array(12288)}}"
+    page.evaluate(f"flashDeploy.generate({request}, {{provider: 'wasm'}}).then(() => 1)")
     kept = page.evaluate("caches.open('flash-deploy').then((store) => store.keys()).then((all) => all.map((one) => one.url))")
     records = {r.path: r.sha256 for r in browser_bundle.manifest.files}
     origin = page.evaluate("location.origin")

@@ -18,7 +18,7 @@ from deploy.bundle.folder import Bundle
 from deploy.bundle.inspect import inspect_bundle, render
 from deploy.errors import BundleError, InputError
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.sampler import sample_euler, sample_renoise
+from deploy.runtime.sampler import euler, renoise, sample
 from exporters.choices import Runtime
 from exporters.reference.decibels import psnr_db
 from exporters.reference.diffusers import reference_pipeline
@@ -367,15 +367,14 @@ def test_what_it_does_not_need_would_be_found(module: str, builtin_bundle: Bundl
 
 def test_euler_by_hand() -> None:
     # v = x: x <- x (1 + ds), ds = -0.5, -0.25, -0.25.
-    latents = sample_euler(lambda x, _: x, np.ones(2, np.float32), [1.0, 0.5, 0.25, 0.0])
+    latents = sample(euler(lambda x, _: x, [1.0, 0.5, 0.25, 0.0]), np.ones(2, np.float32), range(3))
     assert latents.tolist() == [0.28125, 0.28125]
 
 
 def test_renoise_by_hand() -> None:
     # v = 1, sigmas 1, 0.5, 0: x0 = 3 - 1 = 2; x = 0.5 * 2 + 0.5 * 4 = 3; x0 = 3 - 0.5 = 2.5; x = 1 * 2.5 + 0 * 4.
-    latents = sample_renoise(
-        lambda x, _: np.ones_like(x), np.full(1, 3, np.float32), [1.0, 0.5, 0.0], lambda _: np.full(1, 4, np.float32)
-    )
+    step = renoise(lambda x, _: np.ones_like(x), [1.0, 0.5, 0.0], lambda _: np.full(1, 4, np.float32))
+    latents = sample(step, np.full(1, 3, np.float32), range(2))
     assert latents.tolist() == [2.5]
 
 

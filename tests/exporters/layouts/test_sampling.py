@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.runtime.sampler import sample_combined, sample_euler
+from deploy.runtime.sampler import combined, euler, sample
 from exporters.errors import ExportError, InputError
 from exporters.guidance import Guidance
 from exporters.layouts.sampling import Sampling, idle_steps, plan_sampling
@@ -206,13 +206,13 @@ def test_a_multistep_solver_is_diffusers(config: dict[str, Any], steps: int, tin
     def velocity(latents: Any, step: int) -> Any:
         return 0.3 * latents + (sampling.timesteps[step] / 1000) ** 2
 
-    got = sample_combined(velocity, start, sampling.sigmas, sampling.combinations)
+    got = sample(combined(velocity, sampling.sigmas, sampling.combinations, start), start, range(steps))
     latents = torch.from_numpy(start)
     for step, timestep in enumerate(scheduler.timesteps):
         latents = scheduler.step(velocity(latents, step), timestep, latents, return_dict=False)[0]
     np.testing.assert_allclose(got, latents.numpy(), rtol=0, atol=1e-5)
-    euler = sample_euler(velocity, start, sampling.sigmas)
-    assert np.abs(euler - got).max() > 1e-3 or config.get("solver_order") == 1  # which is Euler, by another formula
+    by_euler = sample(euler(velocity, sampling.sigmas), start, range(steps))
+    assert np.abs(by_euler - got).max() > 1e-3 or config.get("solver_order") == 1  # which is Euler, by another formula
 
 
 def test_a_solver_takes_sigmas_and_a_shift_too(students: dict[str, Student]) -> None:
