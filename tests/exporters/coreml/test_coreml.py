@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (flash-deploy[coreml])")
 
 from exporters.choices import PROMPTS, AttentionForm, System
 from exporters.coreml.backend import ct
-from exporters.coreml.chain import chain
+from exporters.coreml.chain import chain, run_chain
 from exporters.coreml.constants import unsupported
-from exporters.coreml.evaluate import open_package
+from exporters.coreml.evaluate import Audit, open_package
 from exporters.coreml.evaluate.constants import Constants
 from exporters.coreml.export import draft, write_graph
 from exporters.coreml.package import _check_weights, write_package
@@ -32,10 +33,12 @@ from exporters.layouts.plan import plan_graphs
 from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions, GraphSpec
 from exporters.layouts.swift_schedule import client_schedule
-from exporters.ranges import Rehearsal
+from exporters.ranges import LIMIT, Rehearsal
 from exporters.reference.decibels import snr_db
 from exporters.reference.parity import measure, reference_cases
-from exporters.student.student import Student
+from exporters.streamed.module import stream
+from exporters.student.open import open_student
+from exporters.student.student import BUILTIN_STUDENT, Student
 from exporters.student.weights.weight import Weight
 from quantization.codecs.codec import roundtrip
 from quantization.errors import InputError, SchemeError
@@ -221,6 +224,28 @@ def test_large_activations_stay_right_in_fp16(
     assert {op.arguments["weight"][0] for op in operations if op.kind == "linear"} <= constants  # as its definition asks
     run = chain([package], [port.name for port in specs[graph].outputs])
     assert measure(reference_cases(specs[graph], large, options), run, specs[graph]) >= 45
+
+
+def test_pictures_whose_values_are_larger_than_the_measured_ones_fit(tmp_path: Path) -> None:
+    """The built-in VAE's values in a blue picture are ten times those in a black one, by which the program is made here."""
+    student = open_student(BUILTIN_STUDENT)
+    options = replace(OPTIONS, height=64, width=64, clip_tokens=16, vae_encoder=True)
+    *_, decoder, encoder = plan_graphs(student, options)
+    encode = stream(encoder)
+    black, blue = (torch.zeros(1, 3, 64, 64) for _ in range(2))
+    blue[:, 2] = 1
+    latents = {name: encode(picture)[0].numpy() for name, picture in (("black", black), ("blue", blue))}
+    measured = rehearsal(student, options)
+    measured.values["latent_sample"] = latents["black"]
+    written = write_graph(decoder, draft(decoder), ProgramOptions(uniform("fp16")), measured, tmp_path)
+    program, largest = open_package(tmp_path / written.stages[0].path), {}
+    for name, given in latents.items():
+        run_chain([program], {"latent_sample": given}, "fp32", audit := Audit())
+        largest[name] = {record.name: record.amax for record in audit.records}
+    limit = float(np.finfo(np.float16).max)
+    assert any(black < LIMIT and largest["blue"][name] > limit for name, black in largest["black"].items())
+    exact, half = (run_chain([program], {"latent_sample": latents["blue"]}, kind)["sample"] for kind in ("fp32", "fp16"))
+    assert snr_db(exact, half) >= 45
 
 
 def test_overflow_names_the_operation(students: dict[str, Student], tmp_path: Path) -> None:
