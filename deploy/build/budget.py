@@ -17,11 +17,16 @@ from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
 from deploy.tiers.tier import all_tiers, find_tier, legal_schemes
 from exporters.choices import Compute, ComputeUnits, FormatName, System
+from exporters.layouts.native import can_be_in_bands
+from exporters.layouts.plan import plan_graphs
 from exporters.layouts.spec import GraphSpec
 from exporters.student.weights.weight import Weight
 from quantization.calibration import Layer
 from quantization.profile import Profile, Rule
 from quantization.schemes import Scheme, parse_scheme
+
+LEAST_BANDS, MOST_BANDS = 4, 64
+"""Of a VAE: fewer save nothing, and more are thousands of operators, which take memory themselves."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,35 @@ def estimated_disk_bytes(plan: Plan, sizes: Sizes) -> int:
     return sizes.stored_bytes + plain
 
 
+def in_bands(plan: Plan) -> Plan:
+    """The plan with its VAE in as few bands of rows as its tier's memory asks for, where nobody says how many.
+
+    One whose VAE fits at once, or in no number of bands, stays as it is.
+    """
+    request, options, room = plan.request, plan.options, plan.tier.memory_bytes - RUNTIME_BYTES
+    can = request.format == "onnx" and request.layout == "native" and not options.dynamic
+    if request.vae_bands is not None or not can or not can_be_in_bands(plan.student):
+        return plan
+    at_once = _vae_bytes(plan)
+    counts = [count for count in range(LEAST_BANDS, MOST_BANDS + 1) if options.height // 4 % count == 0]
+    for count in counts if at_once > room else ():
+        changed = replace(options, vae_bands=count)
+        cut = replace(plan, options=changed, graphs=tuple(plan_graphs(plan.student, changed)))
+        if _vae_bytes(cut) <= room:
+            note = (
+                f"the VAE is computed in {count} bands of rows: at once it would take {(at_once + RUNTIME_BYTES) / 1e9:.2f} GB "
+                f"of memory, and {request.tier} has {plan.tier.memory_bytes / 1e9:.2f} GB"
+            )
+            return replace(cut, notes=(*plan.notes, note))
+    return plan
+
+
+def _vae_bytes(plan: Plan) -> int:
+    """Memory of the larger of its VAE's graphs."""
+    memory = estimate(plan).memory
+    return max(memory[graph.name] for graph in plan.graphs if graph.components == ("vae",))
+
+
 def fitting(plan: Plan) -> tuple[str, Profile, Sizes]:
     """The profile that a plan's bundle can be stored by: its own, or the best uniform one where that does not fit the tier.
 
@@ -247,13 +281,16 @@ def fitting(plan: Plan) -> tuple[str, Profile, Sizes]:
 
 
 def fitted(plan: Plan) -> Plan:
-    """The plan, with a smaller profile where the tier's own is the user's choice by default and does not fit the tier.
+    """The plan, its VAE in bands where all of it does not fit at once, and with a smaller profile where the tier's does not fit.
+
+    That profile is the user's choice by default; one that was asked for stays.
 
     Sizes need no trace: what cannot fit is told at once.
 
     Raises:
         TierError: the profile that was asked for does not fit, or none does.
     """
+    plan = in_bands(plan)
     name, profile, smaller = fitting(plan)
     if not name:
         return plan

@@ -123,6 +123,7 @@ class _OnnxDraft:
             inputs=tuple(PortRecord(**asdict(port)) for port in graph.inputs),
             outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
             fp32_operators=tuple(sorted(self.wide)),
+            bands=graph.bands,
             **fields,
         )
         records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)

@@ -179,6 +179,7 @@ def _shape(
         keep_t5=keep_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
         max_sequence_length=request.max_sequence_length or tokens,
         dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales),
+        vae_bands=request.vae_bands or 1,
         vae_encoder=request.vae_encoder,
     )
     if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):

@@ -82,6 +82,8 @@ class BuildRequest:
         skip_layer_guidance_scale: its scale.
         skip_layer_guidance_start: where it begins.
         skip_layer_guidance_stop: where it ends.
+        vae_bands: of rows in which the VAE is computed (layout ``native`` in ONNX, of a fixed size), for less memory and a little
+            more time. Default: as many as the tier's memory asks for; 1 where all of it fits at once.
         vae_encoder: with the VAE's encoder, so that pictures can be drawn upon (layout ``native``; ``optimum`` always has it).
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.
@@ -125,6 +127,7 @@ class BuildRequest:
     skip_layer_guidance_scale: float | None = None
     skip_layer_guidance_start: float | None = None
     skip_layer_guidance_stop: float | None = None
+    vae_bands: int | None = None
     vae_encoder: bool = False
     keep_t5: bool | None = None
     max_sequence_length: int | None = None
@@ -137,7 +140,7 @@ class BuildRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
-        most = dict.fromkeys(("height", "width", "stages", "max_sequence_length"), LARGEST) | {"steps": MOST_STEPS}
+        most = dict.fromkeys(("height", "width", "stages", "max_sequence_length", "vae_bands"), LARGEST) | {"steps": MOST_STEPS}
         complaints = [
             Complaint(name, "wrong", f"a whole number from 1 to {limit}", repr(value))
             for name, limit in most.items()
@@ -164,6 +167,9 @@ class BuildRequest:
 
     def _format_complaints(self) -> list[Complaint]:
         """Options of one format beside another."""
+        if (self.vae_bands or 1) > 1 and (self.format, self.layout, self.dynamic) != ("onnx", "native", False):
+            what = "are of ONNX graphs of the layout native and of a fixed size"
+            return [Complaint("--vae-bands", what, "1", str(self.vae_bands))]
         if self.format == "onnx":
             given = [option for name, option in _COREML_OPTIONS.items() if getattr(self, name) is not None]
             complaints = [Complaint(option, "is an option of --format coreml") for option in given]

@@ -209,7 +209,8 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
         *_render_needs(content),
         "profile: " + "; ".join(f"{r['component']}/{r['weights']} -> {r['scheme']}" for r in content["profile"]),
         *([f"kept in floating point: {_reasons(content['kept'])}"] if content["kept"] else []),
-        f"memory: {megabytes(content['peak_memory_bytes'])} predicted, {_allowed(content['tier_memory_bytes'])}",
+        f"memory: {megabytes(content['peak_memory_bytes'])} predicted, {_allowed(content['tier_memory_bytes'])}"
+        + "".join(f"; {g['name']} in {g['bands']} bands" for g in content["graphs"] if g["bands"] > 1),
         f"picture: {size}",
         f"sampling: {sampling['method']}, sigmas {', '.join(f'{s:.4g}' for s in sampling['sigmas'])}",
         f"guidance: {told_guidance(Guidance(**sampling['guidance'])) or 'none'}",

@@ -82,6 +82,7 @@ class GraphRecord(_Record, frozen=True):
         stages: the Core ML packages that it is made of, in the order in which they run.
         fp32_operators: operators (of ONNX graphs: parts of the traced module) that compute in fp32 in graphs that compute in
             fp16: their values outgrow fp16, or need more digits than it has, or a rule says so.
+        bands: of rows in which a VAE's graph is computed, for less memory; 1 for all at once.
     """
 
     name: str
@@ -97,6 +98,7 @@ class GraphRecord(_Record, frozen=True):
     parity_note: str = ""
     stages: tuple[StageRecord, ...] = ()
     fp32_operators: tuple[str, ...] = ()
+    bands: Count = 1
 
     def holds(self, file: str) -> bool:
         """Whether a file of the bundle is one of the graph's: its ONNX file, its data, or anything in its packages."""

@@ -189,6 +189,15 @@ KeepT5Option = Annotated[
         show_default=False,
     ),
 ]
+VaeBandsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="onnx: bands of rows in which the VAE is computed: less memory, a little more time, the same picture. "
+        "Default: as few as the tier's memory allows.",
+        show_default=False,
+    ),
+]
 VaeEncoderOption = Annotated[
     bool,
     typer.Option(

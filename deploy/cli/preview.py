@@ -41,7 +41,8 @@ def _graphs(settled: Plan, sizes: Sizes) -> list[str]:
     rows: list[tuple[str, ...]] = [("graph", "parameters", "bytes", "memory")]
     for graph in settled.graphs:
         stored, memory = megabytes(sizes.stored[graph.name]), megabytes(sizes.memory[graph.name])
-        rows.append((graph.name, f"{graph.parameters:,}", stored, memory))
+        name = f"{graph.name} in {graph.bands} bands" if graph.bands > 1 else graph.name
+        rows.append((name, f"{graph.parameters:,}", stored, memory))
     return table(rows)
 
 

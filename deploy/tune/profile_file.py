@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deploy.build.budget import fitting
+from deploy.build.budget import fitting, in_bands
 from deploy.build.plan import plan
 from deploy.build.request import BuildRequest
 from deploy.errors import InputError
@@ -51,7 +51,7 @@ def write_fitting_profile(request: BuildRequest, file: Path) -> None:
     Raises:
         InputError: the request cannot be fulfilled, with any profile that is known here.
     """
-    settled = plan(request)
+    settled = in_bands(plan(request))
     scheme, profile, sizes = fitting(settled)
     what = f"{scheme} for all, the largest scheme that fits" if scheme else "What was asked for"
     comment = (

@@ -95,6 +95,11 @@ def _picture(options: GraphOptions) -> Port:
     return Port("sample", "float32", (1, 3, *size))
 
 
+def can_be_in_bands(student: Student) -> bool:
+    """Whether the student's VAE can be computed in bands of rows; an ``AutoencoderTiny`` takes little memory as it is."""
+    return component_class("vae", student.configs["vae"]) == "AutoencoderKL"
+
+
 def _vae_decoder(student: Student, options: GraphOptions) -> GraphSpec:
     from exporters.restructure.vae import VaeDecoder
 
@@ -105,9 +110,10 @@ def _vae_decoder(student: Student, options: GraphOptions) -> GraphSpec:
         components=("vae",),
         inputs=(_latents(student, options, "latent_sample"),),
         outputs=(_picture(options),),
-        module=lambda: VaeDecoder(config),
+        module=lambda: VaeDecoder(config, bands=options.vae_bands),
         weights=weights_of(student, "vae"),
         largest_activation=options.height * options.width * config["block_out_channels"][0],
+        bands=options.vae_bands,
     )
 
 
@@ -122,7 +128,8 @@ def _vae_encoder(student: Student, options: GraphOptions) -> GraphSpec:
         components=("vae",),
         inputs=(_picture(options),),
         outputs=tuple(_latents(student, options, name) for name in law),
-        module=lambda: VaeEncoder(config),
+        module=lambda: VaeEncoder(config, bands=options.vae_bands),
         weights=weights_of(student, "vae"),
         largest_activation=largest_encoded(config, options),
+        bands=options.vae_bands,
     )

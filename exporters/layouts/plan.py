@@ -17,7 +17,7 @@ swift (each program)     what Apple's Swift client feeds to what it reads: :mod:
 from __future__ import annotations
 
 from exporters.errors import Complaint, ExportError
-from exporters.layouts.native import native_graphs
+from exporters.layouts.native import can_be_in_bands, native_graphs
 from exporters.layouts.optimum import optimum_graphs
 from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.layouts.swift import swift_graphs
@@ -46,6 +46,7 @@ def _check(student: Student, options: GraphOptions) -> None:
         limit = config["pos_embed_max_size"] * step
         if size <= 0 or size % step or size > limit:
             complaints.append(Complaint(name, "does not fit the student", f"a multiple of {step}, at most {limit}", str(size)))
+    complaints += _check_bands(student, options)
     if options.keep_t5 and not student.has_t5:
         complaints.append(Complaint("text_encoder_3", "cannot be kept: the student has none"))
     if not options.timesteps:
@@ -60,3 +61,14 @@ def _check(student: Student, options: GraphOptions) -> None:
         complaints.append(Complaint("max_sequence_length", "wrong", "1 to 512", str(options.max_sequence_length)))
     if complaints:
         raise ExportError("These options do not fit the student.", complaints)
+
+
+def _check_bands(student: Student, options: GraphOptions) -> list[Complaint]:
+    """Bands of rows are all alike, also at the VAE's second level."""
+    if options.vae_bands > 1 and not can_be_in_bands(student):
+        return [Complaint("vae_bands", "an AutoencoderTiny is computed at once", "1", str(options.vae_bands))]
+    rows = options.height // 4
+    if rows % options.vae_bands == 0:
+        return []
+    expected = f"a divisor of {rows}, a quarter of the height"
+    return [Complaint("vae_bands", "do not divide the picture", expected, str(options.vae_bands))]

@@ -40,6 +40,7 @@ class GraphSpec:
         module: makes the module to trace; call it on the meta device.
         weights: finds the weight behind each of the module's tensors.
         largest_activation: numbers in its largest intermediate result.
+        bands: of rows in which it is computed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class GraphSpec:
     module: Callable[[], object]
     weights: Callable[[object], Mapping[str, Weight]]
     largest_activation: int
+    bands: int = 1
 
     @functools.cached_property
     def student_weights(self) -> dict[str, Weight]:
@@ -81,6 +83,7 @@ class GraphOptions:
         dynamic: whether height and width may change at run time.
         client: what the client draws by (layout ``swift``).
         guided: whether its transformer computes for the negative prompt too (layout ``swift``; others are asked twice).
+        vae_bands: of rows in which the VAE is computed (layout ``native``, of a fixed size); 1 for all at once.
         vae_encoder: whether there is the VAE's encoder (layout ``native``; ``optimum`` always has it).
     """
 
@@ -94,6 +97,7 @@ class GraphOptions:
     dynamic: bool = False
     client: ClientSchedule | None = None
     guided: bool = False
+    vae_bands: int = 1
     vae_encoder: bool = False
 
 

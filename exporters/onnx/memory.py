@@ -17,13 +17,18 @@ from quantization.schemes import Scheme, parse_scheme
 
 UNPACKED_BLOCKS = 1.25  # of blocks of at most 4 bits, over their bytes on disk
 FOLDED = 1.1  # of what is folded, over its bytes in fp32
-LIVE_ACTIVATIONS = {"vae_decoder": 9, "vae_encoder": 9}  # results of the largest size that are alive at once
+LIVE_ACTIVATIONS = {"vae_decoder": 9, "vae_encoder": 6}  # results of the largest size that are alive at once
 LIVE_OTHERWISE = 5
+IN_BANDS = {"vae_decoder": (3.7, 24), "vae_encoder": (2.7, 20)}  # likewise, and what is divided by the number of bands
 
 
 def live_bytes(spec: GraphSpec) -> int:
     """Activations that are alive at once, at the graph's own size."""
-    return 4 * LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE) * spec.largest_activation
+    live: float = LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE)
+    if spec.bands > 1:
+        always, divided = IN_BANDS[spec.name]
+        live = always + divided / spec.bands
+    return int(4 * live * spec.largest_activation)
 
 
 def weight_bytes(layer: Layer, scheme: Scheme, shape: tuple[int, ...], compute: Compute) -> int:

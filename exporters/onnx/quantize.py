@@ -30,7 +30,7 @@ A weight that a rule speaks of and that has no such form keeps its floating-poin
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,7 +206,7 @@ class QuantizeWeights(InPlacePass):
         """Why a weight cannot take its scheme; empty where it can."""
         readers = value.consumers()
         kinds = {reader.op_type for reader in readers}
-        if len(readers) != 1 or value.is_graph_output():
+        if (len(readers) != 1 and kinds != {"Conv"}) or value.is_graph_output():  # a convolution in bands has one for each
             return "it has several readers"
         layer = next((layer for layer, readers_of in _READERS.items() if kinds <= readers_of), None)
         if layer is None or (layer == "embedding" and (readers[0].inputs[0] is not value or any(tensor.padding))):
@@ -221,11 +221,12 @@ class QuantizeWeights(InPlacePass):
 
     def _rewrite(self, value: ir.Value, scheme: Scheme, factors: np.ndarray | None, rounded: _Rounded) -> None:
         """Give one weight its scheme, by what reads it."""
-        node, tensor = value.consumers()[0], value.const_value
+        readers, tensor = value.consumers(), value.const_value
+        node = readers[0]
         assert isinstance(tensor, LazyWeight)
         codes = _Codes(value, tensor, scheme, _Encoding(tensor.weight, scheme, self.calibration, factors))
         if node.op_type == "Conv":
-            _convolve(node, codes)
+            _convolve(readers, codes)
         elif node.op_type == "Gather":
             _look_up(node, codes)
         elif scheme.block is not None:
@@ -292,13 +293,24 @@ def _unsigned_zero(graph: ir.Graph) -> ir.Value:
     return graph.initializers[name]
 
 
-def _convolve(node: ir.Node, weight: _Codes) -> None:
+def _convolve(nodes: Sequence[ir.Node], weight: _Codes) -> None:
+    """Restore the weight once, before the first of its convolutions."""
     codes = weight.initializer("int8", ir.DataType.INT8, weight.tensor.weight.shape, "rows")
     scales = weight.initializer("scales", weight.dtype, (weight.rows,), "scales")
     restore = _node("DequantizeLinear", [codes, scales], {"axis": 0}, weight.dtype)
     restore.outputs[0].shape = ir.Shape(weight.tensor.weight.shape)
-    weight.graph.insert_before(node, restore)
-    node.replace_input_with(1, restore.outputs[0])
+    weight.graph.insert_before(_first(nodes), restore)
+    for node in nodes:
+        node.replace_input_with(1, restore.outputs[0])
+
+
+def _first(nodes: Sequence[ir.Node]) -> ir.Node:
+    """Of nodes of one graph, that which stands before the others."""
+    if len(nodes) == 1:
+        return nodes[0]
+    assert nodes[0].graph is not None
+    wanted = set(nodes)
+    return next(node for node in nodes[0].graph if node in wanted)
 
 
 def _look_up(node: ir.Node, weight: _Codes) -> None:

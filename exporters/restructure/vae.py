@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from exporters.image_to_image import LOG_VARIANCE
 from exporters.restructure.attention import attend
+from exporters.restructure.bands import Bands, Moments, decoded, encoded, open_decoder, open_encoder
 from exporters.restructure.base import Conv2d, Linear, RestructuredModule
 from exporters.student.classes import component_class
 from exporters.student.weights.templates import reference_module
@@ -66,13 +67,24 @@ class _GroupNorm(nn.GroupNorm):
         """``[batch, channels, ...]``, normalised over each group of channels and all that follows."""
         if self.whole:
             return super().forward(input)
-        batch, channels, *size = input.shape
-        rows = input.to(torch.float32).reshape(batch, self.num_groups, -1, size[-1])  # [batch, groups, rows, last size]
-        centred = rows - _staged_mean(rows)
-        spread = torch.sqrt(_staged_mean(centred * centred) + self.eps)
-        normed = (centred / spread).reshape(input.shape)
-        wide = (1, channels, *[1] * len(size))
+        return self.normalised(input, self.moments([input]))
+
+    def moments(self, bands: Bands) -> Moments:
+        """Mean and standard deviation of each group, of a value in bands of as many numbers each."""
+        mean = _mean([_staged_mean(self._rows(band)) for band in bands])
+        variance = _mean([_staged_mean((self._rows(band) - mean).square()) for band in bands])
+        return mean, torch.sqrt(variance + self.eps)
+
+    def normalised(self, input: Tensor, moments: Moments) -> Tensor:
+        """A value, or a part of it, by the moments of all of it."""
+        mean, spread = moments
+        normed = ((self._rows(input) - mean) / spread).reshape(input.shape)
+        wide = (1, input.shape[1], *[1] * (input.ndim - 2))
         return (normed * self.weight.reshape(wide) + self.bias.reshape(wide)).to(input.dtype)
+
+    def _rows(self, input: Tensor) -> Tensor:
+        """``[batch, groups, rows, last size]``, fp32."""
+        return input.to(torch.float32).reshape(input.shape[0], self.num_groups, -1, input.shape[-1])
 
 
 def keep_group_norms(module: nn.Module) -> None:
@@ -80,6 +92,11 @@ def keep_group_norms(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, _GroupNorm):
             part.whole = True
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    """Of parts that count alike."""
+    return parts[0] if len(parts) == 1 else torch.stack([*parts]).mean(dim=0)
 
 
 def _staged_mean(rows: Tensor) -> Tensor:
@@ -109,8 +126,9 @@ def _own_form(name: str, layer: nn.Module) -> nn.Module:
 
 
 class _VaeHalf(RestructuredModule):
-    def __init__(self, config: Mapping[str, Any], half: str, quant: str) -> None:
+    def __init__(self, config: Mapping[str, Any], half: str, quant: str, bands: int) -> None:
         super().__init__()
+        self.bands = bands
         vae = reference_module("vae", dict(config))
         self.add_module(half, getattr(vae, half))
         if getattr(vae, quant, None) is not None:
@@ -130,10 +148,13 @@ class VaeDecoder(_VaeHalf):
     Args:
         config: the VAE's configuration.
         raw: take latents as the sampler leaves them and return RGB in [0, 1]; otherwise diffusers' ``decode``.
+        bands: of rows in which an ``AutoencoderKL`` is computed (:mod:`exporters.restructure.bands`); 1 for all at once.
     """
 
-    def __init__(self, config: Mapping[str, Any], raw: bool = True) -> None:
-        super().__init__(config, "decoder", "post_quant_conv")
+    def __init__(self, config: Mapping[str, Any], raw: bool = True, bands: int = 1) -> None:
+        super().__init__(config, "decoder", "post_quant_conv", bands)
+        if self.bands > 1:
+            open_decoder(self.decoder)
         self.raw, self.scaling, self.shift = raw, config["scaling_factor"], config["shift_factor"] or 0.0
 
     def forward(self, latent_sample: Tensor) -> Tensor:
@@ -141,7 +162,8 @@ class VaeDecoder(_VaeHalf):
         latents = latent_sample / self.scaling + self.shift if self.raw else latent_sample
         if "post_quant_conv" in dict(self.named_children()):
             latents = self.post_quant_conv(latents)
-        sample = self.decoder(latents).to(torch.float32)
+        sample = decoded(self.decoder, latents, self.bands) if self.bands > 1 else self.decoder(latents)
+        sample = sample.to(torch.float32)
         return (sample / 2 + 0.5).clamp(0, 1) if self.raw else sample
 
 
@@ -152,23 +174,27 @@ class VaeEncoder(_VaeHalf):
         config: the VAE's configuration.
         raw: take RGB in [0, 1] and return the law of latents as a sampler has them, scaled and shifted, as two results;
             otherwise diffusers' ``encode``: a picture in [-1, 1], one result.
+        bands: as of :class:`VaeDecoder`.
     """
 
-    def __init__(self, config: Mapping[str, Any], raw: bool = True) -> None:
-        super().__init__(config, "encoder", "quant_conv")
+    def __init__(self, config: Mapping[str, Any], raw: bool = True, bands: int = 1) -> None:
+        super().__init__(config, "encoder", "quant_conv", bands)
+        if self.bands > 1:
+            open_encoder(self.encoder)
         self.raw, self.scaling, self.shift = raw, config["scaling_factor"], config["shift_factor"] or 0.0
         self.has_variance = component_class("vae", config) == "AutoencoderKL"
 
     def forward(self, sample: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """``[batch, 3, 8 height, 8 width]`` to ``[batch, 2 or 1 times latent_channels, height, width]``, raw: in two halves."""
-        encoded = self.encoder(sample * 2 - 1 if self.raw else sample)
+        picture = sample * 2 - 1 if self.raw else sample
+        law = encoded(self.encoder, picture, self.bands) if self.bands > 1 else self.encoder(picture)
         if "quant_conv" in dict(self.named_children()):
-            encoded = self.quant_conv(encoded)
-        encoded = encoded.to(torch.float32)
+            law = self.quant_conv(law)
+        law = law.to(torch.float32)
         if not self.raw:
-            return encoded
+            return law  # type: ignore[no-any-return]
         if not self.has_variance:
-            return (encoded - self.shift) * self.scaling
-        channels = encoded.shape[1] // 2
-        mean, log_variance = encoded[:, :channels], encoded[:, channels:]
+            return (law - self.shift) * self.scaling  # type: ignore[no-any-return]
+        channels = law.shape[1] // 2
+        mean, log_variance = law[:, :channels], law[:, channels:]
         return (mean - self.shift) * self.scaling, log_variance.clamp(*LOG_VARIANCE) + 2 * math.log(self.scaling)

@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from deploy.build import BuildRequest, build
-from deploy.build.budget import Destination, best_uniform, estimated_sizes, fitted
+from deploy.build.budget import LEAST_BANDS, Destination, best_uniform, estimated_sizes, fitted, in_bands
 from deploy.build.onnx_format import OnnxFormat
 from deploy.build.plan import plan
 from deploy.build.verify import bundle_options, profile_of
 from deploy.bundle.folder import Bundle
-from deploy.errors import TierError
+from deploy.bundle.inspect import inspect_bundle, render
+from deploy.bundle.memory import RUNTIME_BYTES
+from deploy.errors import InputError, TierError
+from deploy.runtime.pipeline import Pipeline
 from deploy.tiers.profiles import default_profile
 from deploy.tiers.tier import all_tiers, find_tier
 from deploy.tune.profile_file import write_fitting_profile
@@ -23,7 +27,7 @@ from distillation.random_students import PRESETS
 from exporters.choices import FormatName
 from exporters.layouts.plan import plan_graphs
 from exporters.student.open import open_student
-from exporters.student.student import BUILTIN_STUDENT
+from exporters.student.student import BUILTIN_STUDENT, Student
 from quantization.profile import load_profile
 from tests.helpers.command import flash_deploy
 from tests.helpers.sparse_student import make_sparse_student
@@ -153,3 +157,40 @@ def test_a_profile_that_fits_is_written_as_it_is(tmp_path: Path) -> None:
     write_fitting_profile(request, file)
     assert load_profile(file) == default_profile("desktop-cpu-16gb-large")
     assert file.read_text().startswith("# What was asked for: 0.00 GB of builtin_student's weights for desktop-cpu-16gb-large")
+
+
+def test_a_vae_that_does_not_fit_at_once_is_computed_in_bands(students: dict[str, Student], tmp_path: Path) -> None:
+    """As few as fit, and said so; a bundle records them and is measured like any other."""
+    tiny = students["tiny"].path
+    request = BuildRequest(
+        output=tmp_path / "b", student=tiny, precision="fp32", height=96, width=64, keep_t5=False, vae_encoder=True
+    )
+    planned = plan(request)
+    at_once = estimated_sizes(planned.graphs, planned.profile, Destination.of(planned))
+    assert in_bands(planned) is planned
+    for room in (0.9, 0.7):
+        tier = msgspec.structs.replace(planned.tier, memory_bytes=int(RUNTIME_BYTES + room * at_once.memory["vae_decoder"]))
+        cut = in_bands(replace(planned, tier=tier))
+        count = cut.options.vae_bands
+        assert 24 % count == 0
+        assert {graph.bands for graph in cut.graphs if "vae" in graph.name} == {count}
+        assert re.search(rf"the VAE is computed in {count} bands of rows: at once it would take", cut.notes[-1])
+        fewer = [n for n in range(LEAST_BANDS, count) if 24 % n == 0]
+        sizes = estimated_sizes(cut.graphs, cut.profile, Destination.of(cut))
+        assert sizes.memory["vae_decoder"] <= tier.memory_bytes - RUNTIME_BYTES
+        for n in fewer:
+            graphs = plan_graphs(cut.student, replace(cut.options, vae_bands=n))
+            assert (
+                estimated_sizes(graphs, cut.profile, Destination.of(cut)).memory["vae_decoder"]
+                > tier.memory_bytes - RUNTIME_BYTES
+            )
+    tier = msgspec.structs.replace(planned.tier, memory_bytes=RUNTIME_BYTES)
+    assert in_bands(replace(planned, tier=tier)).options.vae_bands == 1  # in no number of bands
+    bundle = build(replace(request, vae_bands=2, vae_encoder=False))
+    assert [graph.bands for graph in bundle.manifest.graphs] == [1, 1, 1, 2]
+    assert "vae_decoder in 2 bands" in render(inspect_bundle(bundle.folder))
+    assert (bundle.manifest.graph("vae_decoder").parity_db or 0) >= 100
+    assert np.isfinite(Pipeline(bundle).generate("a cat", seed=2)).all()
+    for changes in ({"dynamic": True}, {"layout": "optimum"}, {"format": "coreml", "tier": "phone"}):
+        with pytest.raises(InputError, match=r"--vae-bands: are of ONNX graphs of the layout native and of a fixed size"):
+            replace(request, vae_bands=4, **changes)
