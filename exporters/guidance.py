@@ -98,7 +98,11 @@ class Guidance:
         >>> Guidance(guidance_scale=2.0).passes((1.0, 0.75, 0.5, 0.0)), Guidance().passes((1.0, 0.5, 0.0))
         (6, 2)
         """
-        return sum(1 + (scale > UNGUIDED) for scale in self.scales(sigmas)) + sum(self.skips(sigmas))
+        return sum(self.passes_of_steps(sigmas))
+
+    def passes_of_steps(self, sigmas: Sequence[float]) -> tuple[int, ...]:
+        """How often each step asks it."""
+        return tuple(1 + (scale > UNGUIDED) + skips for scale, skips in zip(self.scales(sigmas), self.skips(sigmas), strict=True))
 
 
 KEYS = tuple(field.name for field in fields(Guidance))

@@ -18,6 +18,7 @@ from deploy.errors import Complaint, TierError
 from deploy.forecast.targets import places
 from deploy.tiers.schema import ForecastTarget
 from deploy.tiers.tier import check_format, find_tier
+from exporters.scales import Size, step_sizes
 
 NOTE = "analytical forecasts, nothing was run; loading is not counted, and work is taken to scale over cores"
 EVERY_STEP = ("denoiser", "transformer")
@@ -83,6 +84,8 @@ class Prediction:
 def costs(bundle: Bundle) -> dict[str, GraphCost]:
     """What each graph of a bundle costs in one run, at the bundle's own picture size.
 
+    Where latents grow from step to step, the denoiser is counted at each size, the smaller ones under names of their own.
+
     Raises:
         InputError: a graph cannot be read.
     """
@@ -97,7 +100,11 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
         return counted
     from benchmarks.forecast.onnx_cost import count_onnx
 
-    return {graph.name: count_onnx(bundle.file(graph.path), _sizes(manifest, graph)) for graph in manifest.graphs}
+    counted = {}
+    for graph in manifest.graphs:
+        for name, size in {graph.name: _latent_size(manifest), **_steps(manifest, graph.name)}.items():
+            counted[name] = count_onnx(bundle.file(graph.path), _sizes(manifest, graph, size))
+    return counted
 
 
 def predictions(
@@ -142,17 +149,14 @@ def _fits(target: ForecastTarget, manifest: Manifest) -> bool:
 def _prediction(
     tier: str, name: str, target: ForecastTarget, manifest: Manifest, graph_costs: dict[str, GraphCost]
 ) -> Prediction:
-    both = manifest.layout == "swift"  # its transformer predicts for the prompt and for the negative prompt at once
-    passes = len(manifest.sampling.timesteps) if both else manifest.sampling.passes
     graphs = []
     for graph in manifest.graphs:
         if graph.name in NOT_DRAWN_WITH:
             continue
         often = graph.name in EVERY_STEP
         run_once = not often and graph.name != "vae_decoder"
-        graphs.append(
-            GraphPrediction(graph.name, passes if often else 1, predict(graph_costs[graph.name], places(target, run_once)))
-        )
+        for counted, runs in (_runs(manifest, graph.name) if often else {graph.name: 1}).items():
+            graphs.append(GraphPrediction(counted, runs, predict(graph_costs[counted], places(target, run_once))))
     everywhere = {**places(target), **places(target, run_once=True)}
     return Prediction(
         tier,
@@ -163,8 +167,39 @@ def _prediction(
     )
 
 
-def _sizes(manifest: Manifest, graph: GraphRecord) -> dict[str, int]:
-    """Sizes that a graph leaves open, as a picture of the bundle's own size has them."""
+def _runs(manifest: Manifest, graph: str) -> dict[str, int]:
+    """How often a picture runs the graph of its steps, by the names of :func:`costs`."""
+    sampling, steps = manifest.sampling, len(manifest.sampling.timesteps)
+    if manifest.layout == "swift":  # its transformer predicts for the prompt and for the negative prompt at once
+        return {graph: steps}
+    runs: dict[str, int] = {}
+    sizes = step_sizes(sampling.scales, _latent_size(manifest), steps)
+    for size, passes in zip(sizes, sampling.guided.passes_of_steps(sampling.sigmas), strict=True):
+        name = _name(manifest, graph, size)
+        runs[name] = runs.get(name, 0) + passes
+    return runs
+
+
+def _steps(manifest: Manifest, graph: str) -> dict[str, Size]:
+    """The sizes of latents at which a graph runs, by the names of :func:`costs`."""
+    if graph not in EVERY_STEP:
+        return {}
+    sizes = step_sizes(manifest.sampling.scales, _latent_size(manifest), len(manifest.sampling.timesteps))
+    return {_name(manifest, graph, size): size for size in sizes}
+
+
+def _name(manifest: Manifest, graph: str, size: Size) -> str:
+    rows, columns = (side * manifest.picture.pixels_per_latent for side in size)
+    return graph if size == _latent_size(manifest) else f"{graph}, {columns} x {rows} px"
+
+
+def _latent_size(manifest: Manifest) -> Size:
+    picture = manifest.picture
+    return picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent
+
+
+def _sizes(manifest: Manifest, graph: GraphRecord, latent: Size) -> dict[str, int]:
+    """Sizes that a graph leaves open, for latents of a size."""
     picture, text = manifest.picture, manifest.text
     tokens = {tokenizer.input: tokenizer.max_length for tokenizer in text.tokenizers}
     own = {"text_encoder": "input_ids", "text_encoder_2": "input_ids_2", "text_encoder_3": "input_ids_3"}
@@ -174,6 +209,6 @@ def _sizes(manifest: Manifest, graph: GraphRecord) -> dict[str, int]:
         "sequence": sequence,
         "height": picture.height,
         "width": picture.width,
-        "latent_height": picture.height // picture.pixels_per_latent,
-        "latent_width": picture.width // picture.pixels_per_latent,
+        "latent_height": latent[0],
+        "latent_width": latent[1],
     }

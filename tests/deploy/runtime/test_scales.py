@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from deploy.build.verify import verify
 from deploy.bundle.folder import Bundle
 from deploy.bundle.manifest import parse_manifest
 from deploy.errors import InputError
+from deploy.forecast.predict import costs, predictions
+from deploy.forecast.show import render
 from deploy.runtime.pipeline import Pipeline
 from exporters.reference.decibels import psnr_db
 from exporters.reference.diffusers import reference_pipeline
@@ -134,3 +137,14 @@ def test_a_manifest_whose_scales_fit_nothing(bundle: Bundle) -> None:
     sampling = msgspec.structs.replace(bundle.manifest.sampling, scales=(0.5, 1.0))
     with pytest.raises(InputError, match="scales are wrong"):
         parse_manifest(msgspec.structs.replace(bundle.manifest, sampling=sampling).to_json(), Path("manifest.json"))
+
+
+def test_a_forecast_counts_each_step_at_its_size(bundle: Bundle) -> None:
+    counted = costs(bundle)
+    (prediction, *_) = predictions(bundle, ["desktop-cpu"], counted)
+    runs = {graph.name: graph.runs for graph in prediction.graphs}
+    sized = ["denoiser, 32 x 16 px", "denoiser, 64 x 32 px", "denoiser, 96 x 48 px", "denoiser"]
+    assert [(name, runs[name]) for name in sized] == [(name, 1) for name in sized]
+    work = [counted[name].multiply_adds for name in sized]
+    assert all(less < more for less, more in itertools.pairwise(work))
+    assert "denoiser, 96 x 48 px" in render(bundle, counted, [prediction])
