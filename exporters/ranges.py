@@ -20,6 +20,7 @@ from exporters.layouts.prompts import token_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions
 from exporters.layouts.swift_client import text_states, transformer_inputs
+from exporters.scales import unsized_graph
 from exporters.student.student import Student
 
 LIMIT = 65504 / 4
@@ -64,6 +65,9 @@ class Rehearsal:
             self.values |= run(self.ids)
         elif graph == "denoiser":
             self.values["latent_sample"] = self._denoised(run)
+        elif unsized_graph(graph) == "denoiser":  # of smaller latents: of the first step, and of noise
+            columns, rows = map(int, graph.rsplit("_", 1)[1].split("x"))
+            self._velocity(run, np.random.default_rng(0).standard_normal((*self.latent_shape[:2], rows, columns), np.float32), 0)
         elif graph == "vae_decoder":
             self.values["sample"] = self._decoded(run, "latent_sample", self.values["latent_sample"], lambda latents: latents)
         elif graph == "vae_encoder":

@@ -5,6 +5,7 @@ A step's clean latents are enlarged to the next step's size before they are nois
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -31,6 +32,33 @@ def step_sizes(scales: Sequence[float], size: Sequence[int], steps: int) -> list
     if not scales:
         return [(height, width)] * steps
     return [(round(scale / scales[-1] * height), round(scale / scales[-1] * width)) for scale in scales]
+
+
+def smaller_sizes(scales: Sequence[float], size: Sequence[int], steps: int) -> tuple[Size, ...]:
+    """The sizes of the steps' latents that are not the picture's, each once.
+
+    >>> smaller_sizes((32, 64, 64, 128), (16, 16), 4)
+    ((4, 4), (8, 8))
+    """
+    return tuple(dict.fromkeys(one for one in step_sizes(scales, size, steps) if one != tuple(size)))
+
+
+def sized_graph(graph: str, size: Size) -> str:
+    """What the graph of a step is called that is made for latents of a size alone.
+
+    >>> sized_graph("denoiser", (32, 48))
+    'denoiser_48x32'
+    """
+    return f"{graph}_{size[1]}x{size[0]}"
+
+
+def unsized_graph(name: str) -> str:
+    """The graph that one of :func:`sized_graph` is.
+
+    >>> unsized_graph("denoiser_48x32"), unsized_graph("text_encoder_2")
+    ('denoiser', 'text_encoder_2')
+    """
+    return re.sub(r"^denoiser_\d+x\d+$", "denoiser", name)
 
 
 def cropped(noise: np.ndarray, size: Size) -> np.ndarray:

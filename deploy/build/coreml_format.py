@@ -13,6 +13,7 @@ from deploy.bundle.manifest import GraphRecord, PortRecord, StageRecord
 from exporters.guidance import told_guidance
 from exporters.layouts.spec import GraphSpec
 from exporters.reference.decibels import EQUAL_DB
+from exporters.scales import unsized_graph
 from exporters.student.hub import called
 from quantization.errors import printable, shortened
 
@@ -104,7 +105,7 @@ class _CoreMLDraft:
             compute=plan.compute,
             system=plan.system,
             calibration=plan.calibration,
-            stages=plan.stages if self.graph.name == "denoiser" else 1,  # the Swift client has one transformer
+            stages=plan.stages if unsized_graph(self.graph.name) == "denoiser" else 1,  # the Swift client has one transformer
             attention=plan.attention,
             about=_about(plan),
         )

@@ -19,10 +19,11 @@ from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opse
 from exporters.image_to_image import not_drawn_upon
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.sampling import Sampling, as_wanted, idle_steps, plan_sampling
-from exporters.layouts.spec import GraphOptions, GraphSpec
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
 from exporters.layouts.swift_schedule import client_schedule
+from exporters.scales import smaller_sizes
 from exporters.student.open import open_student
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student
@@ -178,7 +179,7 @@ def _shape(
         clip_tokens=tokenizers[0][2].model_max_length,
         keep_t5=keep_t5 and (student.has_t5 or request.keep_t5 is not None),  # a tier keeps what there is
         max_sequence_length=request.max_sequence_length or tokens,
-        dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales),
+        dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales and request.format == "onnx"),
         vae_bands=request.vae_bands or 1,
         vae_encoder=request.vae_encoder,
     )
@@ -194,6 +195,9 @@ def _shape(
         raise InputError("The picture cannot be guided.", [complaint])
     if request.vae_encoder and (why := not_drawn_upon(sampling.method, sampling.scales)):
         raise InputError("The bundle cannot draw upon pictures.", [Complaint("--vae-encoder", why)], "leave it out")
+    if sampling.scales and not options.dynamic:
+        latent = height // VAE_SCALE, width // VAE_SCALE
+        options = replace(options, sizes=smaller_sizes(sampling.scales, latent, len(sampling.timesteps)))
     client = None
     if request.layout == "swift":
         check_client_sampling(sampling)
@@ -203,11 +207,9 @@ def _shape(
 
 
 def _check_growing(request: BuildRequest, tier: Tier) -> None:
-    """Refuse what cannot draw latents that grow from step to step: it takes graphs of any size, and a runtime that resizes."""
+    """Refuse what cannot draw latents that grow from step to step: it takes a runtime that resizes."""
     complaints = []
-    if request.format != "onnx":
-        complaints.append(Complaint("--scales", "Core ML programs have one size", "--format onnx", request.format))
-    elif request.layout != "native":
+    if request.layout != "native":
         complaints.append(
             Complaint("--scales", "only this project's runtime enlarges latents", "--layout native", request.layout)
         )

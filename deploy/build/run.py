@@ -7,6 +7,7 @@ leaves that folder; the next build of the same student with the same options tak
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -165,8 +166,9 @@ class _Build:
     def _write(self, graph: GraphSpec, draft: Draft) -> WrittenGraph:
         stem = Path(graph.path).stem
         # What an interrupted build left: a package is never written into another.
-        for folder in (*self.partial.glob(f"{stem}.mlpackage"), *self.partial.glob(f"{stem}_[0-9]*.mlpackage")):
-            shutil.rmtree(folder)
+        for folder in self.partial.glob("*.mlpackage"):
+            if re.fullmatch(rf"{re.escape(stem)}(_\d+)?", folder.stem):
+                shutil.rmtree(folder)
         return draft.write(self.partial, self.reporter.graph(graph.name, draft.stored_bytes))
 
 

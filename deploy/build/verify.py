@@ -104,6 +104,7 @@ def bundle_options(bundle: Bundle) -> Any:
         client=_client_of(manifest),
         guided=manifest.layout == "swift" and manifest.sampling.guided.on,
         vae_encoder=manifest.has("vae_encoder"),
+        sizes=manifest.sizes,
     )
 
 

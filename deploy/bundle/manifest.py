@@ -21,6 +21,8 @@ import msgspec
 from deploy.errors import BundleError, Complaint
 from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler, UpscaleMode
 from exporters.guidance import UNGUIDED, Guidance, guidance_complaints
+from exporters.scales import Size as LatentSize
+from exporters.scales import sized_graph, smaller_sizes
 from quantization.errors import printable
 
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
@@ -286,6 +288,18 @@ class Manifest(_Record, frozen=True):
     client_schedule: ClientScheduleRecord | None = None
     blocks: BlocksRecord | None = None
 
+    @property
+    def latent_size(self) -> LatentSize:
+        """Rows and columns of a picture's latents, of the bundle's own size."""
+        return self.picture.height // self.picture.pixels_per_latent, self.picture.width // self.picture.pixels_per_latent
+
+    @property
+    def sizes(self) -> tuple[LatentSize, ...]:
+        """Sizes of latents that some steps have in place of the picture's, where graphs have one size; each has a graph."""
+        if self.picture.dynamic:
+            return ()
+        return smaller_sizes(self.sampling.scales, self.latent_size, len(self.sampling.timesteps))
+
     def has(self, graph: str) -> bool:
         """Whether there is a graph of that name."""
         return any(record.name == graph for record in self.graphs)
@@ -388,8 +402,8 @@ def _check(manifest: Manifest, file: Path) -> None:
     if [len(row) for row in sampling.combinations] != rows:
         got = str([len(row) for row in sampling.combinations])
         complaints.append(Complaint(str(file), "combinations are not those of the steps", str(rows), got))
-    if sampling.scales and (len(sampling.scales) != len(sampling.timesteps) or not manifest.picture.dynamic):
-        complaints.append(Complaint(str(file), "scales are wrong", "one for each step, of a picture of dynamic size"))
+    if sampling.scales and len(sampling.scales) != len(sampling.timesteps):
+        complaints.append(Complaint(str(file), "scales are wrong", "one for each step", str(len(sampling.scales))))
     layers = manifest.blocks.num_layers if manifest.blocks else None
     complaints += guidance_complaints(msgspec.structs.asdict(sampling.guidance), f"{file}: ", layers)
     if (client := manifest.client_schedule) and not _serves(client, len(sampling.timesteps)):
@@ -411,7 +425,8 @@ _GRAPHS = {
 def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
     """Graphs, tokenizers, schedule and picture must fit each other: what does not would fail in the middle of a picture."""
     graphs = {graph.name: graph for graph in manifest.graphs}
-    if missing := _GRAPHS[manifest.layout] - graphs.keys():
+    needed = _GRAPHS[manifest.layout] | {sized_graph("denoiser", size) for size in manifest.sizes}
+    if missing := needed - graphs.keys():
         expected = f"those of the layout {manifest.layout}"
         return [Complaint(str(file), "graphs are missing", expected, f"no {', '.join(sorted(missing))}")]
     complaints = []
@@ -437,6 +452,7 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
     if not picture.dynamic:
         height, width = picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent
         shapes["denoiser", "hidden_states"] = (1, picture.latent_channels, height, width)
+        shapes |= {(sized_graph("denoiser", s), "hidden_states"): (1, picture.latent_channels, *s) for s in manifest.sizes}
         shapes["vae_decoder", "sample"] = (1, 3, picture.height, picture.width)
         if manifest.has("vae_encoder"):
             shapes["vae_encoder", "sample"] = (1, 3, picture.height, picture.width)

@@ -22,6 +22,7 @@ from exporters.onnx.trace import trace
 from exporters.ranges import Rehearsal, growing_shares
 from exporters.restructure.denoiser import null_tokens_as_bias
 from exporters.restructure.vae import keep_group_norms
+from exporters.scales import unsized_graph
 
 GRAPHS = {
     "text_encoder": "token ids to text states",
@@ -184,7 +185,9 @@ def _write_stages(
     told = {**descriptions, **dict.fromkeys(between, f"handed from one program of the {spec.name} to the next")}
     for number, (program, path) in enumerate(zip(programs, stage_paths(spec, len(programs)), strict=True), 1):
         part = f", program {number} of {len(programs)}" if len(programs) > 1 else ""
-        about = replace(options.about, description=f"{spec.name}{part}: {GRAPHS[spec.name]}{options.about.description}")
+        about = replace(
+            options.about, description=f"{spec.name}{part}: {GRAPHS[unsized_graph(spec.name)]}{options.about.description}"
+        )
         write_package(program, folder / path, told, progress, about)
         stages.append(WrittenStage(path, program.inputs, program.outputs))
     return programs, stages

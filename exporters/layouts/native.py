@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from exporters.choices import ENCODER_IDS
 from exporters.layouts.spec import VAE_SCALE, Dim, GraphOptions, GraphSpec, Port, largest_encoded, weights_of
+from exporters.scales import Size, sized_graph
 from exporters.student.classes import component_class
 from exporters.student.student import Student
 
@@ -11,7 +14,20 @@ from exporters.student.student import Student
 def native_graphs(student: Student, options: GraphOptions) -> list[GraphSpec]:
     """The layout's graphs, in the order in which they run; the VAE's encoder, for pictures that are drawn upon, is the last."""
     optional = (_vae_encoder,) if options.vae_encoder else ()
-    return [make(student, options) for make in (_text_encoder, _conditioner, _denoiser, _vae_decoder, *optional)]
+    before, after = (_text_encoder, _conditioner), (_denoiser, _vae_decoder, *optional)
+    return [
+        *(make(student, options) for make in before),
+        *(_smaller_denoiser(student, options, size) for size in options.sizes),
+        *(make(student, options) for make in after),
+    ]
+
+
+def _smaller_denoiser(student: Student, options: GraphOptions, size: Size) -> GraphSpec:
+    """The denoiser of steps whose latents are smaller."""
+    rows, columns = size
+    denoiser = _denoiser(student, replace(options, height=rows * VAE_SCALE, width=columns * VAE_SCALE))
+    name = sized_graph(denoiser.name, size)
+    return replace(denoiser, name=name, path=f"{name}.onnx")
 
 
 def _latents(student: Student, options: GraphOptions, name: str) -> Port:

@@ -9,6 +9,7 @@ from typing import Any
 
 from exporters.choices import Layout
 from exporters.layouts.swift_schedule import ClientSchedule
+from exporters.scales import Size
 from exporters.student.student import Student
 from exporters.student.weights.weight import Weight
 
@@ -83,6 +84,7 @@ class GraphOptions:
         dynamic: whether height and width may change at run time.
         client: what the client draws by (layout ``swift``).
         guided: whether its transformer computes for the negative prompt too (layout ``swift``; others are asked twice).
+        sizes: rows and columns of latents that some steps have in place of the picture's, where a graph has one size.
         vae_bands: of rows in which the VAE is computed (layout ``native``, of a fixed size); 1 for all at once.
         vae_encoder: whether there is the VAE's encoder (layout ``native``; ``optimum`` always has it).
     """
@@ -97,6 +99,7 @@ class GraphOptions:
     dynamic: bool = False
     client: ClientSchedule | None = None
     guided: bool = False
+    sizes: tuple[Size, ...] = ()
     vae_bands: int = 1
     vae_encoder: bool = False
 

@@ -8,18 +8,20 @@ seeded draws at the scale that it sees in use. One draw alone says little: a con
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from exporters.errors import Complaint, ExportError
-from exporters.layouts.spec import GraphOptions, GraphSpec
+from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.ranges import Arrays
 from exporters.reference import native_cases, optimum_cases, swift_cases
 from exporters.reference.case import Case, Inputs, Texts
 from exporters.reference.decibels import FP32, snr_db
 from exporters.reference.diffusers import reference_component
+from exporters.scales import unsized_graph
 from exporters.student.student import Student
 
 Runner = Callable[[Arrays], list[np.ndarray]]
@@ -91,4 +93,7 @@ def reference_cases(
     with torch.no_grad():
         models = {component: reference_component(student, component) for component in spec.components}
         inputs = Inputs(texts or Texts(student, options), generators)
-        return _CASES[options.layout][spec.name](models, student, options, inputs)
+        if (kind := unsized_graph(spec.name)) != spec.name:
+            _, _, rows, columns = spec.inputs[0].shape
+            options = replace(options, height=int(rows) * VAE_SCALE, width=int(columns) * VAE_SCALE)
+        return _CASES[options.layout][kind](models, student, options, inputs)

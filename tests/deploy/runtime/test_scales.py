@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,12 @@ def test_the_schedulers_own_factors(tiny_folder: Path, tmp_path: Path) -> None:
         ({"sampler": "euler"}, r"scales: latents grow where noise is drawn anew in every step \(expected renoise, got euler\)"),
         ({"layout": "optimum"}, "--scales: only this project's runtime enlarges latents"),
         ({"tier": "browser"}, "--scales: the browser's page draws one size"),
-        ({"tier": "phone", "format": "coreml"}, "--scales: Core ML programs have one size"),
+        (
+            {"tier": "laptop-apple", "format": "coreml", "layout": "swift", "max_sequence_length": None},
+            "--scales: only this project's runtime enlarges latents",
+        ),
     ],
-    ids=["too few", "falling", "half a patch", "euler", "optimum", "browser", "coreml"],
+    ids=["too few", "falling", "half a patch", "euler", "optimum", "browser", "swift"],
 )
 def test_what_cannot_grow(changes: dict[str, Any], message: str, students: dict[str, Student], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
@@ -148,3 +152,24 @@ def test_a_forecast_counts_each_step_at_its_size(bundle: Bundle) -> None:
     work = [counted[name].multiply_adds for name in sized]
     assert all(less < more for less, more in itertools.pairwise(work))
     assert "denoiser, 96 x 48 px" in render(bundle, counted, [prediction])
+
+
+@pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed (flash-deploy[coreml])")
+def test_programs_of_each_size(students: dict[str, Student], tmp_path: Path) -> None:
+    """In Core ML, whose programs have one size, each size has a denoiser; all are measured, and what is missing is said."""
+    options: dict[str, Any] = {"tier": "laptop-apple", "format": "coreml", "precision": "fp16", "parity": "auto"}
+    grown = build(request(students["tiny"], tmp_path / "b", **options))
+    sized = ["denoiser_4x2", "denoiser_8x4", "denoiser_12x6"]
+    assert [graph.name for graph in grown.manifest.graphs] == ["text_encoder", "conditioner", *sized, "denoiser", "vae_decoder"]
+    report = verify(grown.folder, students["tiny"].path, pictures=False)
+    assert (report.complaints, [*report.graph_db]) == ([], [graph.name for graph in grown.manifest.graphs])
+    assert min(report.graph_db.values()) >= 50
+    plain = build(request(students["tiny"], tmp_path / "onnx"))
+    noise = np.random.default_rng(0).standard_normal((1, 16, *SIZES[0]), np.float32)
+    pictures = [Pipeline(one).generate(PROMPT, seed=3, latents=noise) for one in (plain, grown)]
+    assert psnr_db(*pictures) >= 40
+    runs = {graph.name: graph.runs for graph in predictions(grown)[0].graphs}
+    assert [runs[name] for name in (*sized, "denoiser")] == [1, 1, 1, 1]
+    graphs = tuple(graph for graph in grown.manifest.graphs if graph.name != "denoiser_8x4")
+    with pytest.raises(InputError, match=r"graphs are missing \(expected those of the layout native, got no denoiser_8x4\)"):
+        parse_manifest(msgspec.structs.replace(grown.manifest, graphs=graphs).to_json(), Path("manifest.json"))
