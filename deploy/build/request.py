@@ -82,8 +82,8 @@ class BuildRequest:
         skip_layer_guidance_scale: its scale.
         skip_layer_guidance_start: where it begins.
         skip_layer_guidance_stop: where it ends.
-        vae_bands: of rows in which the VAE is computed (layout ``native`` in ONNX, of a fixed size), for less memory and a little
-            more time. Default: as many as the tier's memory asks for; 1 where all of it fits at once.
+        vae_bands: of rows in which the VAE is computed (layout ``native`` in ONNX, of a fixed size), for less memory. Default: as
+            few as the tier's memory asks for; 1 where all of it fits at once.
         vae_encoder: with the VAE's encoder, so that pictures can be drawn upon (layout ``native``; ``optimum`` always has it).
         keep_t5: keep the third text encoder.
         max_sequence_length: T5 tokens, kept or dropped.

@@ -193,7 +193,7 @@ VaeBandsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="onnx: bands of rows in which the VAE is computed: less memory, a little more time, the same picture. "
+        help="onnx: bands of rows in which the VAE is computed: less memory, the same picture. "
         "Default: as few as the tier's memory allows.",
         show_default=False,
     ),

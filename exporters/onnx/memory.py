@@ -17,7 +17,7 @@ from quantization.schemes import Scheme, parse_scheme
 
 UNPACKED_BLOCKS = 1.25  # of blocks of at most 4 bits, over their bytes on disk
 FOLDED = 1.1  # of what is folded, over its bytes in fp32
-LIVE_ACTIVATIONS = {"vae_decoder": 9, "vae_encoder": 6}  # results of the largest size that are alive at once
+LIVE_ACTIVATIONS = {"vae_decoder": 10, "vae_encoder": 6}  # results of the largest size that are alive at once
 LIVE_OTHERWISE = 5
 IN_BANDS = {"vae_decoder": (3.7, 24), "vae_encoder": (2.7, 20)}  # likewise, and what is divided by the number of bands
 
