@@ -134,9 +134,8 @@ def generate(
     from deploy.cli.progress import Steps
     from deploy.runtime.arguments import guidance_of, picture_size
     from deploy.runtime.eight_bit import to_8_bit
-    from deploy.runtime.pictures import encoded_picture, load_latents, save_pictures
+    from deploy.runtime.pictures import encoded_picture, load_image, load_latents, save_pictures, squeezed
     from deploy.runtime.pipeline import Pipeline
-    from deploy.runtime.upon import load_image, squeezed
 
     asked = _asked(prompt, prompts)
     noise = None if latents is None else load_latents(latents)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deploy.bundle.told import Told
 from deploy.errors import Complaint, InputError
 from deploy.runtime.eight_bit import to_8_bit
+from deploy.runtime.upon import HEADLINE as UPON
+from exporters.scales import Size
 from quantization.files import UNREADABLE, check_writable, write_array, write_bytes
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+LARGEST_PIXELS = 1 << 27
 
 
 def check_output(file: Path, images: int = 1) -> None:
@@ -48,6 +56,47 @@ def load_latents(file: Path) -> np.ndarray:
         complaint = Complaint(str(file), "not an array of latents", "a plain .npy array", got)
         raise InputError("The latents cannot be read.", [complaint])
     return array
+
+
+def load_image(file: Path, where: str) -> Image.Image:
+    """A picture's file, turned as its camera says.
+
+    Args:
+        file: PNG, JPEG or WebP.
+        where: the option that names it.
+
+    Raises:
+        InputError: there is none, or it is no picture, or too large a one.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            if picture.width * picture.height > LARGEST_PIXELS:
+                complaint = Complaint(
+                    str(file), "is too large", f"{LARGEST_PIXELS} pixels", f"{picture.width} x {picture.height}"
+                )
+                raise InputError(UPON, [complaint])
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except (*UNREADABLE, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        complaint = Complaint(
+            f"{where} {file}", str(error).split("'", 1)[0].strip() or type(error).__name__, "a PNG, JPEG or WebP file"
+        )
+        raise InputError(UPON, [complaint]) from error
+
+
+def squeezed(image: Image.Image, size: Size) -> str:
+    """What to know of a picture whose aspect is another; empty where it is not.
+
+    Args:
+        image: of Pillow.
+        size: height and width of what is drawn.
+    """
+    height, width = size
+    if abs(image.width * height - image.height * width) <= 0.01 * image.height * width:
+        return ""
+    return f"the picture is {image.width} x {image.height} and is squeezed into {width} x {height}: crop it to that aspect first"
 
 
 def save_pictures(pictures: np.ndarray, file: Path, told: Sequence[Told] = ()) -> list[Path]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,16 +16,21 @@ from deploy.bundle.manifest import Manifest
 from deploy.errors import Complaint, InputError
 from exporters.image_to_image import DEFAULT_STRENGTH, first_step, not_drawn_upon
 from exporters.scales import Size
-from quantization.files import UNREADABLE
 
-if TYPE_CHECKING:
-    from PIL import Image
 
-Picture: TypeAlias = Union["Image.Image", np.ndarray]
+class PillowImage(Protocol):
+    """An image of Pillow's, which is not loaded for the sake of its name."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def convert(self, mode: str, /) -> Any: ...
+
+
+Picture: TypeAlias = PillowImage | np.ndarray
 """Of Pillow, in any size; or numbers in [0, 1] of the drawn size, ``[height, width, 3]``, of a mask ``[height, width]``."""
 HEADLINE = "The picture cannot be drawn upon."
-FORMATS = ("PNG", "JPEG", "WEBP")
-LARGEST_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _pixels(picture: Picture, size: Size, where: str, channels: int) -> np.ndarr
     return array.astype(np.float32)
 
 
-def _resized(picture: Image.Image, size: Size, where: str, channels: int) -> np.ndarray:
+def _resized(picture: PillowImage, size: Size, where: str, channels: int) -> np.ndarray:
     from PIL import Image
 
     if not isinstance(picture, Image.Image):
@@ -120,44 +124,3 @@ def _resized(picture: Image.Image, size: Size, where: str, channels: int) -> np.
     else:  # in diffusers' order: a mask is resized as it is, and made grey afterwards
         fitted = picture.resize((width, height), Image.Resampling.LANCZOS).convert("L")
     return (np.asarray(fitted, np.float32) / 255).reshape(height, width, channels)
-
-
-def load_image(file: Path, where: str) -> Image.Image:
-    """A picture's file, turned as its camera says.
-
-    Args:
-        file: PNG, JPEG or WebP.
-        where: the option that names it.
-
-    Raises:
-        InputError: there is none, or it is no picture, or too large a one.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > LARGEST_PIXELS:
-                complaint = Complaint(
-                    str(file), "is too large", f"{LARGEST_PIXELS} pixels", f"{picture.width} x {picture.height}"
-                )
-                raise InputError(HEADLINE, [complaint])
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except (*UNREADABLE, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        complaint = Complaint(
-            f"{where} {file}", str(error).split("'", 1)[0].strip() or type(error).__name__, "a PNG, JPEG or WebP file"
-        )
-        raise InputError(HEADLINE, [complaint]) from error
-
-
-def squeezed(image: Image.Image, size: Size) -> str:
-    """What to know of a picture whose aspect is another; empty where it is not.
-
-    Args:
-        image: of Pillow.
-        size: height and width of what is drawn.
-    """
-    height, width = size
-    if abs(image.width * height - image.height * width) <= 0.01 * image.height * width:
-        return ""
-    return f"the picture is {image.width} x {image.height} and is squeezed into {width} x {height}: crop it to that aspect first"

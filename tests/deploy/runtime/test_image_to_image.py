@@ -14,8 +14,8 @@ from PIL import Image
 from deploy.build import BuildRequest, build
 from deploy.bundle.folder import Bundle
 from deploy.errors import InputError
+from deploy.runtime.pictures import load_image
 from deploy.runtime.pipeline import Pipeline
-from deploy.runtime.upon import load_image
 from exporters.image_to_image import first_step
 from exporters.reference.decibels import psnr_db
 from exporters.reference.diffusers import reference_pipeline

@@ -296,6 +296,7 @@ OURS = {
     "deploy.runtime",
     "exporters.choices",
     "exporters.guidance",
+    "exporters.image_to_image",
     "exporters.hashing",
     "exporters.layouts",
     "exporters.links",
