@@ -63,7 +63,7 @@ class Ranges:
     def __init__(self, student: Student, options: GraphOptions, sampling: Sampling) -> None:
         patch = VAE_SCALE * student.configs["transformer"]["patch_size"]
         side = max(patch, REHEARSED_PIXELS // patch * patch)
-        small = replace(options, height=min(options.height, side), width=min(options.width, side))
+        small = replace(options, height=min(options.height, side), width=min(options.width, side), vae_bands=1)
         self._specs = plan_graphs(student, small)
         self._rehearsal = rehearsal_of(student, small, sampling)
         self._peaks: dict[str, dict[str, float]] = {}

@@ -102,6 +102,18 @@ def test_nothing_is_wide_that_fits(students: dict[str, Student]) -> None:
     assert [ranges.too_wide(name) for name in ("vae_decoder", "denoiser", "conditioner", "text_encoder")] == [set()] * 4
 
 
+def test_ranges_of_a_vae_in_bands(students: dict[str, Student], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured at once, in a small picture, which the bands of a large one need not divide."""
+    monkeypatch.setattr("exporters.half.REHEARSED_PIXELS", 64)
+    options = replace(OPTIONS, height=96, width=96, vae_bands=3)
+    *_, factors = HAZARDS["a VAE's residual stream"]
+    large = scaled(students["tiny"], "vae", factors)
+    wide = Ranges(large, options, SAMPLING).too_wide("vae_decoder")
+    assert wide
+    half = HalfGraph(graph(large, "vae_decoder", options), FP16, frozenset(wide))
+    assert measure(reference_cases(half.spec, large, options), half.runner(), half.spec, half.overflow) >= 50
+
+
 def test_overflow_names_the_part(students: dict[str, Student]) -> None:
     large = scaled(students["tiny"], "vae", {r"decoder\.conv_in\.weight": 1e6})
     half = HalfGraph(graph(large, "vae_decoder"), FP16)
