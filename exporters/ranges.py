@@ -65,9 +65,8 @@ class Rehearsal:
             self.values |= run(self.ids)
         elif graph == "denoiser":
             self.values["latent_sample"] = self._denoised(run)
-        elif unsized_graph(graph) == "denoiser":  # of smaller latents: of the first step, and of noise
-            columns, rows = map(int, graph.rsplit("_", 1)[1].split("x"))
-            self._velocity(run, np.random.default_rng(0).standard_normal((*self.latent_shape[:2], rows, columns), np.float32), 0)
+        elif (size := unsized_graph(graph)[1]) is not None:  # of smaller latents: of the first step, and of noise
+            self._velocity(run, np.random.default_rng(0).standard_normal((*self.latent_shape[:2], *size), np.float32), 0)
         elif graph == "vae_decoder":
             self.values["sample"] = self._decoded(run, "latent_sample", self.values["latent_sample"], lambda latents: latents)
         elif graph == "vae_encoder":

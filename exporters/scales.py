@@ -52,13 +52,15 @@ def sized_graph(graph: str, size: Size) -> str:
     return f"{graph}_{size[1]}x{size[0]}"
 
 
-def unsized_graph(name: str) -> str:
-    """The graph that one of :func:`sized_graph` is.
+def unsized_graph(name: str) -> tuple[str, Size | None]:
+    """The graph that one of :func:`sized_graph` is, and its size; of another itself, and none.
 
     >>> unsized_graph("denoiser_48x32"), unsized_graph("text_encoder_2")
-    ('denoiser', 'text_encoder_2')
+    (('denoiser', (32, 48)), ('text_encoder_2', None))
     """
-    return re.sub(r"^denoiser_\d+x\d+$", "denoiser", name)
+    if match := re.fullmatch(r"(denoiser)_(\d+)x(\d+)", name):
+        return match[1], (int(match[3]), int(match[2]))
+    return name, None
 
 
 def cropped(noise: np.ndarray, size: Size) -> np.ndarray:

@@ -105,7 +105,7 @@ class _CoreMLDraft:
             compute=plan.compute,
             system=plan.system,
             calibration=plan.calibration,
-            stages=plan.stages if unsized_graph(self.graph.name) == "denoiser" else 1,  # the Swift client has one transformer
+            stages=plan.stages if unsized_graph(self.graph.name)[0] == "denoiser" else 1,  # the Swift client has one transformer
             attention=plan.attention,
             about=_about(plan),
         )

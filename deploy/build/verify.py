@@ -217,7 +217,6 @@ def _verify_pictures(pipeline: Pipeline, student: Student, report: Report, tell:
 def _noise(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     """Initial latents ``[1, channels, height / 8, width / 8]``, and what re-noising adds, ``[1, steps, ...]``."""
     picture, rng = manifest.picture, np.random.default_rng(0)
-    sides = (picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent)
-    shape = (picture.latent_channels, *sides)
+    shape = (picture.latent_channels, *manifest.latent_size)
     latents = rng.standard_normal((1, *shape), np.float32)
     return latents, rng.standard_normal((1, len(manifest.sampling.timesteps), *shape), np.float32)

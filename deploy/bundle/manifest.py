@@ -300,6 +300,10 @@ class Manifest(_Record, frozen=True):
             return ()
         return smaller_sizes(self.sampling.scales, self.latent_size, len(self.sampling.timesteps))
 
+    def denoiser_of(self, size: LatentSize) -> str:
+        """The graph of the layout ``native`` for latents of a size: the one of any size, or of the picture's, or its own."""
+        return "denoiser" if self.picture.dynamic or size == self.latent_size else sized_graph("denoiser", size)
+
     def has(self, graph: str) -> bool:
         """Whether there is a graph of that name."""
         return any(record.name == graph for record in self.graphs)
@@ -425,7 +429,7 @@ _GRAPHS = {
 def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
     """Graphs, tokenizers, schedule and picture must fit each other: what does not would fail in the middle of a picture."""
     graphs = {graph.name: graph for graph in manifest.graphs}
-    needed = _GRAPHS[manifest.layout] | {sized_graph("denoiser", size) for size in manifest.sizes}
+    needed = _GRAPHS[manifest.layout] | {manifest.denoiser_of(size) for size in manifest.sizes}
     if missing := needed - graphs.keys():
         expected = f"those of the layout {manifest.layout}"
         return [Complaint(str(file), "graphs are missing", expected, f"no {', '.join(sorted(missing))}")]
@@ -450,13 +454,12 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
     modulation = next((p.shape for g in manifest.graphs for p in g.inputs if p.name == "modulation"), ())
     shapes: dict[tuple[str, str], tuple[int | str, ...]] = {("conditioner", "modulations"): (steps, *modulation)}
     if not picture.dynamic:
-        height, width = picture.height // picture.pixels_per_latent, picture.width // picture.pixels_per_latent
-        shapes["denoiser", "hidden_states"] = (1, picture.latent_channels, height, width)
-        shapes |= {(sized_graph("denoiser", s), "hidden_states"): (1, picture.latent_channels, *s) for s in manifest.sizes}
+        for size in (*manifest.sizes, manifest.latent_size):
+            shapes[manifest.denoiser_of(size), "hidden_states"] = (1, picture.latent_channels, *size)
         shapes["vae_decoder", "sample"] = (1, 3, picture.height, picture.width)
         if manifest.has("vae_encoder"):
             shapes["vae_encoder", "sample"] = (1, 3, picture.height, picture.width)
-            shapes["vae_encoder", "latent_mean"] = (1, picture.latent_channels, height, width)
+            shapes["vae_encoder", "latent_mean"] = (1, picture.latent_channels, *manifest.latent_size)
     for tokenizer in manifest.text.tokenizers:
         shapes["text_encoder", tokenizer.input] = (1, tokenizer.max_length)
     return shapes

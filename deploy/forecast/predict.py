@@ -18,7 +18,7 @@ from deploy.errors import Complaint, TierError
 from deploy.forecast.targets import places
 from deploy.tiers.schema import ForecastTarget
 from deploy.tiers.tier import check_format, find_tier
-from exporters.scales import Size, sized_graph, step_sizes, unsized_graph
+from exporters.scales import Size, step_sizes, unsized_graph
 
 NOTE = "analytical forecasts, nothing was run; loading is not counted, and work is taken to scale over cores"
 EVERY_STEP = ("denoiser", "transformer")
@@ -102,7 +102,7 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
 
     counted = {}
     for graph in manifest.graphs:
-        for name, size in {graph.name: manifest.latent_size, **_steps(manifest, graph.name)}.items():
+        for name, (size, _) in _counted(manifest, graph.name).items():
             counted[name] = count_onnx(bundle.file(graph.path), _sizes(manifest, graph, size))
     return counted
 
@@ -153,9 +153,8 @@ def _prediction(
     for graph in manifest.graphs:
         if graph.name in NOT_DRAWN_WITH:
             continue
-        often = unsized_graph(graph.name) in EVERY_STEP
-        run_once = not often and graph.name != "vae_decoder"
-        for counted, runs in (_runs(manifest, graph.name) if often else {graph.name: 1}).items():
+        run_once = not _in_every_step(graph.name) and graph.name != "vae_decoder"
+        for counted, (_, runs) in _counted(manifest, graph.name).items():
             graphs.append(GraphPrediction(counted, runs, predict(graph_costs[counted], places(target, run_once))))
     everywhere = {**places(target), **places(target, run_once=True)}
     return Prediction(
@@ -167,34 +166,31 @@ def _prediction(
     )
 
 
-def _runs(manifest: Manifest, graph: str) -> dict[str, int]:
-    """How often a picture runs the graph of its steps, by the names of :func:`costs`."""
-    sampling, steps = manifest.sampling, len(manifest.sampling.timesteps)
+def _in_every_step(graph: str) -> bool:
+    return unsized_graph(graph)[0] in EVERY_STEP
+
+
+def _counted(manifest: Manifest, graph: str) -> dict[str, tuple[Size, int]]:
+    """Under which names a graph is counted, with the size of latents there, and how often a picture runs it at that size."""
+    whole, sampling = manifest.latent_size, manifest.sampling
+    if not _in_every_step(graph):
+        return {graph: (whole, 1)}
+    steps = len(sampling.timesteps)
     if manifest.layout == "swift":  # its transformer predicts for the prompt and for the negative prompt at once
-        return {graph: steps}
-    runs: dict[str, int] = {}
-    sizes = step_sizes(sampling.scales, manifest.latent_size, steps)
-    for size, passes in zip(sizes, sampling.guided.passes_of_steps(sampling.sigmas), strict=True):
-        name = _name(manifest, graph, size)
-        runs[name] = runs.get(name, 0) + passes
-    return runs if manifest.picture.dynamic else {name: count for name, count in runs.items() if name == graph}
-
-
-def _steps(manifest: Manifest, graph: str) -> dict[str, Size]:
-    """The sizes of latents at which a graph runs, by the names of :func:`costs`."""
-    if graph not in EVERY_STEP or not manifest.picture.dynamic:
-        return {}
-    sizes = step_sizes(manifest.sampling.scales, manifest.latent_size, len(manifest.sampling.timesteps))
-    return {_name(manifest, graph, size): size for size in sizes}
-
-
-def _name(manifest: Manifest, graph: str, size: Size) -> str:
-    if size == manifest.latent_size:
-        return unsized_graph(graph)
-    if not manifest.picture.dynamic:
-        return sized_graph(unsized_graph(graph), size)
-    rows, columns = (side * manifest.picture.pixels_per_latent for side in size)
-    return f"{graph}, {columns} x {rows} px"
+        return {graph: (whole, steps)}
+    passes: dict[Size, int] = {}
+    for size, often in zip(
+        step_sizes(sampling.scales, whole, steps), sampling.guided.passes_of_steps(sampling.sigmas), strict=True
+    ):
+        passes[size] = passes.get(size, 0) + often
+    if not manifest.picture.dynamic:  # each size has a graph
+        size = unsized_graph(graph)[1] or whole
+        return {graph: (size, passes[size])}
+    pixels = manifest.picture.pixels_per_latent
+    return {
+        graph if size == whole else f"{graph}, {pixels * size[1]} x {pixels * size[0]} px": (size, often)
+        for size, often in passes.items()
+    }
 
 
 def _sizes(manifest: Manifest, graph: GraphRecord, latent: Size) -> dict[str, int]:

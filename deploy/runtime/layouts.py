@@ -17,7 +17,6 @@ from exporters.choices import ENCODER_IDS
 from exporters.image_to_image import LOG_VARIANCE
 from exporters.layouts.swift_client import text_states, transformer_inputs
 from exporters.modulations import gates_of
-from exporters.scales import sized_graph
 
 Ids = Mapping[str, np.ndarray]
 """Token ids of one prompt by graph input, each ``[1, length]``."""
@@ -83,13 +82,8 @@ class _Native:
     def velocity(self, latents: np.ndarray, condition: Condition, step: int) -> np.ndarray:
         states, modulations = condition
         inputs = {"hidden_states": latents, "encoder_hidden_states": states, "modulation": modulations[step]}
-        return self._runner.run(self._denoiser(latents.shape[2:]), inputs)[0]
-
-    def _denoiser(self, size: Sequence[int]) -> str:
-        """The graph for latents of a size: the one of any size, or the picture's, or one of its own."""
-        picture = self._runner.manifest.picture
-        whole = tuple(side // picture.pixels_per_latent for side in (picture.height, picture.width))
-        return "denoiser" if picture.dynamic or tuple(size) == whole else sized_graph("denoiser", (size[0], size[1]))
+        rows, columns = latents.shape[2:]
+        return self._runner.run(self._runner.manifest.denoiser_of((rows, columns)), inputs)[0]
 
     def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
         states, modulations = condition

@@ -183,11 +183,10 @@ def _write_stages(
     descriptions = SWIFT_DESCRIPTIONS if ports <= SWIFT_DESCRIPTIONS.keys() else DESCRIPTIONS
     between = {port.name for program in programs for port in (*program.inputs, *program.outputs)} - descriptions.keys()
     told = {**descriptions, **dict.fromkeys(between, f"handed from one program of the {spec.name} to the next")}
+    does = GRAPHS[unsized_graph(spec.name)[0]]
     for number, (program, path) in enumerate(zip(programs, stage_paths(spec, len(programs)), strict=True), 1):
         part = f", program {number} of {len(programs)}" if len(programs) > 1 else ""
-        about = replace(
-            options.about, description=f"{spec.name}{part}: {GRAPHS[unsized_graph(spec.name)]}{options.about.description}"
-        )
+        about = replace(options.about, description=f"{spec.name}{part}: {does}{options.about.description}")
         write_package(program, folder / path, told, progress, about)
         stages.append(WrittenStage(path, program.inputs, program.outputs))
     return programs, stages

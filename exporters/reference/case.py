@@ -78,6 +78,12 @@ def smooth_picture(options: GraphOptions) -> np.ndarray:
     return 0.9 * np.stack(waves)[None].astype(np.float32)
 
 
+def encoder_pictures(options: GraphOptions, inputs: Inputs) -> list[np.ndarray]:
+    """What a VAE's encoder is measured on, in [-1, 1]: a picture, and noise."""
+    size = (1, 3, options.height, options.width)
+    return [smooth_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]
+
+
 def encoded_picture(models: Mapping[str, Any], options: GraphOptions) -> np.ndarray:
     """What the VAE's encoder makes of a picture, as a decoder takes it: ``[1, channels, height / 8, width / 8]``."""
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img import retrieve_latents

@@ -22,8 +22,8 @@ from exporters.reference.case import (
     as_sampled,
     draw_latents,
     encoded_picture,
+    encoder_pictures,
     normal,
-    smooth_picture,
     text_cases,
 )
 from exporters.student.student import Student
@@ -101,8 +101,7 @@ def _vae_decoder(models: Mapping[str, Any], student: Student, options: GraphOpti
 
 def _vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
     vae, cases = models["vae"], []
-    size = (1, 3, options.height, options.width)
-    for picture in [smooth_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]:
+    for picture in encoder_pictures(options, inputs):
         encoded = vae.encode(torch.from_numpy(picture))
         law = [encoded.latents] if "latents" in encoded else [encoded.latent_dist.mean, encoded.latent_dist.logvar]
         outputs = [

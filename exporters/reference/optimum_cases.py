@@ -11,7 +11,7 @@ import torch
 from exporters.choices import PROMPTS
 from exporters.layouts.prompts import token_ids
 from exporters.layouts.spec import GraphOptions
-from exporters.reference.case import Case, Inputs, Maker, draw_latents, encoded_picture, smooth_picture, text_cases
+from exporters.reference.case import Case, Inputs, Maker, draw_latents, encoded_picture, encoder_pictures, text_cases
 from exporters.student.student import Student
 
 
@@ -60,9 +60,8 @@ def optimum_vae_decoder(models: Mapping[str, Any], student: Student, options: Gr
 
 
 def _vae_encoder(models: Mapping[str, Any], student: Student, options: GraphOptions, inputs: Inputs) -> list[Case]:
-    size = (1, 3, options.height, options.width)
     cases = []
-    for picture in [smooth_picture(options), *(rng.uniform(-1, 1, size).astype(np.float32) for rng in inputs.generators)]:
+    for picture in encoder_pictures(options, inputs):
         encoded = models["vae"].encode(torch.from_numpy(picture))
         values = encoded.latents if "latents" in encoded else encoded.latent_dist.parameters
         cases.append(Case({"sample": picture}, [values.numpy()]))

@@ -93,7 +93,7 @@ def reference_cases(
     with torch.no_grad():
         models = {component: reference_component(student, component) for component in spec.components}
         inputs = Inputs(texts or Texts(student, options), generators)
-        if (kind := unsized_graph(spec.name)) != spec.name:
-            _, _, rows, columns = spec.inputs[0].shape
-            options = replace(options, height=int(rows) * VAE_SCALE, width=int(columns) * VAE_SCALE)
+        kind, size = unsized_graph(spec.name)
+        if size is not None:
+            options = replace(options, height=size[0] * VAE_SCALE, width=size[1] * VAE_SCALE)
         return _CASES[options.layout][kind](models, student, options, inputs)
