@@ -37,6 +37,16 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 """What numpy raises of arrays that are missing, cut short or none."""
 
 
+def check_regular(file: Path) -> None:
+    """Refuse what is no file: a pipe would be waited for, a device read for ever.
+
+    Raises:
+        OSError: there is something else of that name; what is missing is left to whoever opens it.
+    """
+    if file.exists() and not file.is_file():
+        raise OSError("is not a file")
+
+
 class WritingError(InputError):
     """Something cannot be written."""
 

@@ -14,7 +14,7 @@ from deploy.errors import Complaint, InputError
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.upon import HEADLINE as UPON
 from exporters.scales import Size
-from quantization.files import UNREADABLE, check_writable, write_array, write_bytes
+from quantization.files import UNREADABLE, check_regular, check_writable, write_array, write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +48,7 @@ def load_latents(file: Path) -> np.ndarray:
         InputError: no such file, or not a plain array.
     """
     try:
+        check_regular(file)
         array = np.load(file, allow_pickle=False)
     except (*UNREADABLE, MemoryError) as error:
         raise InputError("The latents cannot be read.", [Complaint(str(file), str(error), "a plain .npy array")]) from error
@@ -71,6 +72,7 @@ def load_image(file: Path, where: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     try:
+        check_regular(file)
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > LARGEST_PIXELS:
                 complaint = Complaint(

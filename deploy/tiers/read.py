@@ -17,6 +17,7 @@ from deploy.errors import Complaint, TierError
 from deploy.tiers.schema import Tier, TierData
 from exporters.choices import ComputeUnits
 from quantization.errors import SchemeError
+from quantization.files import check_regular
 from quantization.schemes import parse_scheme
 
 SHIPPED, UNREADABLE = "tiers.toml", "The tiers cannot be read."
@@ -49,8 +50,7 @@ def shipped() -> TierData:
 @lru_cache(maxsize=1)
 def _with_own(file: str) -> TierData:
     try:
-        if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
-            raise TierError(UNREADABLE, [Complaint(file, "is not a file")])
+        check_regular(Path(file))
         with Path(file).open("rb") as stream:
             content = stream.read(LARGEST_BYTES + 1)
         if len(content) > LARGEST_BYTES:

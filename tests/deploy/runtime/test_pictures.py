@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploy.errors import InputError
-from deploy.runtime.pictures import check_output, save_pictures
+from deploy.runtime.pictures import check_output, load_image, load_latents, save_pictures
 from tests.helpers.command import flash_deploy
 from tests.helpers.kept_bundle import V1
 
@@ -60,3 +61,12 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(InputError, match=rf"{name}: No space left on device[\s\S]*free some space"):
             save_pictures(PICTURES[:1], tmp_path / name)
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe: is not a file \(expected a plain \.npy array\)"):
+        load_latents(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"--image \S+pipe: is not a file \(expected a PNG, JPEG or WebP file\)"):
+        load_image(tmp_path / "pipe", "--image")
