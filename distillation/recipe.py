@@ -190,27 +190,35 @@ def load_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
     Args:
         file: TOML.
         changes: ``seed=1``, ``data.kind=prompts`` or ``stage.key=value``, the value in TOML;
-            ``teacher.optimizer.learning_rate=1e-3``.
+            ``teacher.optimizer.learning_rate=1e-3``; ``extends=other.toml``: what it adds, to another recipe.
 
     Raises:
         RecipeError: it cannot be read, or a change names nothing in it, or :func:`parse_recipe` refuses it.
     """
-    content = _read(file)
-    for stage in content.get("stage", []) if isinstance(content.get("stage"), list) else []:
-        if isinstance(stage, dict) and isinstance(stage.get("profile"), str):
-            stage["profile"] = str(file.parent / stage["profile"])
+    bases = [change for change in changes if change.partition("=")[0].strip() == "extends"]
+    content = _read(file, bases)
     for change in changes:
-        _apply(content, change)
+        if change not in bases:
+            _apply(content, change)
     return parse_recipe(content, str(file))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, bases: Sequence[str]) -> dict[str, Any]:
     """A recipe's tables, after those of the recipe that it extends.
 
+    Args:
+        file: TOML.
+        bases: changes of what it extends; the last holds.
+
     Raises:
-        RecipeError: a file cannot be read, or is no recipe.
+        RecipeError: a file cannot be read, or is no recipe; a base is given for a recipe that extends none.
     """
-    content = read_toml(file, "recipe", RecipeError)
+    content = _read_one(file)
+    for change in bases:
+        if "extends" not in content:
+            complaint = Complaint("--set", "the recipe extends none", "a recipe that begins with `extends`", change)
+            raise RecipeError("A change names nothing in the recipe.", [complaint])
+        _apply(content, change)
     above = content.pop("extends", None)
     if above is None:
         return content
@@ -218,7 +226,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise RecipeError(
             "The recipe cannot be followed.", [Complaint(str(file), "extends", "another recipe's file", repr(above))]
         )
-    base = read_toml(file.parent / above, "recipe", RecipeError)
+    base = _read_one(file.parent / above)
     if "extends" in base:
         raise RecipeError(
             "The recipe cannot be followed.", [Complaint(str(file), "extends a recipe that extends another", above)]
@@ -227,6 +235,19 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(own, list) or not isinstance(base.get("stage", []), list):
         return content  # parsing says what is wrong
     return {**base, "student": [], **content, "stage": [*base.get("stage", []), *own]}
+
+
+def _read_one(file: Path) -> dict[str, Any]:
+    """One file's tables; the profiles that it names lie beside it.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    content = read_toml(file, "recipe", RecipeError)
+    for stage in content.get("stage", []) if isinstance(content.get("stage"), list) else []:
+        if isinstance(stage, dict) and isinstance(stage.get("profile"), str):
+            stage["profile"] = str(file.parent / stage["profile"])
+    return content
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:

@@ -8,7 +8,8 @@ learned from or is calibrated on; the same student draws them with its weights s
 the ways of ``build`` and ``tune``; and the student that the stage made draws them with its own. Decibels are of all final latents
 together, against the first. Inputs of layers are not rounded.
 
-``--mixture FILE`` writes the searched mixture as a profile and measures nothing: what a stage may learn to be stored by.
+``--mixture FILE`` writes the searched mixture as a profile and measures nothing: what a stage may learn to be stored by;
+``--bits N`` makes it one of other bytes than the stage's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.studies.distilled.captions import ASKED_SEED, Captions
 from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.distilled.tables import table
 from benchmarks.studies.weights.trial import Trial
-from benchmarks.studies.weights.ways import INTEGERS, TABLES, Ways, Weights, rounded_to_nearest
+from benchmarks.studies.weights.ways import INTEGERS, NARROW, TABLES, Ways, Weights, rounded_to_nearest
 from distillation.levels import checked
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import COMPONENT, linear_layers, quantize
@@ -89,13 +90,18 @@ class Stage:
         self.weights: Weights = {key: linear[key].weight.detach().numpy() for key in self.schemes}
 
     @property
+    def size(self) -> int:
+        """How many weights the profile rounds."""
+        return sum(weight.size for weight in self.weights.values())
+
+    @property
     def size_bytes(self) -> int:
-        """Of the weights that the profile rounds, so stored."""
+        """Of those weights, so stored."""
         return sum(scheme.size_bytes(self.weights[key].shape) for key, scheme in self.schemes.items())
 
     def bits(self, size_bytes: int) -> float:
         """Of each weight, scales and tables among them."""
-        return 8 * size_bytes / sum(weight.size for weight in self.weights.values())
+        return 8 * size_bytes / self.size
 
     def sensitivities(self, prompts: int) -> dict[Key, Sensitivity]:
         """Of the entering student's weights; none of those that a bundle of fixed steps does not multiply by."""
@@ -158,20 +164,22 @@ def ways(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tup
     calibrated = {key: roundtrip(w, scheme, key[1], sensitivities.get(key)) for key, w in weights.items()}
     yield f"{name}, calibrated, error feedback", size, calibrated
     known, limit = _known(stage, sensitivities)
-    mixed_size, mixed = known.searched(_offered(stage), limit)
+    mixed_size, mixed = known.searched(_offered(stage, stage.bits(stage.size_bytes)), limit)
     others = {key: roundtrip(w, stage.schemes[key], key[1]) for key, w in weights.items() if key not in mixed}
     yield "calibrated, searched mixture", stage.size_bytes - limit + mixed_size, others | mixed
 
 
-def _offered(stage: Stage) -> Sequence[str]:
-    """What a search may choose from, as ``tune`` has it: tables of Core ML or integers of onnxruntime."""
-    return TABLES if any(scheme.kind == "lookup" for scheme in stage.schemes.values()) else INTEGERS
+def _offered(stage: Stage, bits: float) -> Sequence[str]:
+    """What a search may choose from: tables of Core ML or integers of onnxruntime, of two bits too where four are too many."""
+    if any(scheme.kind == "lookup" for scheme in stage.schemes.values()):
+        return TABLES
+    return (*NARROW, *INTEGERS) if bits < parse_scheme(INTEGERS[0]).bits else INTEGERS
 
 
 def _uniform(stage: Stage) -> Scheme:
     """One scheme for all weights: the profile's where it has one, else the one that takes most nearly as many bytes."""
     own = {scheme.name: scheme for scheme in stage.schemes.values()}
-    offered = [parse_scheme(name) for name in (own if len(own) == 1 else _offered(stage))]
+    offered = [parse_scheme(name) for name in (own if len(own) == 1 else _offered(stage, stage.bits(stage.size_bytes)))]
     sizes = {scheme: sum(scheme.size_bytes(weight.shape) for weight in stage.weights.values()) for scheme in offered}
     return min(offered, key=lambda scheme: abs(sizes[scheme] - stage.size_bytes))
 
@@ -182,10 +190,20 @@ def _known(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> tuple[Ways
     return Ways(weights, sensitivities), sum(stage.schemes[key].size_bytes(weight.shape) for key, weight in weights.items())
 
 
-def mixture(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Profile:
-    """The searched mixture as a profile, of no more bytes than the stage's."""
+def mixture(stage: Stage, sensitivities: Mapping[Key, Sensitivity], bits: float | None = None) -> Profile:
+    """The searched mixture as a profile.
+
+    Args:
+        stage: whose weights they are.
+        sensitivities: of them.
+        bits: of each weight at most, scales and tables among them; as many as the stage's profile takes where none is given.
+    """
     known, limit = _known(stage, sensitivities)
-    schemes = stage.schemes | {key: option.scheme for key, option in known.chosen(_offered(stage), limit).items()}
+    if bits is None:
+        bits = stage.bits(stage.size_bytes)
+    else:
+        limit = int(bits * stage.size / 8) - (stage.size_bytes - limit)  # some are stored by the stage's profile as they were
+    schemes = stage.schemes | {key: option.scheme for key, option in known.chosen(_offered(stage, bits), limit).items()}
     return Profile((Rule("*", "*", parse_scheme("fp16")), *(Rule(*key, scheme) for key, scheme in schemes.items())))
 
 
@@ -209,7 +227,7 @@ def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _write_mixture(run: RunFolder, names: Sequence[str], calibration_prompts: int, file: Path) -> None:
+def _write_mixture(run: RunFolder, names: Sequence[str], calibration_prompts: int, file: Path, bits: float | None) -> None:
     """The searched mixture of the one stage that is named, as a profile.
 
     Raises:
@@ -219,8 +237,9 @@ def _write_mixture(run: RunFolder, names: Sequence[str], calibration_prompts: in
         complaint = Complaint("--mixture", "is of one stage", f"--stage with one of {', '.join(names)}", f"{len(names)} stages")
         raise InputError("There is no one stage to choose a mixture for.", [complaint])
     stage = Stage(run, names[0])
-    told = f"The mixture of least error in as many bytes as {run.recipe.name}'s stage {names[0]} takes."
-    write_text(file, profile_toml(mixture(stage, stage.sensitivities(calibration_prompts)), told))
+    size = f"as many bytes as {run.recipe.name}'s stage {names[0]} takes" if bits is None else f"{bits:g} bits a weight"
+    told = f"The mixture of least error in {size}."
+    write_text(file, profile_toml(mixture(stage, stage.sensitivities(calibration_prompts), bits), told))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration-prompts", type=int, default=32, help="other captions, to calibrate on")
     parser.add_argument("--stage", action="append", help="of kind quantize (repeatable); all of the run by default")
     parser.add_argument("--mixture", type=Path, metavar="FILE", help="write the searched mixture of the one stage as a profile")
+    parser.add_argument("--bits", type=float, help="with --mixture: of each weight at most, scales among them")
     given = parser.parse_args(arguments)
     quiet_libraries()
     heads = ("", "bits a weight", "latents, dB", "right", "latents without T5, dB", "right without T5")
@@ -238,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = RunFolder(given.run)
         names = given.stage or [stage.name for stage in run.recipe.stages if isinstance(stage, QuantizeStage)]
         if given.mixture is not None:
-            _write_mixture(run, names, given.calibration_prompts, given.mixture)
+            _write_mixture(run, names, given.calibration_prompts, given.mixture, given.bits)
             return
         for name in names:
             told = table(heads, list(rows(Stage(run, name), given.prompts, given.calibration_prompts)))

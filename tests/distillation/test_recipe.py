@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distillation.recipe import RecipeError, load_recipe, parse_recipe
-from distillation.stages import FlowStage, MatchStage
+from distillation.stages import FlowStage, MatchStage, QuantizeStage
 
 TEXT = """
 name = "small"
@@ -89,6 +89,28 @@ def test_changes(file: Path) -> None:
     match, control = recipe.stage("match"), recipe.stage("control")
     assert isinstance(match, MatchStage)
     assert (match.compare, match.levels, control.optimizer.clip, recipe.name) == ("renoise", (1, 0.5, 0), 0, "other")
+
+
+def test_what_a_recipe_adds_can_be_added_to_another(file: Path) -> None:
+    base = file.parent / "elsewhere" / "base.toml"
+    base.parent.mkdir()
+    base.write_text(TEXT.replace("steps = 100", "steps = 7"))
+    more = file.with_name("more.toml")
+    more.write_text(
+        'name = "more"\nextends = "small.toml"\n[[stage]]\nkind = "match"\nname = "late"\nafter = "match"\nsteps = 1\n'
+        '[[student]]\nname = "late"\nstage = "late"\n'
+    )
+    own, moved = load_recipe(more), load_recipe(more, ["extends=elsewhere/base.toml", "late.steps=2"])
+    assert [stage.name for stage in moved.way_to("late")] == ["teacher", "follow", "match", "late"]
+    assert [own.stage("teacher").steps, moved.stage("teacher").steps, moved.stage("late").steps] == [100, 7, 2]
+    assert own.name == moved.name == "more"
+    profiles = [stage.profile for recipe in (own, moved) for stage in recipe.stages if isinstance(stage, QuantizeStage)]
+    assert profiles == [str(file.parent / "w4.toml"), str(file.parent / "elsewhere/w4.toml")]  # beside whose recipe it is
+
+
+def test_a_recipe_that_adds_to_none_is_moved_to_none(file: Path) -> None:
+    with pytest.raises(RecipeError, match="the recipe extends none"):
+        load_recipe(file, ["extends=small.toml"])
 
 
 @pytest.mark.parametrize("change", ["nobody.steps=1", "teacher", "teacher.steps.far=1", "=1", "teacher.=1", ""])

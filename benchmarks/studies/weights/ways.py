@@ -16,6 +16,7 @@ from quantization.search import Limits, Option, choose
 from quantization.sensitivity import Sensitivity
 
 INTEGERS = ("int4g128", "uint4g128", "int4g64", "uint4g64", "int4g32", "uint4g32", "int8g128", "int8g32", "fp16")
+NARROW = ("int2g64", "uint2g64", "int2g32", "uint2g32")
 TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
 
 Make = Callable[[Key, np.ndarray], np.ndarray]
