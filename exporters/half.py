@@ -25,6 +25,7 @@ from exporters.ranges import LIMIT, Arrays, growing_shares, rehearsal_of
 from exporters.reference.case import Case
 from exporters.reference.parity import worst_db
 from exporters.restructure.base import PRODUCTS
+from exporters.scales import unsized_graph
 from exporters.streamed.module import Streaming, Watch, stream
 from exporters.student.student import Student
 from quantization.profile import Profile
@@ -63,13 +64,15 @@ class Ranges:
     def __init__(self, student: Student, options: GraphOptions, sampling: Sampling) -> None:
         patch = VAE_SCALE * student.configs["transformer"]["patch_size"]
         side = max(patch, REHEARSED_PIXELS // patch * patch)
-        small = replace(options, height=min(options.height, side), width=min(options.width, side), vae_bands=1)
+        height, width = min(options.height, side), min(options.width, side)
+        small = replace(options, height=height, width=width, vae_bands=1, sizes=(), other_sizes=())
         self._specs = plan_graphs(student, small)
         self._rehearsal = rehearsal_of(student, small, sampling)
         self._peaks: dict[str, dict[str, float]] = {}
 
     def too_wide(self, graph: str) -> set[str]:
         """The parts of a graph that take or make what comes near fp16's limit; graphs before it are drawn first."""
+        graph, _ = unsized_graph(graph)
         for spec in self._specs:
             if graph in self._peaks:
                 break

@@ -20,7 +20,7 @@ from exporters.layouts.prompts import token_ids
 from exporters.layouts.sampling import Sampling
 from exporters.layouts.spec import VAE_SCALE, GraphOptions
 from exporters.layouts.swift_client import text_states, transformer_inputs
-from exporters.scales import unsized_graph
+from exporters.scales import Size, resized, unsized_graph
 from exporters.student.student import Student
 
 LIMIT = 65504 / 4
@@ -63,16 +63,27 @@ class Rehearsal:
         """Let the graph make what it makes of what is known, which becomes known to the graphs after it."""
         if graph == "text_encoder":
             self.values |= run(self.ids)
+        elif (size := unsized_graph(graph)[1]) is not None:
+            self._play_sized(run, unsized_graph(graph)[0], size)
         elif graph == "denoiser":
             self.values["latent_sample"] = self._denoised(run)
-        elif (size := unsized_graph(graph)[1]) is not None:  # of smaller latents: of the first step, and of noise
-            self._velocity(run, np.random.default_rng(0).standard_normal((*self.latent_shape[:2], *size), np.float32), 0)
         elif graph == "vae_decoder":
             self.values["sample"] = self._decoded(run, "latent_sample", self.values["latent_sample"], lambda latents: latents)
         elif graph == "vae_encoder":
             self._encoded(run, self.values["sample"], lambda picture: picture)
         else:
             self.values |= run(self.values)
+
+    def _play_sized(self, run: Run, graph: str, size: Size) -> None:
+        """A graph of another size: the first step, of noise; a VAE's, of what was drawn, enlarged or made smaller."""
+        if graph == "denoiser":
+            self._velocity(run, np.random.default_rng(0).standard_normal((*self.latent_shape[:2], *size), np.float32), 0)
+        elif graph == "vae_decoder":
+            latents = resized(self.values["latent_sample"], size, "nearest")
+            self._decoded(run, "latent_sample", latents, lambda latents: latents)
+        else:
+            rows, columns = (VAE_SCALE * side for side in size)
+            self._encoded(run, resized(self.values["sample"], (rows, columns), "nearest"), lambda picture: picture)
 
     def _velocity(self, run: Run, latents: np.ndarray, step: int) -> np.ndarray:
         return run({**self.values, "hidden_states": latents, "modulation": self.values["modulations"][step]})["out_sample"]

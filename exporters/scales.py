@@ -43,8 +43,18 @@ def smaller_sizes(scales: Sequence[float], size: Sequence[int], steps: int) -> t
     return tuple(dict.fromkeys(one for one in step_sizes(scales, size, steps) if one != tuple(size)))
 
 
+def denoised_sizes(scales: Sequence[float], sizes: Sequence[Size], steps: int) -> tuple[Size, ...]:
+    """The sizes of latents that steps of pictures of several sizes have, but for the first picture's own; each once.
+
+    >>> denoised_sizes((), [(8, 8), (8, 12)], 2), denoised_sizes((1, 2), [(8, 8), (16, 16)], 2)
+    (((8, 12),), ((4, 4), (16, 16)))
+    """
+    denoised = (one for size in sizes for one in (*smaller_sizes(scales, size, steps), size))
+    return tuple(dict.fromkeys(size for size in denoised if size != tuple(sizes[0])))
+
+
 def sized_graph(graph: str, size: Size) -> str:
-    """What the graph of a step is called that is made for latents of a size alone.
+    """What a graph is called that is made for latents of a size alone, beside that of the picture's own.
 
     >>> sized_graph("denoiser", (32, 48))
     'denoiser_48x32'
@@ -58,7 +68,7 @@ def unsized_graph(name: str) -> tuple[str, Size | None]:
     >>> unsized_graph("denoiser_48x32"), unsized_graph("text_encoder_2")
     (('denoiser', (32, 48)), ('text_encoder_2', None))
     """
-    if match := re.fullmatch(r"(denoiser)_(\d+)x(\d+)", name):
+    if match := re.fullmatch(r"(denoiser|vae_decoder|vae_encoder)_(\d+)x(\d+)", name):
         return match[1], (int(match[3]), int(match[2]))
     return name, None
 

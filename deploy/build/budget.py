@@ -100,7 +100,8 @@ def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, goal: Destina
     stored, memory = {}, {}
     for graph in graphs:
         schemes = list(_stored(graph, profile, goal))
-        stored[graph.name] = sum(scheme.size_bytes(weight.shape) for weight, scheme in schemes)
+        own = schemes if goal.model_format != "onnx" or not graph.shares else ()
+        stored[graph.name] = sum(scheme.size_bytes(weight.shape) for weight, scheme in own)
         memory[graph.name] = _memory_bytes(graph, schemes, goal, compute)
     return Sizes(stored, memory)
 
@@ -242,7 +243,8 @@ def in_bands(plan: Plan) -> Plan:
     if request.vae_bands is not None or not can or not can_be_in_bands(plan.student):
         return plan
     at_once = _vae_bytes(plan)
-    counts = [count for count in range(LEAST_BANDS, MOST_BANDS + 1) if options.height // 4 % count == 0]
+    heights = [height for height, _ in options.picture_sizes]
+    counts = [count for count in range(LEAST_BANDS, MOST_BANDS + 1) if all(height // 4 % count == 0 for height in heights)]
     for count in counts if at_once > room else ():
         changed = replace(options, vae_bands=count)
         cut = replace(plan, options=changed, graphs=tuple(plan_graphs(plan.student, changed)))

@@ -19,6 +19,7 @@ from quantization.errors import printable, shortened
 
 if TYPE_CHECKING:
     from deploy.build.plan import Plan
+    from deploy.build.resume import Done
     from exporters.coreml.program import About, ProgramOptions
     from exporters.ranges import Rehearsal
     from exporters.reference.case import Case
@@ -49,6 +50,9 @@ class CoreMLFormat:
         from exporters.coreml.export import draft
 
         return _CoreMLDraft(self._plan, graph, draft(graph), self._rehearsal)
+
+    def take_over(self, done: Done) -> None:
+        """Nothing: a package holds all that it needs."""
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Draw with the packages that an earlier build has written: the graphs after them are fed with what they make."""

@@ -22,6 +22,7 @@ from deploy.bundle.manifest import (
     LoraRecord,
     Manifest,
     PictureRecord,
+    PictureSize,
     RuleRecord,
     SamplingRecord,
     StudentRecord,
@@ -140,6 +141,7 @@ def _picture(plan: Plan) -> PictureRecord:
         scaling_factor=vae["scaling_factor"],
         shift_factor=vae["shift_factor"] or 0.0,
         largest=config["pos_embed_max_size"] * VAE_SCALE * config["patch_size"],
+        other_sizes=tuple(PictureSize(height=height, width=width) for height, width in plan.options.other_sizes),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +11,7 @@ from deploy.bundle.manifest import FileRecord, GraphRecord, KeptRecord
 from exporters.layouts.spec import GraphSpec
 
 if TYPE_CHECKING:
+    from deploy.build.resume import Done
     from exporters.onnx.quantize import Kept
 
 Progress = Callable[[int], None]
@@ -19,11 +20,19 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class WrittenGraph:
-    """A graph that was written: its record, its files, and the weights that keep their floating-point form."""
+    """A graph that was written.
+
+    Attributes:
+        record: for the manifest.
+        files: that it is made of.
+        kept: weights that keep their floating-point form.
+        places: where its data holds what graphs of other sizes may share, by what it is: offset and length in bytes.
+    """
 
     record: GraphRecord
     files: tuple[FileRecord, ...]
     kept: tuple[KeptRecord, ...]
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Draft(Protocol):
@@ -31,7 +40,7 @@ class Draft(Protocol):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of its weights as they will be stored."""
+        """Bytes of its own weights as they will be stored: those that another graph stores are not counted."""
 
     @property
     def disk_bytes(self) -> int:
@@ -50,6 +59,9 @@ class ModelFormat(Protocol):
 
     def draft(self, graph: GraphSpec) -> Draft:
         """Trace a graph."""
+
+    def take_over(self, done: Done) -> None:
+        """Take note of a graph that an earlier build has written, before any is traced."""
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Take note of a graph that an earlier build has written; graphs come in the order in which they run."""

@@ -14,8 +14,10 @@ from exporters.layouts.spec import GraphSpec
 
 if TYPE_CHECKING:
     from deploy.build.plan import Plan
+    from deploy.build.resume import Done
     from exporters.half import Ranges
     from exporters.onnx.quantize import Kept
+    from exporters.onnx.writer import Shared
 
 
 class OnnxFormat:
@@ -27,6 +29,7 @@ class OnnxFormat:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._shared: dict[str, Shared] = {}
 
     def draft(self, graph: GraphSpec) -> Draft:
         """Trace a graph and store its weights' places in their schemes."""
@@ -34,6 +37,7 @@ class OnnxFormat:
 
         from exporters.onnx.passes import PassOptions, clean_up
         from exporters.onnx.trace import trace
+        from exporters.onnx.writer import Shared, identities
 
         plan = self._plan
         half = plan.compute == "fp16"
@@ -47,7 +51,14 @@ class OnnxFormat:
             opset=plan.opset,
         )
         model, kept = clean_up(model, options)
-        return _OnnxDraft(graph=graph, model=model, kept=kept, wide=wide)
+        self._shared[graph.name] = Shared(graph.path, identities(model))
+        return _OnnxDraft(graph, model, kept, wide, self._shared)
+
+    def take_over(self, done: Done) -> None:
+        """Graphs of other sizes share its weights."""
+        from exporters.onnx.writer import Shared
+
+        self._shared[done.graph.name] = Shared(done.graph.path, done.places)
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Nothing: each graph is a matter of its own."""
@@ -81,24 +92,33 @@ class _OnnxDraft:
         model: of onnx_ir.
         kept: weights that keep their floating-point form.
         wide: parts that compute in fp32 beside others in fp16.
+        sharing: what the graphs so far store, by graph; where in their files is known once they are written.
     """
 
     graph: GraphSpec
     model: Any
     kept: Sequence[Kept]
     wide: frozenset[str]
+    sharing: dict[str, Shared]
+
+    @property
+    def _shared(self) -> Shared:
+        """What it reads from another graph's data."""
+        from exporters.onnx.writer import NOTHING
+
+        return self.sharing.get(self.graph.shares, NOTHING)
 
     @functools.cached_property
     def stored_bytes(self) -> int:
         from exporters.onnx.writer import stored_bytes
 
-        return stored_bytes(self.model)
+        return stored_bytes(self.model, self._shared)
 
     @functools.cached_property
     def disk_bytes(self) -> int:
         from exporters.onnx.writer import data_bytes
 
-        return data_bytes(self.model)
+        return data_bytes(self.model, self._shared)
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -115,7 +135,8 @@ class _OnnxDraft:
             "weight_bytes": self.stored_bytes,
             "memory_bytes": self.memory_bytes,
         }
-        files = write(self.model, folder, graph.path, progress)
+        written = write(self.model, folder, graph.path, progress, self._shared)
+        self.sharing[graph.name] = written.shared
         record = GraphRecord(
             name=graph.name,
             path=graph.path,
@@ -124,7 +145,8 @@ class _OnnxDraft:
             outputs=tuple(PortRecord(**asdict(port)) for port in graph.outputs),
             fp32_operators=tuple(sorted(self.wide)),
             bands=graph.bands,
+            shares=graph.shares,
             **fields,
         )
-        records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
-        return WrittenGraph(record, records, kept_records(self.kept))
+        records = tuple(FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in written.files)
+        return WrittenGraph(record, records, kept_records(self.kept), written.shared.places)

@@ -23,7 +23,7 @@ from exporters.layouts.spec import VAE_SCALE, GraphOptions, GraphSpec
 from exporters.layouts.swift import check_client_sampling
 from exporters.layouts.swift_client import T5_TOKENS
 from exporters.layouts.swift_schedule import client_schedule
-from exporters.scales import smaller_sizes
+from exporters.scales import denoised_sizes
 from exporters.student.open import open_student
 from exporters.student.structure import COMPONENTS
 from exporters.student.student import Student
@@ -154,7 +154,7 @@ def settle(request: BuildRequest) -> Plan:
         options=options,
         tokenizers=tokenizers,
         graphs=graphs,
-        notes=(*student.notes, *filter(None, (unguided, idle))),
+        notes=(*student.notes, *filter(None, (unguided, idle, _stored_anew(request, options)))),
         **_coreml_choices(request, tier, student),
     )
 
@@ -182,10 +182,13 @@ def _shape(
         dynamic=request.dynamic or request.layout == "optimum" or bool(schedule.scales and request.format == "onnx"),
         vae_bands=request.vae_bands or 1,
         vae_encoder=request.vae_encoder,
+        other_sizes=tuple(size for size in dict.fromkeys(request.other_sizes) if size != (height, width)),
     )
-    if request.dynamic and student.configs["scheduler"].get("use_dynamic_shifting"):
-        complaint = Complaint("--dynamic", "the student's schedule depends on the picture's size", "a fixed size")
-        raise InputError("A bundle pins one schedule.", [complaint], "leave --dynamic out and build one bundle for each size")
+    _check_several(options, request, tier)
+    if (request.dynamic or options.other_sizes) and student.configs["scheduler"].get("use_dynamic_shifting"):
+        flag = "--dynamic" if request.dynamic else "--size"
+        complaint = Complaint(flag, "the student's schedule depends on the picture's size", "a fixed size")
+        raise InputError("A bundle pins one schedule.", [complaint], "build one bundle for each size")
     plan_graphs(student, options)  # sizes first: the schedule may depend on them
     sampling = plan_sampling(student, height, width, request.schedule, request.guidance, tier.steps)
     if sampling.guidance.skip_guidance_layers and request.layout != "native":
@@ -195,15 +198,37 @@ def _shape(
         raise InputError("The picture cannot be guided.", [complaint])
     if request.vae_encoder and (why := not_drawn_upon(sampling.method, sampling.scales)):
         raise InputError("The bundle cannot draw upon pictures.", [Complaint("--vae-encoder", why)], "leave it out")
-    if sampling.scales and not options.dynamic:
-        latent = height // VAE_SCALE, width // VAE_SCALE
-        options = replace(options, sizes=smaller_sizes(sampling.scales, latent, len(sampling.timesteps)))
+    if not options.dynamic:
+        latents = [(height // VAE_SCALE, width // VAE_SCALE) for height, width in options.picture_sizes]
+        options = replace(options, sizes=denoised_sizes(sampling.scales, latents, len(sampling.timesteps)))
     client = None
     if request.layout == "swift":
         check_client_sampling(sampling)
         client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
     guided = request.layout == "swift" and sampling.guidance.on
     return replace(options, timesteps=sampling.timesteps, client=client, guided=guided), sampling
+
+
+def _stored_anew(request: BuildRequest, options: GraphOptions) -> str:
+    """That Core ML packages share no weights."""
+    if request.format != "coreml" or not options.other_sizes:
+        return ""
+    return f"each of the {len(options.picture_sizes)} sizes has packages of its own, with all of their weights"
+
+
+def _check_several(options: GraphOptions, request: BuildRequest, tier: Tier) -> None:
+    """Refuse several sizes where graphs have none of their own, and where nothing chooses among them."""
+    if not options.other_sizes:
+        return
+    complaints = []
+    if request.layout == "swift":
+        complaints.append(Complaint("--size", "the Swift client has one", "one size, or --layout native", "several"))
+    elif options.dynamic:
+        complaints.append(Complaint("--size", "these graphs draw any size", "one size, the default", "several"))
+    elif _has_page(request, tier):
+        complaints.append(Complaint("--size", "the browser's page draws one size", "one size, or another tier", "several"))
+    if complaints:
+        raise InputError("The bundle cannot have several sizes.", complaints)
 
 
 def _check_growing(request: BuildRequest, tier: Tier) -> None:

@@ -65,6 +65,7 @@ class BuildRequest:
         calibration: a folder that ``flash-deploy calibrate`` made of this student; without it every scheme is data-free.
         height: picture height in pixels.
         width: picture width in pixels.
+        other_sizes: height and width of pictures that can be drawn beside (layout ``native``, of fixed sizes).
         dynamic: let height and width change at run time.
         steps: denoising steps.
         sigmas: noise levels before the scheduler's shift, one for each step.
@@ -111,6 +112,7 @@ class BuildRequest:
     calibration: Path | None = None
     height: int | None = None
     width: int | None = None
+    other_sizes: tuple[tuple[int, int], ...] = ()
     dynamic: bool = False
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
@@ -145,6 +147,11 @@ class BuildRequest:
             Complaint(name, "wrong", f"a whole number from 1 to {limit}", repr(value))
             for name, limit in most.items()
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or not 1 <= value <= limit)
+        ]
+        complaints += [
+            Complaint("other_sizes", "wrong", f"two whole numbers from 1 to {LARGEST}", repr(size))
+            for size in self.other_sizes
+            if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST for side in size)
         ]
         complaints += [
             Complaint(name, "unknown", " or ".join(map(str, words)), repr(getattr(self, name)))

@@ -23,12 +23,16 @@ PATTERN = "*.done.json"
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph that was written: what the next build of the same needs to take it over."""
+    """A graph that was written: what the next build of the same needs to take it over.
+
+    ``places`` are those of :class:`deploy.build.draft.WrittenGraph`.
+    """
 
     key: str
     graph: GraphRecord
     files: tuple[FileRecord, ...]
     kept: tuple[KeptRecord, ...]
+    places: dict[str, tuple[int, int]]
 
 
 def tools(form: FormatName) -> tuple[str, ...]:

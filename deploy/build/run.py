@@ -131,7 +131,11 @@ class _Build:
             return {}
         keys = {graph.name: resume_key(self.plan, graph, fingerprint.result()) for graph in self.plan.graphs}
         taken = {graph.name: finished(self.partial, graph, keys[graph.name]) for graph in self.plan.graphs}
-        return {name: done for name, done in taken.items() if done is not None}
+        whole = {name: one for name, one in taken.items() if one is not None}
+        done = {name: one for name, one in whole.items() if not one.graph.shares or one.graph.shares in whole}
+        for one in done.values():
+            self.format.take_over(one)
+        return done
 
     def _drafts(self, finished_graphs: Mapping[str, Done]) -> dict[str, Draft]:
         drafts = {}
@@ -159,7 +163,7 @@ class _Build:
             return done
         written = self._write(graph, drafts.pop(graph.name))
         key = resume_key(self.plan, graph, fingerprint.result())
-        done = Done(key=key, graph=written.record, files=written.files, kept=written.kept)
+        done = Done(key=key, graph=written.record, files=written.files, kept=written.kept, places=dict(written.places))
         mark_finished(self.partial, graph, done)
         return done
 

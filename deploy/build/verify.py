@@ -105,6 +105,7 @@ def bundle_options(bundle: Bundle) -> Any:
         guided=manifest.layout == "swift" and manifest.sampling.guided.on,
         vae_encoder=manifest.has("vae_encoder"),
         sizes=manifest.sizes,
+        other_sizes=manifest.picture.sizes[1:],
     )
 
 
@@ -198,25 +199,29 @@ def _verify_pictures(pipeline: Pipeline, student: Student, report: Report, tell:
     from exporters.reference.pictures import PinnedPipeline
 
     manifest = pipeline.manifest
-    latents, noise = _noise(manifest)
+    (height, width), *others = manifest.picture.sizes
+    jobs = [(prompt, prompt, (height, width)) for prompt in PROMPTS]
+    jobs += [(f"{PROMPTS[0]}, {size[1]} x {size[0]} px", PROMPTS[0], size) for size in others]
     drawn = []
-    for prompt in PROMPTS:
-        tell(f"drawing {prompt!r}")
-        drawn.append(pipeline.generate(prompt, latents=latents, step_noise=noise))
+    for name, prompt, size in jobs:
+        tell(f"drawing {name!r}")
+        latents, noise = _noise(manifest, size)
+        drawn.append(pipeline.generate(prompt, latents=latents, step_noise=noise, height=size[0], width=size[1]))
     tell("opening the student in diffusers")
     reference = reference_pipeline(student, manifest.text.t5 == "kept")
     pinned = PinnedPipeline(reference, sampling_of(manifest), manifest.text.max_sequence_length)
     required = PSNR_REQUIRED_DB.get(manifest.precision, float("-inf"))
-    for prompt, got in zip(PROMPTS, drawn, strict=True):
-        tell(f"drawing {prompt!r} with diffusers")
-        db = report.picture_db[prompt] = psnr_db(pinned.draw(prompt, latents, noise[0])[0], got)
+    for (name, prompt, size), got in zip(jobs, drawn, strict=True):
+        tell(f"drawing {name!r} with diffusers")
+        latents, noise = _noise(manifest, size)
+        db = report.picture_db[name] = psnr_db(pinned.draw(prompt, latents, noise[0])[0], got)
         if not db >= required:
-            report.complaints.append(Complaint(prompt, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))
+            report.complaints.append(Complaint(name, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))
 
 
-def _noise(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+def _noise(manifest: Manifest, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Initial latents ``[1, channels, height / 8, width / 8]``, and what re-noising adds, ``[1, steps, ...]``."""
     picture, rng = manifest.picture, np.random.default_rng(0)
-    shape = (picture.latent_channels, *manifest.latent_size)
+    shape = (picture.latent_channels, *(side // picture.pixels_per_latent for side in size))
     latents = rng.standard_normal((1, *shape), np.float32)
     return latents, rng.standard_normal((1, len(manifest.sampling.timesteps), *shape), np.float32)

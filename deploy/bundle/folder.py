@@ -39,8 +39,7 @@ class Bundle:
 
     def plain(self, graph: str) -> contextlib.AbstractContextManager[Path]:
         """A folder in which a graph's files are files, and not links to blobs of a hub's cache; for as long as it is loaded."""
-        record = self.manifest.graph(graph)
-        return plain_files(self.folder, [file.path for file in self.manifest.files if record.holds(file.path)])
+        return plain_files(self.folder, self.manifest.files_of(graph))
 
 
 def open_bundle(folder: Path | str) -> Bundle:

@@ -197,7 +197,8 @@ def _render_bundle(content: dict[str, Any]) -> list[str]:
             )
         )
     picture, sampling, text = content["picture"], content["sampling"], content["text"]
-    size = f"{picture['width']} x {picture['height']} px" + (" (dynamic)" if picture["dynamic"] else "")
+    sizes = " or ".join(f"{one['width']} x {one['height']}" for one in (picture, *picture["other_sizes"]))
+    size = f"{sizes} px" + (" (dynamic)" if picture["dynamic"] else "")
     return [
         f"bundle {content['path']}  {megabytes(content['total_bytes'])}",
         "",

@@ -6,7 +6,8 @@ History of the format:
 2. ``notes``, ``opset``, ``requires``, ``client_schedule``; graphs say on how many inputs they were measured (``parity_cases``),
    and ONNX graphs, too, which operators compute in fp32. The student's record names the LoRAs that were merged (``loras``; none
    where the key is not there); ``sampling`` has ``guidance``, none where the key is not there, and ``blocks`` says which rows of
-   the modulations are whose. A manifest of version 1 is one of version 2 that says nothing of these.
+   the modulations are whose. Pictures may have ``other_sizes``, whose graphs say which one ``shares`` its weights with them. A
+   manifest of version 1 is one of version 2 that says nothing of these.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from deploy.errors import BundleError, Complaint
 from exporters.choices import AttentionForm, Compute, ComputeUnits, FormatName, Layout, Precision, Sampler, UpscaleMode
 from exporters.guidance import UNGUIDED, Guidance, guidance_complaints
 from exporters.scales import Size as LatentSize
-from exporters.scales import sized_graph, smaller_sizes
+from exporters.scales import denoised_sizes, sized_graph
 from quantization.errors import printable
 
 FORMAT: Literal["flash-deploy bundle"] = "flash-deploy bundle"
@@ -73,7 +74,7 @@ class GraphRecord(_Record, frozen=True):
         path: its ``.onnx`` file, or its first ``.mlpackage`` folder.
         components: the student's components it was made of.
         parameters: numbers stored in its weights.
-        weight_bytes: bytes of its weights.
+        weight_bytes: bytes of its own weights: those that another graph stores are not counted.
         memory_bytes: what it takes in memory when it is loaded and run, predicted.
         inputs: what it takes.
         outputs: what it returns.
@@ -85,6 +86,7 @@ class GraphRecord(_Record, frozen=True):
         fp32_operators: operators (of ONNX graphs: parts of the traced module) that compute in fp32 in graphs that compute in
             fp16: their values outgrow fp16, or need more digits than it has, or a rule says so.
         bands: of rows in which a VAE's graph is computed, for less memory; 1 for all at once.
+        shares: the graph, of another size, that stores the weights of both; what it has of its own lies in its own file.
     """
 
     name: str
@@ -101,9 +103,10 @@ class GraphRecord(_Record, frozen=True):
     stages: tuple[StageRecord, ...] = ()
     fp32_operators: tuple[str, ...] = ()
     bands: Count = 1
+    shares: str = ""
 
     def holds(self, file: str) -> bool:
-        """Whether a file of the bundle is one of the graph's: its ONNX file, its data, or anything in its packages."""
+        """Whether a file of the bundle is one of the graph's own: its ONNX file, its data, or anything in its packages."""
         packages = tuple(f"{stage.path}/" for stage in self.stages)
         return file in (self.path, f"{self.path}.data") or file.startswith(packages)
 
@@ -161,8 +164,15 @@ class SamplingRecord(_Record, frozen=True):
         return Guidance(**msgspec.structs.asdict(self.guidance))
 
 
+class PictureSize(_Record, frozen=True):
+    """A picture's size in pixels."""
+
+    height: Count
+    width: Count
+
+
 class PictureRecord(_Record, frozen=True):
-    """Picture size in pixels: the default, and the largest side where it is dynamic.
+    """Picture size in pixels: the default, those that can be drawn beside it, and the largest side where it is dynamic.
 
     Also latent channels, pixels per latent, what sizes must be a multiple of, and the VAE's scaling and shift.
     """
@@ -176,6 +186,12 @@ class PictureRecord(_Record, frozen=True):
     scaling_factor: float
     shift_factor: float
     largest: Count
+    other_sizes: tuple[PictureSize, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of every picture that can be drawn where the size is not dynamic, the default first."""
+        return ((self.height, self.width), *((size.height, size.width) for size in self.other_sizes))
 
 
 class TextRecord(_Record, frozen=True):
@@ -290,19 +306,30 @@ class Manifest(_Record, frozen=True):
 
     @property
     def latent_size(self) -> LatentSize:
-        """Rows and columns of a picture's latents, of the bundle's own size."""
+        """Rows and columns of a picture's latents, of the bundle's default size."""
         return self.picture.height // self.picture.pixels_per_latent, self.picture.width // self.picture.pixels_per_latent
 
     @property
+    def picture_latents(self) -> tuple[LatentSize, ...]:
+        """Rows and columns of the latents of every picture that can be drawn where the size is not dynamic, the default first."""
+        scale = self.picture.pixels_per_latent
+        return tuple((height // scale, width // scale) for height, width in self.picture.sizes)
+
+    @property
     def sizes(self) -> tuple[LatentSize, ...]:
-        """Sizes of latents that some steps have in place of the picture's, where graphs have one size; each has a graph."""
+        """Sizes of latents of steps, but for the default picture's, where graphs have one size; each has a denoiser."""
         if self.picture.dynamic:
             return ()
-        return smaller_sizes(self.sampling.scales, self.latent_size, len(self.sampling.timesteps))
+        return denoised_sizes(self.sampling.scales, self.picture_latents, len(self.sampling.timesteps))
 
-    def denoiser_of(self, size: LatentSize) -> str:
-        """The graph of the layout ``native`` for latents of a size: the one of any size, or of the picture's, or its own."""
-        return "denoiser" if self.picture.dynamic or size == self.latent_size else sized_graph("denoiser", size)
+    def graph_of(self, kind: str, size: LatentSize) -> str:
+        """The graph of the layout ``native`` for latents of a size: the one of any size, or of the default picture's, or its own.
+
+        Args:
+            kind: ``denoiser``, ``vae_decoder`` or ``vae_encoder``.
+            size: rows and columns.
+        """
+        return kind if self.picture.dynamic or size == self.latent_size else sized_graph(kind, size)
 
     def has(self, graph: str) -> bool:
         """Whether there is a graph of that name."""
@@ -318,6 +345,12 @@ class Manifest(_Record, frozen=True):
             if graph.name == name:
                 return graph
         raise BundleError("The bundle lacks a graph.", [Complaint(NAME, "graph is missing", name)])
+
+    def files_of(self, graph: str) -> list[str]:
+        """The paths of all files that a graph is loaded from, those among them whose weights it shares."""
+        record = self.graph(graph)
+        shared = f"{self.graph(record.shares).path}.data" if record.shares else ""
+        return [file.path for file in self.files if record.holds(file.path) or file.path == shared]
 
     def to_json(self) -> bytes:
         """The manifest as indented JSON."""
@@ -394,6 +427,12 @@ def _check(manifest: Manifest, file: Path) -> None:
         twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
         complaints += [Complaint(str(file), f"names a {kind} twice", got=repr(name)) for name in twice]
     complaints += [Complaint(str(file), f"{path} is used and not listed in files") for path in used if path not in listed]
+    owners = {graph.name for graph in manifest.graphs if not graph.shares}
+    for graph in manifest.graphs:
+        if graph.shares and graph.shares not in owners:
+            complaints.append(
+                Complaint(f"{file}: {graph.name}", "shares weights with no graph that has its own", got=repr(graph.shares))
+            )
     complaints += _check_fit(manifest, file)
     sampling = manifest.sampling
     if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:
@@ -429,7 +468,10 @@ _GRAPHS = {
 def _check_fit(manifest: Manifest, file: Path) -> list[Complaint]:
     """Graphs, tokenizers, schedule and picture must fit each other: what does not would fail in the middle of a picture."""
     graphs = {graph.name: graph for graph in manifest.graphs}
-    needed = _GRAPHS[manifest.layout] | {manifest.denoiser_of(size) for size in manifest.sizes}
+    needed = _GRAPHS[manifest.layout] | {manifest.graph_of("denoiser", size) for size in manifest.sizes}
+    if manifest.layout == "native" and not manifest.picture.dynamic:
+        encoder = ("vae_encoder",) if manifest.has("vae_encoder") else ()
+        needed |= {manifest.graph_of(kind, size) for kind in ("vae_decoder", *encoder) for size in manifest.picture_latents}
     if missing := needed - graphs.keys():
         expected = f"those of the layout {manifest.layout}"
         return [Complaint(str(file), "graphs are missing", expected, f"no {', '.join(sorted(missing))}")]
@@ -455,11 +497,13 @@ def _native_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int | str,
     shapes: dict[tuple[str, str], tuple[int | str, ...]] = {("conditioner", "modulations"): (steps, *modulation)}
     if not picture.dynamic:
         for size in (*manifest.sizes, manifest.latent_size):
-            shapes[manifest.denoiser_of(size), "hidden_states"] = (1, picture.latent_channels, *size)
-        shapes["vae_decoder", "sample"] = (1, 3, picture.height, picture.width)
-        if manifest.has("vae_encoder"):
-            shapes["vae_encoder", "sample"] = (1, 3, picture.height, picture.width)
-            shapes["vae_encoder", "latent_mean"] = (1, picture.latent_channels, *manifest.latent_size)
+            shapes[manifest.graph_of("denoiser", size), "hidden_states"] = (1, picture.latent_channels, *size)
+        for pixels, size in zip(picture.sizes, manifest.picture_latents, strict=True):
+            shapes[manifest.graph_of("vae_decoder", size), "sample"] = (1, 3, *pixels)
+            if manifest.has("vae_encoder"):
+                encoder = manifest.graph_of("vae_encoder", size)
+                shapes[encoder, "sample"] = (1, 3, *pixels)
+                shapes[encoder, "latent_mean"] = (1, picture.latent_channels, *size)
     for tokenizer in manifest.text.tokenizers:
         shapes["text_encoder", tokenizer.input] = (1, tokenizer.max_length)
     return shapes

@@ -167,7 +167,8 @@ def _what_it_is(manifest: Manifest) -> str:
     memory = f"{megabytes(peak_memory_bytes(manifest.graphs))} predicted"
     memory += f"; the tier allows {megabytes(tier.memory_bytes)}" if tier is not None else ""
     steps = {"euler": "Euler", "renoise": "adds noise anew after each step", "dpmpp": "DPM-Solver++"}[sampling.method]
-    size = f"{picture.width} x {picture.height} px" + (f", or any up to {picture.largest} px" if picture.dynamic else "")
+    sizes = " or ".join(f"{width} x {height}" for height, width in picture.sizes)
+    size = f"{sizes} px" + (f", or any up to {picture.largest} px" if picture.dynamic else "")
     tokens = text.max_sequence_length
     t5 = f"T5 with {tokens} tokens" if text.t5 == "kept" else f"T5 dropped: {tokens} null tokens stand in its place"
     facts = {

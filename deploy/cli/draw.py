@@ -22,6 +22,7 @@ from deploy.cli.options import (
     ThreadsOption,
     TiersOption,
     messages,
+    one_size,
     parse_guidance,
     tell_note,
 )
@@ -76,11 +77,17 @@ def generate(
     ] = None,
     height: Annotated[
         int | None,
-        typer.Option(min=1, help="Picture height in pixels, of a bundle with a dynamic size.", show_default=False),
+        typer.Option(
+            min=1, help="Picture height in pixels, of a bundle with a dynamic size or with several.", show_default=False
+        ),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size.", show_default=False),
+        typer.Option(min=1, help="Picture width in pixels, of a bundle with a dynamic size or with several.", show_default=False),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Both in one, in place of --height and --width.", show_default=False),
     ] = None,
     image: Annotated[
         Path | None,
@@ -144,7 +151,7 @@ def generate(
     if noise is not None and num_images is not None and num_images * len(asked) != len(noise):
         complaint = Complaint("--num-images", "disagrees with --latents", f"{len(noise) / len(asked):g}", str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
-    guidance = parse_guidance(ctx.params)
+    guidance, (height, width) = parse_guidance(ctx.params), one_size(size, height, width)
     upon, anew = (None if file is None else load_image(file, f"--{name}") for name, file in (("image", image), ("mask", mask)))
     pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
     for what, text in (*(("prompt", one) for one in asked), ("negative prompt", negative_prompt or "")):

@@ -33,6 +33,7 @@ from deploy.cli.options import (
     ShiftOption,
     SigmasAfterShiftOption,
     SigmasOption,
+    SizeOption,
     SkipGuidanceLayersOption,
     SkipLayerScaleOption,
     SkipLayerStartOption,
@@ -83,6 +84,7 @@ def build(
     calibration: CalibrationOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
+    size: SizeOption = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Let height and width change at run time (optimum layout: always).")
     ] = False,

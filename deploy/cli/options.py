@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 
-from deploy.errors import InputError
+from deploy.errors import Complaint, InputError
 from deploy.tiers.read import OWN_TIERS, tier_data
 from exporters.choices import (
     AttentionForm,
@@ -89,6 +90,14 @@ HeightOption = Annotated[
 WidthOption = Annotated[
     int | None,
     typer.Option(min=1, help="Picture width in pixels. Default: the student's, then the tier's.", show_default=False),
+]
+SizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WIDTHxHEIGHT",
+        help="Picture size in pixels, in place of --height and --width; repeated: several in one bundle, the first by default.",
+        show_default=False,
+    ),
 ]
 StepsOption = Annotated[
     int | None,
@@ -310,12 +319,52 @@ def build_request(given: Mapping[str, Any]) -> BuildRequest:
     request["student"] = given["student"] or BUILTIN_STUDENT
     request |= {name: parse_numbers(f"--{name.replace('_', '-')}", given.get(name)) for name in LISTS}
     request |= parse_guidance(given)
+    request |= _sizes(given)
     request["lora"] = parse_loras(given["lora"])
     request["components"] = given_components(given)
     request["system"] = given.get("target")
     if given.get("opset") is not None:
         request["opset"] = int(given["opset"])
     return BuildRequest(**request)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a size as it is written, width first.
+
+    Raises:
+        InputError: it is none.
+
+    >>> parse_size("768x512")
+    (512, 768)
+    """
+    if match := re.fullmatch(r"([1-9]\d{0,6})[xX]([1-9]\d{0,6})", text.strip(), re.ASCII):
+        return int(match[2]), int(match[1])
+    complaint = Complaint("--size", "is no size", "WIDTHxHEIGHT in pixels, like 768x512", repr(text))
+    raise InputError("The options cannot be used.", [complaint])
+
+
+def one_size(size: str | None, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+    """Height and width, said in one way or the other.
+
+    Raises:
+        InputError: they are said in both.
+    """
+    if size is None:
+        return height, width
+    if height is not None or width is not None:
+        raise InputError(
+            "The options cannot be used.", [Complaint("--size", "says what --height and --width say")], "leave one out"
+        )
+    return parse_size(size)
+
+
+def _sizes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The first of the sizes that are given is the picture's, the others can be drawn beside it."""
+    sizes = given.get("size")
+    if not sizes:
+        return {}
+    height, width = one_size(sizes[0], given.get("height"), given.get("width"))
+    return {"height": height, "width": width, "other_sizes": tuple(map(parse_size, sizes[1:]))}
 
 
 def parse_loras(given: Iterable[str] | None) -> tuple[Lora, ...]:

@@ -25,7 +25,8 @@ def preview(request: BuildRequest) -> str:
 
 def _choices(settled: Plan) -> list[str]:
     request, options, sampling = settled.request, settled.options, settled.sampling
-    size = f"{options.width} x {options.height} px" + (" (dynamic)" if options.dynamic else "")
+    size = " or ".join(f"{width} x {height}" for height, width in options.picture_sizes) + " px"
+    size += " (dynamic)" if options.dynamic else ""
     coreml = [f"compute units {settled.compute_units}", f"stages {settled.stages}", f"attention {settled.attention}"]
     facts = [f"format {request.format}", f"layout {request.layout}", f"computes in {settled.compute}"]
     return [

@@ -171,10 +171,13 @@ def _in_every_step(graph: str) -> bool:
 
 
 def _counted(manifest: Manifest, graph: str) -> dict[str, tuple[Size, int]]:
-    """Under which names a graph is counted, with the size of latents there, and how often a picture runs it at that size."""
-    whole, sampling = manifest.latent_size, manifest.sampling
+    """Under which names a graph is counted, with the size of latents there, and how often a picture runs it at that size.
+
+    Under none where only pictures of another size than the default run it.
+    """
+    whole, sampling, own = manifest.latent_size, manifest.sampling, unsized_graph(graph)[1]
     if not _in_every_step(graph):
-        return {graph: (whole, 1)}
+        return {} if own else {graph: (whole, 1)}
     steps = len(sampling.timesteps)
     if manifest.layout == "swift":  # its transformer predicts for the prompt and for the negative prompt at once
         return {graph: (whole, steps)}
@@ -184,8 +187,8 @@ def _counted(manifest: Manifest, graph: str) -> dict[str, tuple[Size, int]]:
     ):
         passes[size] = passes.get(size, 0) + often
     if not manifest.picture.dynamic:  # each size has a graph
-        size = unsized_graph(graph)[1] or whole
-        return {graph: (size, passes[size])}
+        size = own or whole
+        return {graph: (size, passes[size])} if size in passes else {}
     pixels = manifest.picture.pixels_per_latent
     return {
         graph if size == whole else f"{graph}, {pixels * size[1]} x {pixels * size[0]} px": (size, often)

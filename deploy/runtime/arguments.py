@@ -171,10 +171,14 @@ def pictures_of_each(num_images: int, prompts: int, latents: np.ndarray | None) 
 def picture_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width in pixels: the bundle's own, unless the caller says otherwise.
 
+    Of a bundle of several sizes the first that has what is said, of one side or of both.
+
     Raises:
         InputError: the bundle has another size, or none such.
     """
     picture = manifest.picture
+    if picture.other_sizes:
+        return _one_of(picture.sizes, height, width)
     wanted = {
         "height": picture.height if height is None else height,
         "width": picture.width if width is None else width,
@@ -197,6 +201,25 @@ def picture_size(manifest: Manifest, height: int | None, width: int | None) -> t
     if complaints:
         raise InputError("The picture's size does not fit the bundle.", complaints, remedy)
     return int(wanted["height"]), int(wanted["width"])
+
+
+def _one_of(sizes: Sequence[tuple[int, int]], height: int | None, width: int | None) -> tuple[int, int]:
+    for size in sizes:
+        if all(
+            wanted is None or (is_whole(wanted) and wanted == side) for wanted, side in zip((height, width), size, strict=True)
+        ):
+            return size
+    given = {"--height": height, "--width": width}
+    there = "one of " + ", ".join(f"{columns}x{rows}" for rows, columns in sizes)
+    complaint = Complaint(
+        " and ".join(name for name, value in given.items() if value is not None),
+        "this bundle draws no such size",
+        there,
+        "x".join("any" if value is None else str(value) for value in (width, height)),
+    )
+    raise InputError(
+        "The picture's size does not fit the bundle.", [complaint], "take one of them, or build a bundle of that size"
+    )
 
 
 def _sizes_expected(size: int, picture: PictureRecord) -> str:

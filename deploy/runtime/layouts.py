@@ -75,6 +75,11 @@ class _Native:
     def __init__(self, runner: GraphRunner) -> None:
         self._runner = runner
 
+    def _graph(self, kind: str, array: np.ndarray, scale: int = 1) -> str:
+        """The graph for an array's size, which is so many times that of its latents."""
+        rows, columns = (side // scale for side in array.shape[2:])
+        return self._runner.manifest.graph_of(kind, (rows, columns))
+
     def conditions(self, prompts: Sequence[Ids]) -> list[Condition]:
         encoded = [self._runner.run("text_encoder", dict(ids)) for ids in prompts]
         return [(states, self._runner.run("conditioner", {"pooled_projections": pooled})[0]) for states, pooled in encoded]
@@ -82,8 +87,7 @@ class _Native:
     def velocity(self, latents: np.ndarray, condition: Condition, step: int) -> np.ndarray:
         states, modulations = condition
         inputs = {"hidden_states": latents, "encoder_hidden_states": states, "modulation": modulations[step]}
-        rows, columns = latents.shape[2:]
-        return self._runner.run(self._runner.manifest.denoiser_of((rows, columns)), inputs)[0]
+        return self._runner.run(self._graph("denoiser", latents), inputs)[0]
 
     def without(self, condition: Condition, blocks: Collection[int]) -> Condition:
         states, modulations = condition
@@ -95,10 +99,11 @@ class _Native:
         return states, closed
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self._runner.run("vae_decoder", {"latent_sample": latents})[0]
+        return self._runner.run(self._graph("vae_decoder", latents), {"latent_sample": latents})[0]
 
     def encode(self, picture: np.ndarray) -> Law:
-        mean, *log_variance = self._runner.run("vae_encoder", {"sample": picture})
+        scale = self._runner.manifest.picture.pixels_per_latent
+        mean, *log_variance = self._runner.run(self._graph("vae_encoder", picture, scale), {"sample": picture})
         return mean, np.exp(0.5 * log_variance[0]) if log_variance else None
 
 

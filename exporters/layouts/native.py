@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from exporters.choices import ENCODER_IDS
@@ -10,24 +11,31 @@ from exporters.scales import Size, sized_graph
 from exporters.student.classes import component_class
 from exporters.student.student import Student
 
+Make = Callable[[Student, GraphOptions], GraphSpec]
+
 
 def native_graphs(student: Student, options: GraphOptions) -> list[GraphSpec]:
-    """The layout's graphs, in the order in which they run; the VAE's encoder, for pictures that are drawn upon, is the last."""
-    optional = (_vae_encoder,) if options.vae_encoder else ()
-    before, after = (_text_encoder, _conditioner), (_denoiser, _vae_decoder, *optional)
-    return [
-        *(make(student, options) for make in before),
-        *(_smaller_denoiser(student, options, size) for size in options.sizes),
-        *(make(student, options) for make in after),
-    ]
+    """The layout's graphs, in the order in which they run; the VAE's encoder, for pictures that are drawn upon, is the last.
+
+    After each graph come those that differ from it in size alone.
+    """
+    others = tuple((height // VAE_SCALE, width // VAE_SCALE) for height, width in options.other_sizes)
+    made = [_text_encoder(student, options), _conditioner(student, options)]
+    made += _of_sizes(_denoiser, student, options, options.sizes)
+    made += _of_sizes(_vae_decoder, student, options, others)
+    if options.vae_encoder:
+        made += _of_sizes(_vae_encoder, student, options, others)
+    return made
 
 
-def _smaller_denoiser(student: Student, options: GraphOptions, size: Size) -> GraphSpec:
-    """The denoiser of steps whose latents are smaller."""
-    rows, columns = size
-    denoiser = _denoiser(student, replace(options, height=rows * VAE_SCALE, width=columns * VAE_SCALE))
-    name = sized_graph(denoiser.name, size)
-    return replace(denoiser, name=name, path=f"{name}.onnx")
+def _of_sizes(make: Make, student: Student, options: GraphOptions, sizes: Sequence[Size]) -> Iterator[GraphSpec]:
+    """A graph of the picture's size, and those of other sizes of latents."""
+    own = make(student, options)
+    yield own
+    for rows, columns in sizes:
+        graph = make(student, replace(options, height=rows * VAE_SCALE, width=columns * VAE_SCALE))
+        name = sized_graph(own.name, (rows, columns))
+        yield replace(graph, name=name, path=f"{name}.onnx", shares=own.name)
 
 
 def _latents(student: Student, options: GraphOptions, name: str) -> Port:

@@ -42,8 +42,8 @@ def _check(student: Student, options: GraphOptions) -> None:
     complaints = []
     if (scale := 2 ** (len(vae["block_out_channels"]) - 1)) != VAE_SCALE:
         complaints.append(Complaint("vae: block_out_channels", "another scale", f"{VAE_SCALE} pixels per latent", str(scale)))
-    for name, size in (("height", options.height), ("width", options.width)):
-        limit = config["pos_embed_max_size"] * step
+    limit = config["pos_embed_max_size"] * step
+    for name, size in [pair for both in options.picture_sizes for pair in zip(("height", "width"), both, strict=True)]:
         if size <= 0 or size % step or size > limit:
             complaints.append(Complaint(name, "does not fit the student", f"a multiple of {step}, at most {limit}", str(size)))
     complaints += _check_bands(student, options)
@@ -67,8 +67,10 @@ def _check_bands(student: Student, options: GraphOptions) -> list[Complaint]:
     """Bands of rows are all alike, also at the VAE's second level."""
     if options.vae_bands > 1 and not can_be_in_bands(student):
         return [Complaint("vae_bands", "an AutoencoderTiny is computed at once", "1", str(options.vae_bands))]
-    rows = options.height // 4
-    if rows % options.vae_bands == 0:
-        return []
-    expected = f"a divisor of {rows}, a quarter of the height"
-    return [Complaint("vae_bands", "do not divide the picture", expected, str(options.vae_bands))]
+    return [
+        Complaint(
+            "vae_bands", "do not divide the picture", f"a divisor of {rows}, a quarter of the height", str(options.vae_bands)
+        )
+        for rows in dict.fromkeys(height // 4 for height, _ in options.picture_sizes)
+        if rows % options.vae_bands
+    ]

@@ -42,6 +42,7 @@ class GraphSpec:
         weights: finds the weight behind each of the module's tensors.
         largest_activation: numbers in its largest intermediate result.
         bands: of rows in which it is computed.
+        shares: the graph that it differs from in size alone; what weights they have in common are stored once where a format can.
     """
 
     name: str
@@ -53,6 +54,7 @@ class GraphSpec:
     weights: Callable[[object], Mapping[str, Weight]]
     largest_activation: int
     bands: int = 1
+    shares: str = ""
 
     @functools.cached_property
     def student_weights(self) -> dict[str, Weight]:
@@ -84,7 +86,9 @@ class GraphOptions:
         dynamic: whether height and width may change at run time.
         client: what the client draws by (layout ``swift``).
         guided: whether its transformer computes for the negative prompt too (layout ``swift``; others are asked twice).
-        sizes: rows and columns of latents that some steps have in place of the picture's, where a graph has one size.
+        sizes: rows and columns of latents that some steps, or pictures of other sizes, have in place of the picture's, where a
+            graph has one size.
+        other_sizes: height and width of pictures that can be drawn beside (layout ``native``, of fixed sizes).
         vae_bands: of rows in which the VAE is computed (layout ``native``, of a fixed size); 1 for all at once.
         vae_encoder: whether there is the VAE's encoder (layout ``native``; ``optimum`` always has it).
     """
@@ -100,8 +104,14 @@ class GraphOptions:
     client: ClientSchedule | None = None
     guided: bool = False
     sizes: tuple[Size, ...] = ()
+    other_sizes: tuple[Size, ...] = ()
     vae_bands: int = 1
     vae_encoder: bool = False
+
+    @property
+    def picture_sizes(self) -> tuple[Size, ...]:
+        """Height and width of all pictures that can be drawn, the default first."""
+        return ((self.height, self.width), *self.other_sizes)
 
 
 def largest_encoded(config: Mapping[str, Any], options: GraphOptions) -> int:

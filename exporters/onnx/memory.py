@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from exporters.choices import Compute
 from exporters.layouts.spec import GraphSpec
+from exporters.scales import unsized_graph
 from quantization.calibration import Layer
 from quantization.schemes import Scheme, parse_scheme
 
@@ -24,9 +25,10 @@ IN_BANDS = {"vae_decoder": (3.7, 24), "vae_encoder": (2.7, 20)}  # likewise, and
 
 def live_bytes(spec: GraphSpec) -> int:
     """Activations that are alive at once, at the graph's own size."""
-    live: float = LIVE_ACTIVATIONS.get(spec.name, LIVE_OTHERWISE)
+    kind, _ = unsized_graph(spec.name)
+    live: float = LIVE_ACTIVATIONS.get(kind, LIVE_OTHERWISE)
     if spec.bands > 1:
-        always, divided = IN_BANDS[spec.name]
+        always, divided = IN_BANDS[kind]
         live = always + divided / spec.bands
     return int(4 * live * spec.largest_activation)
 

@@ -29,6 +29,7 @@ A weight that a rule speaks of and that has no such form keeps its floating-poin
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,15 @@ class LazyCodes(ir.LazyTensor):
     def __init__(self, encoding: _Encoding, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> None:
         super().__init__(lambda: ir.Tensor(self.read(), name=name), dtype=dtype, shape=ir.Shape(shape), cache=False, name=name)
         self.encoding, self.form = encoding, form
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all other contents that a student's graphs store with one profile and one calibration."""
+        of = self.encoding
+        factors = "" if of.factors is None else hashlib.sha256(of.factors.tobytes()).hexdigest()
+        return repr(
+            (of.weight.component, of.weight.name, of.scheme.name, factors, self.form, self.dtype.name, self.shape.numpy())
+        )
 
     def read(self) -> np.ndarray:
         """The stored numbers."""

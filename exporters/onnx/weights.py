@@ -39,6 +39,13 @@ class LazyWeight(ir.LazyTensor):
         super().__init__(self._read, dtype=dtype, shape=padded, cache=False, name=name)
         self.weight, self.transposed = weight, transposed
 
+    @property
+    def identity(self) -> str:
+        """What tells it from all other contents that a student's graphs store; nothing where it is no tensor of the student's."""
+        weight = self.weight
+        parts = (weight.component, weight.name, self.dtype.name, self.shape.numpy(), self.transposed, self.padding)
+        return repr(parts) if weight.name else ""
+
     def transpose(self) -> LazyWeight:
         """The same weight, stored the other way round."""
         return LazyWeight(self.weight, self.dtype, self.name or "", not self.transposed, self.padding[::-1])

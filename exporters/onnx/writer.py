@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,60 @@ class WrittenFile:
     sha256: str
 
 
-def stored_bytes(model: ir.Model) -> int:
-    """Bytes of all weights as they are stored, without padding."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+@dataclass(frozen=True)
+class Shared:
+    """Weights that another graph of the same student has stored already, with the same profile and the same calibration.
+
+    Attributes:
+        path: of that graph in the bundle; the graphs that share lie in one folder.
+        places: where each weight lies in its data, and how many bytes it takes, by what it is.
+    """
+
+    path: str
+    places: Mapping[str, tuple[int, int]]
+
+    def place(self, tensor: object) -> tuple[int, int] | None:
+        """Where a tensor lies; none where it is another, or lies in the graph's own file."""
+        return self.places.get(tensor.identity) if isinstance(tensor, _STREAMED) else None
 
 
-def data_bytes(model: ir.Model) -> int:
+NOTHING = Shared("", {})
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """What was written.
+
+    Attributes:
+        files: the graph, and its data where it has some of its own.
+        shared: what other graphs may share of it.
+    """
+
+    files: tuple[WrittenFile, ...]
+    shared: Shared
+
+
+def stored_bytes(model: ir.Model, shared: Shared = NOTHING) -> int:
+    """Bytes of all weights as they are stored, without padding and without those that are shared."""
+    return sum(tensor.nbytes for tensor in _own(model, shared))
+
+
+def data_bytes(model: ir.Model, shared: Shared = NOTHING) -> int:
     """Upper bound of the external data's size."""
-    return sum(v.const_value.nbytes + PAGE_BYTES for v in model.graph.initializers.values() if v.const_value is not None)
+    return sum(tensor.nbytes + PAGE_BYTES for tensor in _own(model, shared))
+
+
+def identities(model: ir.Model) -> dict[str, tuple[int, int]]:
+    """The weights that a model will store in its data, as :attr:`Shared.places` has them, before their places are known."""
+    streamed = (tensor for tensor in _own(model, NOTHING) if isinstance(tensor, _STREAMED) and tensor.nbytes > INLINE_BYTES)
+    return {tensor.identity: (0, tensor.nbytes) for tensor in streamed if tensor.identity}
+
+
+def _own(model: ir.Model, shared: Shared) -> Iterator[ir.TensorProtocol]:
+    """The tensors that a model stores itself."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and shared.place(value.const_value) is None:
+            yield value.const_value
 
 
 def parameters(model: ir.Model) -> int:
@@ -60,7 +106,9 @@ def parameters(model: ir.Model) -> int:
     return total
 
 
-def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], None] | None = None) -> list[WrittenFile]:
+def write(
+    model: ir.Model, folder: Path, path: str, progress: Callable[[int], None] | None = None, shared: Shared = NOTHING
+) -> WrittenModel:
     """Write ``model`` to ``folder / path`` and its weights to ``path + ".data"`` beside it; both are flushed to disk.
 
     Args:
@@ -68,6 +116,7 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
         folder: the bundle's folder.
         path: the graph's path in it.
         progress: called with the number of bytes just written.
+        shared: what the graph reads from another one's data.
 
     Raises:
         SchemeError: weights that cannot be stored, all at once.
@@ -76,14 +125,19 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
     target.parent.mkdir(parents=True, exist_ok=True)
     data = _DataFile(target.with_name(target.name + ".data"))
     complaints: list[Complaint] = []
+    places: dict[str, tuple[int, int]] = {}
+    in_the_file = stored_bytes(model, shared)
+    _refer(model, folder, shared)
     streamed = [(v, t) for v in model.graph.initializers.values() if isinstance(t := v.const_value, _STREAMED)]
     if progress:  # what the graph's file itself will hold
-        progress(stored_bytes(model) - sum(tensor.nbytes for _, tensor in streamed))
+        progress(in_the_file - sum(tensor.nbytes for _, tensor in streamed))
     with data:
         for (value, tensor), read in zip(streamed, _read_ahead([tensor for _, tensor in streamed]), strict=True):
             try:
                 if tensor.nbytes > INLINE_BYTES:
-                    value.const_value = data.append(tensor, read())
+                    offset, length = data.append(read())
+                    value.const_value = _external(tensor, data.file, offset, length)
+                    places[tensor.identity] = offset, length
                 else:
                     value.const_value = ir.Tensor(read(), name=tensor.name)
             except SchemeError as error:
@@ -102,7 +156,29 @@ def write(model: ir.Model, folder: Path, path: str, progress: Callable[[int], No
         written.append(WrittenFile(f"{path}.data", data.size_bytes, data.sha256))
     else:
         data.file.unlink()
-    return written
+    places.pop("", None)  # no tensor of the student's
+    return WrittenModel(tuple(written), Shared(path, places))
+
+
+def _refer(model: ir.Model, folder: Path, shared: Shared) -> None:
+    """Let a model read from another one's data what lies there."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and (place := shared.place(tensor)) is not None:
+            value.const_value = _external(tensor, folder / f"{shared.path}.data", *place)
+
+
+def _external(tensor: ir.TensorProtocol, file: Path, offset: int, length: int) -> ir.ExternalTensor:
+    """A tensor that lies in a file of weights."""
+    return ir.ExternalTensor(
+        location=file.name,
+        offset=offset,
+        length=length,
+        dtype=tensor.dtype,
+        shape=tensor.shape,  # type: ignore[arg-type]
+        name=tensor.name or "",
+        base_dir=file.parent,
+    )
 
 
 def _read_ahead(tensors: Sequence[LazyWeight | LazyCodes]) -> Iterator[Callable[[], np.ndarray]]:
@@ -133,20 +209,13 @@ class _DataFile:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def append(self, tensor: LazyWeight | LazyCodes, array: np.ndarray) -> ir.ExternalTensor:
+    def append(self, array: np.ndarray) -> tuple[int, int]:
+        """Where it lies now, and how many bytes it takes."""
         page = PAGE_BYTES if array.nbytes >= PAGE_BYTES else SMALL_BYTES if array.nbytes >= SMALL_BYTES else 64
         self._put(np.zeros(-self.size_bytes % page, np.uint8))
         offset = self.size_bytes
         self._put(array.reshape(-1).view(np.uint8))
-        return ir.ExternalTensor(
-            location=self.file.name,
-            offset=offset,
-            length=array.nbytes,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            name=tensor.name or "",
-            base_dir=self.file.parent,
-        )
+        return offset, array.nbytes
 
     def _put(self, octets: np.ndarray) -> None:
         view = memoryview(octets)  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def test_programs_of_each_size(students: dict[str, Student], tmp_path: Path) -> 
     options: dict[str, Any] = {"tier": "laptop-apple", "format": "coreml", "precision": "fp16", "parity": "never"}
     grown = build(request(students["tiny"], tmp_path / "b", **options))
     sized = ["denoiser_4x2", "denoiser_8x4", "denoiser_12x6"]
-    assert [graph.name for graph in grown.manifest.graphs] == ["text_encoder", "conditioner", *sized, "denoiser", "vae_decoder"]
+    assert [graph.name for graph in grown.manifest.graphs] == ["text_encoder", "conditioner", "denoiser", *sized, "vae_decoder"]
     report = verify(grown.folder, students["tiny"].path, pictures=False)
     assert (report.complaints, [*report.graph_db]) == ([], [graph.name for graph in grown.manifest.graphs])
     assert min(report.graph_db.values()) >= 50

@@ -58,7 +58,7 @@ def denoiser(students: dict[str, Student]) -> GraphSpec:
 def files(spec: GraphSpec, folder: Path) -> list[bytes]:
     folder.mkdir()
     model, _ = clean_up(trace(spec, torch.float16, wide=["transformer_blocks.0.attn"]), PassOptions(uniform("fp16")))
-    return [(folder / file.path).read_bytes() for file in write(model, folder, spec.path)]
+    return [(folder / file.path).read_bytes() for file in write(model, folder, spec.path).files]
 
 
 def test_a_cache_changes_no_byte(
