@@ -128,6 +128,14 @@ def generate(
     parameters: Annotated[
         bool, typer.Option(help="Write what a picture was drawn with into its PNG file; `inspect` reads it.")
     ] = True,
+    previews: Annotated[
+        bool,
+        typer.Option(
+            "--previews",
+            help="Also write what each picture would be after each step, beside it: NAME-step-1.png, ... Takes a run of the VAE "
+            "a step.",
+        ),
+    ] = False,
     runtime: RuntimeOption = None,
     provider: Annotated[
         str,
@@ -141,7 +149,7 @@ def generate(
     from deploy.cli.progress import Steps
     from deploy.runtime.arguments import guidance_of, picture_size
     from deploy.runtime.eight_bit import to_8_bit
-    from deploy.runtime.pictures import encoded_picture, load_image, load_latents, save_pictures, squeezed
+    from deploy.runtime.pictures import Previews, encoded_picture, load_image, load_latents, save_pictures, squeezed
     from deploy.runtime.pipeline import Pipeline
 
     asked = _asked(prompt, prompts)
@@ -151,6 +159,7 @@ def generate(
     if noise is not None and num_images is not None and num_images * len(asked) != len(noise):
         complaint = Complaint("--num-images", "disagrees with --latents", f"{len(noise) / len(asked):g}", str(num_images))
         raise InputError("The pictures cannot be drawn.", [complaint], "leave --num-images out: each latent makes one picture")
+    after_steps = Previews(output, count) if previews else None
     guidance, (height, width) = parse_guidance(ctx.params), one_size(size, height, width)
     upon, anew = (None if file is None else load_image(file, f"--{name}") for name, file in (("image", image), ("mask", mask)))
     pipeline = Pipeline(bundle, provider, threads, runtime=runtime)
@@ -173,6 +182,7 @@ def generate(
             mask=anew,
             progress=steps,
             noise="torch" if torch_noise else "numpy",
+            previews=after_steps,
             **guidance,
         )
     guided = list(zip(asked, guidance_of(pipeline.manifest, guidance, len(asked)), strict=True))

@@ -19,6 +19,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done and how many there are."""
 StepCallback = Callable[[int, int, np.ndarray], None]
 """Called after each step of each picture with the step (from 0), how many steps a picture has, and the latents after it."""
+PreviewCallback = Callable[[int, int, np.ndarray], None]
+"""Called after each step of each picture with the step, how many steps there are, and what the picture would be,
+``[height, width, 3]``."""
 LEAST = {"seed": 0, "num_images": 1}
 HEADLINE = "The pictures cannot be drawn."
 
@@ -45,6 +48,7 @@ class DrawingOptions(GuidanceOptions, total=False):
     progress: Progress | None
     noise: Noise
     callback: StepCallback | None
+    previews: PreviewCallback | None
 
 
 def check_choices(numbers: Mapping[str, int], noise: Noise) -> None:

@@ -148,6 +148,30 @@ def encoded_picture(picture: np.ndarray, suffix: str, told: Told | None = None) 
     return encoded.getvalue()
 
 
+class Previews:
+    """Writes what pictures would be after each step: ``name-step-1.png``, ..., beside ``name.png``.
+
+    Args:
+        file: where the pictures go, as of :func:`save_pictures`.
+        images: how many there will be.
+
+    Raises:
+        InputError: the pictures are to be one array.
+    """
+
+    def __init__(self, file: Path, images: int) -> None:
+        if file.suffix.lower() not in PICTURE_SUFFIXES:
+            complaint = Complaint("--previews", "are written beside a picture's file", " or ".join(PICTURE_SUFFIXES), str(file))
+            raise InputError("The previews cannot be written.", [complaint])
+        self._files, self._picture = files_of(file, images), 0
+
+    def __call__(self, step: int, steps: int, picture: np.ndarray) -> None:
+        """One picture's step; pictures follow one another."""
+        file = self._files[self._picture]
+        write_picture(file.with_stem(f"{file.stem}-step-{step + 1}"), to_8_bit(picture[None])[0])
+        self._picture += step + 1 == steps
+
+
 def files_of(file: Path, images: int) -> list[Path]:
     """The files that some pictures become."""
     if images == 1 or file.suffix.lower() == ".npy":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -20,6 +20,7 @@ from deploy.errors import BundleError, Complaint
 from deploy.runtime.arguments import (
     DrawingOptions,
     GuidanceOptions,
+    PreviewCallback,
     Progress,
     StepCallback,
     check_choices,
@@ -50,6 +51,22 @@ class _Encoded:
 
     latents: np.ndarray
     upon: Upon
+
+
+@dataclass
+class _Clean:
+    """The clean latents that the last step predicted."""
+
+    latents: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Who is told of steps."""
+
+    report: Progress
+    callback: StepCallback | None
+    previews: PreviewCallback | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,7 @@ class Pipeline:
         progress: Progress | None = None,
         noise: Noise = "numpy",
         callback: StepCallback | None = None,
+        previews: PreviewCallback | None = None,
         **guidance: Unpack[GuidanceOptions],
     ) -> np.ndarray:
         """Draw pictures of one prompt or of several.
@@ -155,6 +173,9 @@ class Pipeline:
             callback: called after each step of each picture with the step (from 0), the number of steps, and a copy of the
                 latents ``[1, channels, height / 8, width / 8]`` after it, fp32. Pictures follow one another. Whatever it raises
                 ends the call, and comes out of it.
+            previews: called likewise with what the picture would be, ``[height, width, 3]`` in [0, 1]: the clean latents that the
+                step predicts, decoded by the bundle's VAE, which each time is one more run of it (an ``AutoencoderTiny`` makes
+                that a small one). Without ``keep_graphs`` denoiser and VAE are loaded again each time, too.
             guidance: how pictures are guided, where that is not to be as the bundle has it: ``guidance_scale`` (1 for none),
                 ``negative_prompt`` (one for all, or one for each prompt), ``guidance_interval``, ``skip_guidance_layers`` and
                 the rest of :class:`exporters.guidance.Guidance`. A guided step asks the network twice.
@@ -182,7 +203,8 @@ class Pipeline:
             start = drawn_latents(drawers, (*shape[:1], *sizes[0])) if given is None else given
             added = None if step_noise is None else given_step_noise(step_noise, (len(start), self._steps, *shape))
             conditions = self._conditions(prompts, guided, report)
-            samples = self._denoised(conditions, PictureNoise(start, drawers, sizes, added), encoded, report, callback)
+            told = _Told(report, callback, previews)
+            samples = self._denoised(conditions, PictureNoise(start, drawers, sizes, added), encoded, told)
             return self._decoded(samples, report)
 
     def images(
@@ -274,24 +296,25 @@ class Pipeline:
         conditions: Sequence[_Guided],
         noise: PictureNoise,
         encoded: _Encoded | None,
-        report: Progress,
-        callback: StepCallback | None,
+        told: _Told,
     ) -> list[np.ndarray]:
         """Latents of each picture after its last step."""
         count, steps = len(noise.latents), self._steps - (encoded.upon.first if encoded else 0)
-        each = count // len(conditions)
+        each, clean = count // len(conditions), _Clean()
 
         def after_step(picture: int, step: int, latents: np.ndarray) -> None:
-            report("denoise", picture * steps + step + 1, count * steps)
-            if callback:
-                callback(step, steps, latents.copy())
+            told.report("denoise", picture * steps + step + 1, count * steps)
+            if told.callback:
+                told.callback(step, steps, latents.copy())
+            if told.previews:
+                told.previews(step, steps, self._preview(clean.latents, noise, encoded, picture))
 
         samples = []
         with self._sessions.stage():
             for i in range(count):
-                report("denoise", i * steps, count * steps)
+                told.report("denoise", i * steps, count * steps)
                 on_step = functools.partial(after_step, i)
-                step, start = self._step(conditions[i // each], noise, i), noise.latents[i : i + 1]
+                step, start = self._step(conditions[i // each], noise, i, clean), noise.latents[i : i + 1]
                 if encoded is None:
                     samples.append(sample(step, start, range(steps), on_step))
                 else:
@@ -307,14 +330,24 @@ class Pipeline:
             start = start if upon.first else noise
         return sample(step, start, range(upon.first, self._steps), on_step)
 
-    def _step(self, condition: _Guided, noise: PictureNoise, picture: int) -> Step:
+    def _preview(self, clean: np.ndarray, noise: PictureNoise, encoded: _Encoded | None, picture: int) -> np.ndarray:
+        """What a picture would be of predicted clean latents; where it is drawn upon with a mask, what stays is as it was."""
+        full = resized(clean, noise.sizes[-1], self.manifest.sampling.upscale_mode)
+        if encoded is not None and (mask := encoded.upon.mask) is not None:
+            full = (1 - mask) * encoded.latents[picture : picture + 1] + mask * full
+        shown: np.ndarray = self._finite(self._stages.decode(full), "the preview")[0].transpose(1, 2, 0)
+        return np.ascontiguousarray(shown)
+
+    def _step(self, condition: _Guided, noise: PictureNoise, picture: int, clean: _Clean) -> Step:
         sampling, stages = self.manifest.sampling, self._stages
 
         def velocity(latents: np.ndarray, step: int) -> np.ndarray:
             def predicted(side: Side) -> np.ndarray:
                 return self._finite(stages.velocity(latents, condition.sides[side], step), f"step {step + 1}")
 
-            return guided_velocity(condition.guidance, sampling.sigmas, step, predicted)
+            found = guided_velocity(condition.guidance, sampling.sigmas, step, predicted)
+            clean.latents = latents - np.float32(sampling.sigmas[step]) * found
+            return found
 
         if sampling.method == "euler":
             return euler(velocity, sampling.sigmas)

@@ -139,6 +139,19 @@ def test_a_picture_to_standard_output(tmp_path: Path) -> None:
     assert "standard output takes one picture (expected 1, got 2)" in refused.stderr
 
 
+def test_previews_lie_beside_the_pictures(tmp_path: Path) -> None:
+    done = flash_deploy("generate", V1, "a cat", "-o", tmp_path / "x.png", "--num-images", 2, "--previews")
+    assert done.returncode == 0, done.stderr
+    steps = [[tmp_path / f"x-{i}-step-{step}.png" for step in (1, 2)] for i in (0, 1)]
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for row in steps for file in row} | {"x-0.png", "x-1.png"}
+    for i, (first, last) in enumerate(steps):
+        drawn, half, whole = (np.asarray(Image.open(file)) for file in (tmp_path / f"x-{i}.png", first, last))
+        assert np.array_equal(whole, drawn)
+        assert not np.array_equal(half, drawn)
+    refused = flash_deploy("generate", V1, "a cat", "-o", "-", "--previews")
+    assert (refused.returncode, "--previews: are written beside a picture's file" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("arguments", [[], ["a cat", "--prompts", "prompts.txt"]], ids=["nothing", "both"])
 def test_it_must_be_clear_what_to_draw(arguments: list[str], tmp_path: Path) -> None:
     done = flash_deploy("generate", V1, *arguments, "-o", tmp_path / "x.png")

@@ -19,6 +19,7 @@ from deploy.runtime import DrawingOptions, Pipeline
 from deploy.runtime.arguments import GuidanceOptions
 from deploy.runtime.eight_bit import to_8_bit
 from deploy.runtime.sessions import Run, Sessions
+from exporters.reference.decibels import psnr_db
 from tests.helpers.kept_bundle import V1
 
 CAT, DOG = "a cat", "a red circle left of a blue square"
@@ -110,6 +111,29 @@ def test_the_callback_is_told_every_step_of_every_picture(pipeline: Pipeline) ->
     assert {(latents.shape, latents.dtype) for latents in seen} == {((1, 16, 2, 2), np.dtype(np.float32))}
     decoded = np.concatenate([pipeline._stages.decode(latents) for latents in seen[1::2]])
     assert np.array_equal(decoded.transpose(0, 2, 3, 1), pictures)  # the last step's are what becomes the picture
+
+
+@pytest.mark.parametrize("prepare", [lambda pipeline: pipeline, renoising], ids=["euler", "renoise"])
+def test_previews_are_of_the_clean_latents(prepare: Callable[[Pipeline], Pipeline], pipeline: Pipeline) -> None:
+    """The last step's are the picture; the first step's, of an Euler step, lie where its velocity leads to from the noise."""
+    pipeline, noise = prepare(pipeline), np.random.default_rng(0).standard_normal((2, 16, 2, 2), np.float32)
+    latents: list[np.ndarray] = []
+    previews: list[tuple[int, int, np.ndarray]] = []
+    pictures = pipeline.generate(
+        CAT,
+        latents=noise,
+        callback=lambda step, steps, after: latents.append(after),
+        previews=lambda *told: previews.append(told),
+    )
+    assert [told[:2] for told in previews] == [(0, 2), (1, 2)] * 2
+    assert np.array_equal([told[2] for told in previews[1::2]], pictures)
+    assert np.array_equal(pipeline.generate(CAT, latents=noise), pictures)
+    if pipeline.manifest.sampling.method == "euler":
+        begin, end = pipeline.manifest.sampling.sigmas[:2]
+        clean = noise[:1] - begin * (latents[0] - noise[:1]) / (end - begin)
+        decoded = pipeline._stages.decode(clean.astype(np.float32))[0].transpose(1, 2, 0)
+        assert psnr_db(decoded, previews[0][2]) > 80
+        assert psnr_db(decoded, previews[1][2]) < 40  # another step's is another
 
 
 def test_a_callback_cannot_change_the_picture(pipeline: Pipeline) -> None:
