@@ -25,7 +25,15 @@ from quantization.schemes import Scheme
 # at 8 bits clipping hardly ever pays.
 CANDIDATES = {8: (1.0, 0.97), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75), 2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45)}
 
+# Others lay the largest value on 127 (GGUF's Q8_0, bitsandbytes): what they have rounded is found again to the last bit.
+SYMMETRIC = {8: (128 / 127,), 4: (), 2: ()}
+
 SCALE_BITS = 16  # and at most 8 of a code: 24 are what fp32 has
+
+
+def candidates(scheme: Scheme) -> tuple[float, ...]:
+    """The fractions of a block's range that a scheme tries."""
+    return (*CANDIDATES[scheme.bits], *(() if scheme.zero_points else SYMMETRIC[scheme.bits]))
 
 
 def encode_blocks(
@@ -45,7 +53,7 @@ def encode_blocks(
     codes = np.empty(weights.shape, np.int8)
     scales, zeros = np.empty((rows, blocks), np.float32), np.zeros((rows, blocks), np.int8)
     shares = np.ones((blocks, block), np.float32) if importance is None else importance
-    fractions = np.array(CANDIDATES[scheme.bits], np.float32)
+    fractions = np.array(candidates(scheme), np.float32)
     _fit(weights, shares, fractions, scheme.bits, scheme.zero_points, codes, scales, zeros)
     return codes, _short(scales), zeros
 

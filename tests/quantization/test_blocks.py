@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantization.codecs.blocks import CANDIDATES, encode_blocks
-from quantization.schemes import parse_scheme
+from quantization.codecs.blocks import candidates, encode_blocks
+from quantization.schemes import Scheme, parse_scheme
 
 
-def least_error(block: np.ndarray, share: np.ndarray, bits: int, zero_points: bool) -> float:
+def least_error(block: np.ndarray, share: np.ndarray, scheme: Scheme) -> float:
     """The least weighted squared error that any candidate's codes leave, with their best scale."""
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
     errors = []
-    for fraction in CANDIDATES[bits]:
+    for fraction in candidates(scheme):
         zero = 0.0
-        if zero_points:
+        if scheme.zero_points:
             bottom, top = min(block.min(), 0), max(block.max(), 0)
             scale = (top - bottom) * fraction / (high - low)
             zero = float(np.clip(np.rint(low - bottom * fraction / scale), low, high))
@@ -38,12 +38,7 @@ def test_no_candidate_is_better(name: str, weighted: bool) -> None:
     codes, scales, zeros = encode_blocks(weights, scheme, shares if weighted else None)
     decoded = scales[..., None].astype(np.float64) * (codes.astype(np.float64) - zeros[..., None])
     errors = (shares * (weights - decoded) ** 2).sum(axis=-1)
-    best = np.array(
-        [
-            [least_error(weights[r, b].astype(float), shares[b], scheme.bits, scheme.zero_points) for b in range(3)]
-            for r in range(7)
-        ]
-    )
+    best = np.array([[least_error(weights[r, b].astype(float), shares[b], scheme) for b in range(3)] for r in range(7)])
     # Candidates are told apart by sums in fp32, of 80 terms in at least 8 lanes: 13 roundings of 2^-24 of the energy each.
     energy = (shares * weights.astype(np.float64) ** 2).sum(axis=-1)
     tolerance = 2**-20 * energy

@@ -15,6 +15,9 @@ from distillation.random_students import PRESETS, make_student
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.student import Student
+from quantization.codecs.codec import roundtrip
+from quantization.codecs.integer import decode_integer, encode_integer_with_feedback
+from quantization.schemes import parse_scheme
 from tests.helpers import original_layout as original
 
 Arrays = dict[str, np.ndarray]
@@ -93,6 +96,22 @@ def test_a_transformer(kind: str, student: Student, tmp_path: Path) -> None:
     alone = open_student(shutil.copy(file, folder / "sd3.gguf"))
     name = "transformer_blocks.0.attn.to_k.weight"
     assert np.array_equal(alone.weights["transformer"][name].load(), opened.weights["transformer"][name].load())
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "kept"),
+    [("Q4_0", "int4g32", True), ("Q5_0", "int8g32", True), ("Q8_0", "int8g32", True), ("Q4_1", "uint4g32", False)],
+)
+def test_codes_are_kept_where_the_scheme_is_the_same(kind: str, scheme: str, kept: bool) -> None:
+    """Blocks of 32 with one scale: stored again bit for bit, whatever sign the largest value has. Q4_1's zero is no code."""
+    heavy = 0.03 * np.random.default_rng(0).standard_t(4, (96, 256)).astype(np.float32)
+    quant = gguf.GGMLQuantizationType[kind]
+    decoded = gguf.quants.dequantize(gguf.quants.quantize(heavy, quant), quant)
+    again = roundtrip(decoded, parse_scheme(scheme), "weight")
+    assert np.array_equal(again, decoded) == kept
+    gram = np.cov(np.random.default_rng(1).standard_normal((256, 512)).astype(np.float32))
+    with_feedback = decode_integer(encode_integer_with_feedback(decoded, parse_scheme(scheme), "weight", gram))
+    assert np.array_equal(with_feedback, decoded) == kept
 
 
 def test_shapes_that_the_format_has_lost(student: Student, tmp_path: Path) -> None:
