@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class TierLimits:
         description: in words.
         memory_bytes: what one generation may take at its peak.
         download_bytes: what a bundle may take on disk.
-        schemes: by model format, how weights can be stored.
+        schemes: by model format, how weights can be stored, as patterns.
         targets: beginnings of the targets that are such a device; others only stand in for it.
     """
 
@@ -187,12 +188,16 @@ def _told(against: Mapping[str, str], best: str | None) -> tuple[str, ...]:
     return tuple(f"not {bundle}: {reason}" for bundle, reason in against.items() if bundle != best)
 
 
+def _runs(scheme: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(scheme, pattern) for pattern in patterns)
+
+
 def _misfit(tier: TierLimits, entry: Entry) -> str:
     """Why a tier has no place for a bundle; empty where it has."""
     assert entry.facts is not None
     if entry.facts.model_format not in tier.schemes:
         return f"its format is {entry.facts.model_format}"
-    if foreign := [scheme for scheme in entry.facts.schemes if scheme not in tier.schemes[entry.facts.model_format]]:
+    if foreign := [scheme for scheme in entry.facts.schemes if not _runs(scheme, tier.schemes[entry.facts.model_format])]:
         return f"the tier cannot run {', '.join(foreign)}"
     if entry.bytes_on_disk > tier.download_bytes:
         return f"{mb(entry.bytes_on_disk)} are over the download budget of {mb(tier.download_bytes)}"

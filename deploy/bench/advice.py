@@ -12,7 +12,7 @@ from deploy.bundle.folder import open_bundle
 from deploy.errors import TierError
 from deploy.forecast.predict import costs, predictions
 from deploy.tiers.read import tier_data
-from deploy.tiers.tier import all_tiers, legal_schemes
+from deploy.tiers.tier import all_tiers, profile_schemes
 
 DEVICES = {
     "browser": ("browser-",),
@@ -34,7 +34,7 @@ def advice_tiers() -> list[TierLimits]:
             description=tier.description,
             memory_bytes=tier.memory_bytes,
             download_bytes=tier.download_bytes,
-            schemes={form: legal_schemes(tier, form) for form in tier.formats},
+            schemes={form: profile_schemes(tier, form) for form in tier.formats},
             targets=next((DEVICES[each] for each in data.line(name) if each in DEVICES), REMOTE),
         )
         for name, tier in data.tiers.items()

@@ -154,7 +154,7 @@ def settle(request: BuildRequest) -> Plan:
         options=options,
         tokenizers=tokenizers,
         graphs=graphs,
-        notes=(*student.notes, *filter(None, (unguided, idle, _stored_anew(request, options)))),
+        notes=(*student.notes, *filter(None, (unguided, idle, _stored_anew(request, options), _learned(request, student)))),
         **_coreml_choices(request, tier, student),
     )
 
@@ -207,6 +207,14 @@ def _shape(
         client = client_schedule(sampling.sigmas, student.configs["scheduler"].get("shift"))
     guided = request.layout == "swift" and sampling.guidance.on
     return replace(options, timesteps=sampling.timesteps, client=client, guided=guided), sampling
+
+
+def _learned(request: BuildRequest, student: Student) -> str:
+    """That a student has learned to be stored by a profile, where another is taken."""
+    file = student.path / "profile.toml"
+    if request.profile is not None or request.precision is not None or not file.is_file():
+        return ""
+    return f"the student's folder holds a profile that it has learned to be stored by: --profile {file} stores it so"
 
 
 def _stored_anew(request: BuildRequest, options: GraphOptions) -> str:

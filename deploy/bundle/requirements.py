@@ -22,6 +22,7 @@ LEAST = {
     21: "1.20",  # 1.19 reads opset 21, but its MultiHeadAttention does not spread one attention bias over all heads
 }
 LEAST_EIGHT_BIT_BLOCKS = "1.22"  # 1.21 has MatMulNBits for 4 bits only
+LEAST_TWO_BIT_BLOCKS = "1.24"  # 1.23 has them for 4 and 8 bits
 LEAST_HALF_BLOCKS = "1.23"  # MatMulNBits in fp16: 1.19 to 1.22 make NaN of it on CPUs
 
 
@@ -37,6 +38,7 @@ def least_onnxruntime(opset: int, compute: Compute, schemes: Iterable[Scheme]) -
     for scheme in schemes:
         if scheme.block is not None:
             wanted |= {LEAST_EIGHT_BIT_BLOCKS} if scheme.bits > 4 else set()
+            wanted |= {LEAST_TWO_BIT_BLOCKS} if scheme.bits < 4 and scheme.kind == "integer" else set()
             wanted |= {LEAST_HALF_BLOCKS} if compute == "fp16" else set()
     return max(wanted, key=numbers)
 

@@ -27,6 +27,8 @@ from deploy.cli.options import (
 )
 from deploy.cli.progress import telling
 from deploy.errors import CheckFailed, Complaint, InputError
+from deploy.tiers.schema import Tier
+from exporters.choices import ComputeUnits, FormatName
 from quantization.errors import listed
 
 
@@ -124,7 +126,6 @@ def tiers(own_tiers: TiersOption = None) -> None:
     from deploy.forecast.targets import check_places
     from deploy.tiers.profiles import default_profile
     from deploy.tiers.read import tier_data
-    from deploy.tiers.tier import legal_schemes
 
     data = tier_data()
     check_places(data)
@@ -139,6 +140,15 @@ def tiers(own_tiers: TiersOption = None) -> None:
             typer.echo(f"    {form}: default profile {', '.join(stored)}")
             if form == "coreml" and tier.coreml is not None:
                 for units in tier.coreml.schemes:
-                    typer.echo(f"        {units}: can run {', '.join(legal_schemes(tier, form, units))}")
+                    typer.echo(f"        {units}: can run {_told_schemes(tier, form, units)}")
             else:
-                typer.echo(f"        can run {', '.join(legal_schemes(tier, form))}")
+                typer.echo(f"        can run {_told_schemes(tier, form)}")
+
+
+def _told_schemes(tier: Tier, form: FormatName, units: ComputeUnits | None = None) -> str:
+    """What is chosen from, and what a profile may ask for beside it."""
+    from deploy.tiers.tier import legal_schemes, profile_schemes
+
+    legal = legal_schemes(tier, form, units)
+    more = profile_schemes(tier, form, units)[len(legal) :]
+    return ", ".join(legal) + (f"; where a profile asks for them {', '.join(more)}" if more else "")

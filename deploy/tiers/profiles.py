@@ -7,7 +7,7 @@ from importlib import resources
 from deploy.errors import Complaint, TierError
 from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
-from deploy.tiers.tier import find_tier, legal_schemes
+from deploy.tiers.tier import find_tier, profile_schemes, runs
 from exporters.choices import Compute, ComputeUnits, FormatName, Precision, System
 from quantization.profile import Profile, load_profile
 
@@ -46,12 +46,12 @@ def check_schemes(
     Raises:
         TierError: there are such.
     """
-    legal = legal_schemes(find_tier(name), model_format, compute_units, system)
+    able = profile_schemes(find_tier(name), model_format, compute_units, system)
     where = "the tier" if system != "iOS17" else "iOS 17"
     complaints = [
-        Complaint(f"rule {i + 1}", f"{where} cannot run its scheme", " or ".join(legal), rule.scheme.name)
+        Complaint(f"rule {i + 1}", f"{where} cannot run its scheme", " or ".join(able), rule.scheme.name)
         for i, rule in enumerate(profile.rules)
-        if rule.scheme.name not in legal
+        if not runs(rule.scheme.name, able)
     ]
     if complaints:
         raise TierError(f"The tier {name} cannot run this profile.", complaints, "`flash-deploy tiers` lists what each can run")

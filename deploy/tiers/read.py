@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -136,7 +136,7 @@ def _at_key(where: str, error: msgspec.ValidationError) -> Complaint:
 
 def _contradictions(where: str, tier: Tier) -> Iterator[Complaint]:
     """What no type tells."""
-    schemes = {"schemes": tier.schemes}
+    schemes, asked = {"schemes": tier.schemes}, {"profile_schemes": tier.profile_schemes}
     if "coreml" in tier.formats:
         units = get_args(ComputeUnits)
         if tier.coreml is None:
@@ -146,12 +146,19 @@ def _contradictions(where: str, tier: Tier) -> Iterator[Complaint]:
                 if missing := [unit for unit in units if unit not in getattr(tier.coreml, key)]:
                     yield Complaint(f"{where}.coreml.{key}", "lacks compute units", " and ".join(units), f"no {missing[0]}")
             schemes |= {f"coreml.schemes.{unit}": names for unit, names in tier.coreml.schemes.items()}
+            asked |= {f"coreml.profile_schemes.{unit}": names for unit, names in tier.coreml.profile_schemes.items()}
     for key, names in {"formats": tier.formats, "runtimes": tier.runtimes, **schemes}.items():
         if not names:
             yield Complaint(f"{where}.{key}", "is empty", "at least one")
-    for key, names in schemes.items():
+    yield from _no_schemes(where, schemes, "*")
+    yield from _no_schemes(where, asked, "32")
+
+
+def _no_schemes(where: str, named: Mapping[str, Sequence[str]], size: str) -> Iterator[Complaint]:
+    """Names that the grammar of schemes does not have; of patterns, with a size in the place of the star."""
+    for key, names in named.items():
         for name in names:
             try:
-                parse_scheme(name)
+                parse_scheme(name.replace("*", size))
             except SchemeError as error:
                 yield Complaint(f"{where}.{key}", "no such scheme", error.complaints[0].expected, name)

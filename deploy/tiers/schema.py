@@ -20,6 +20,7 @@ class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         system: the oldest that runs them.
         attention: its form, by compute units.
         schemes: how weights can be stored, by compute units.
+        profile_schemes: further ways, likewise, as of a tier.
     """
 
     compute_units: ComputeUnits
@@ -27,6 +28,7 @@ class CoreMLTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     system: System
     attention: dict[ComputeUnits, AttentionForm]
     schemes: dict[ComputeUnits, tuple[str, ...]]
+    profile_schemes: dict[ComputeUnits, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
 
 class PlaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +73,8 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         formats: model formats that it runs.
         memory_bytes: what one generation may take at its peak.
         download_bytes: what a bundle may take on disk.
-        schemes: how its runtimes can store weights.
+        schemes: how its runtimes can store weights: what searches and defaults choose from.
+        profile_schemes: further ways, as patterns (``int2g*``): a profile may ask for them, nothing chooses them by itself.
         compute: what matrices compute in.
         attention: the attention operator of its ONNX graphs.
         runtimes: what runs its ONNX bundles, the fastest first (python -m benchmarks.studies.denoiser_step); OpenVINO is for
@@ -89,6 +92,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     memory_bytes: Annotated[int, msgspec.Meta(gt=0)]
     download_bytes: Annotated[int, msgspec.Meta(gt=0)]
     schemes: tuple[str, ...]
+    profile_schemes: tuple[str, ...] = ()
     compute: Compute
     attention: AttentionOperator
     resolution: Annotated[int, msgspec.Meta(gt=0)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 from deploy.errors import Complaint, TierError
 from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
@@ -44,9 +47,26 @@ def check_format(name: str, model_format: str) -> None:
 def legal_schemes(
     tier: Tier, model_format: FormatName = "onnx", compute_units: ComputeUnits | None = None, system: System | None = None
 ) -> tuple[str, ...]:
-    """How a tier's runtimes can store weights."""
+    """How a tier's runtimes can store weights: what searches and defaults choose from."""
     if model_format == "onnx":
         return tier.schemes
     assert tier.coreml is not None
     able = tier.coreml.schemes[compute_units or tier.coreml.compute_units]
     return able if (system or tier.coreml.system) == "iOS18" else tuple(name for name in able if name in IOS17_SCHEMES)
+
+
+def profile_schemes(
+    tier: Tier, model_format: FormatName = "onnx", compute_units: ComputeUnits | None = None, system: System | None = None
+) -> tuple[str, ...]:
+    """All that a profile may ask for, as patterns: what a tier chooses from, and what it runs beside."""
+    legal = legal_schemes(tier, model_format, compute_units, system)
+    if model_format == "onnx":
+        return (*legal, *tier.profile_schemes)
+    assert tier.coreml is not None
+    newer = (system or tier.coreml.system) == "iOS18"
+    return (*legal, *(tier.coreml.profile_schemes.get(compute_units or tier.coreml.compute_units, ()) if newer else ()))
+
+
+def runs(scheme: str, patterns: Iterable[str]) -> bool:
+    """Whether a scheme is one of :func:`profile_schemes`."""
+    return any(fnmatchcase(scheme, pattern) for pattern in patterns)

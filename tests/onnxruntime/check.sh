@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONPATH="$here/../.."
 "$BIN/flash-deploy" make-student --output "$work/student" >/dev/null
-for scheme in int4g32 int8g32; do
+for scheme in int2g32 int4g32 int8g32; do
     cat >"$work/$scheme.toml" <<EOF
 [[rule]]
 component = "*"
@@ -56,6 +56,7 @@ done <<EOF
 --precision fp32 --keep-t5 --opset 21|1.20.0|1.19.2
 --layout optimum --precision fp16 --keep-t5 --opset 21|1.20.0|
 --profile $work/int8g32.toml --keep-t5 --opset 21|1.22.0|1.21.1
+--profile $work/int2g32.toml --keep-t5 --opset 21|1.24.1|1.23.2
 --profile $work/int4g32.toml --tier desktop-gpu-8gb --keep-t5 --opset 21|1.23.0|1.22.1
 --profile $work/int8g32.toml --tier desktop-gpu-8gb --keep-t5 --opset 21|1.23.0|1.22.1
 EOF

@@ -108,6 +108,13 @@ FAULTS = {
     "an unknown scheme of Core ML's": (
         '[kiosk]\nextends = "phone"\ncoreml.schemes.cpu-and-ne = ["lut9"]\n', r"kiosk\.coreml\.schemes\.cpu-and-ne: .*got lut9"
     ),
+    "an unknown scheme for profiles": (
+        '[kiosk]\nextends = "phone"\nprofile_schemes = ["int4g*", "int5g*"]\n', r"kiosk\.profile_schemes: .*got int5g\*"
+    ),
+    "an unknown pattern of Core ML": (
+        '[kiosk]\nextends = "phone"\ncoreml.profile_schemes.cpu-and-ne = ["lut9"]\n',
+        r"kiosk\.coreml\.profile_schemes\.cpu-and-ne: .*got lut9",
+    ),
     "no schemes": ('[kiosk]\nextends = "phone"\nschemes = []\n', r"kiosk\.schemes: is empty"),
     "no runtime": ('[kiosk]\nextends = "phone"\nruntimes = []\n', r"kiosk\.runtimes: is empty"),
     "Core ML without its table": (

@@ -45,6 +45,19 @@ def test_schemes_that_a_tier_cannot_run_are_refused_by_rule() -> None:
         check_schemes("desktop-cpu", profile)
 
 
+def test_what_only_a_profile_asks_for_is_run_and_never_chosen() -> None:
+    """Blocks of other sizes, and fewer bits than any student bears that has not learned with them."""
+    for scheme in ("int4g64", "uint4g128", "int2g64"):
+        check_schemes("desktop-cpu", uniform(scheme))
+        assert scheme not in legal_schemes(find_tier("desktop-cpu"))
+    with pytest.raises(TierError, match=r"cannot run its scheme \(expected .* or int4g\*.*, got int2g64\)"):
+        check_schemes("desktop-gpu-8gb", uniform("int2g64"))  # onnxruntime's CUDA kernels have 4 and 8 bits
+    check_schemes("phone", uniform("lut3g8"), "coreml", "cpu-and-gpu")
+    for units, system in (("cpu-and-ne", "iOS18"), ("cpu-and-gpu", "iOS17")):
+        with pytest.raises(TierError, match="got lut3g8"):
+            check_schemes("phone", uniform("lut3g8"), "coreml", units, system)
+
+
 def test_older_systems_have_fewer_schemes() -> None:
     phone = find_tier("phone")
     newer, older = (set(legal_schemes(phone, "coreml", "cpu-and-gpu", system)) for system in ("iOS18", "iOS17"))
