@@ -61,10 +61,11 @@ class Rehearsal:
 
     def play(self, graph: str, run: Run) -> None:
         """Let the graph make what it makes of what is known, which becomes known to the graphs after it."""
-        if graph == "text_encoder":
+        kind, size = unsized_graph(graph)
+        if size is not None:
+            self._play_sized(run, kind, size)
+        elif graph == "text_encoder":
             self.values |= run(self.ids)
-        elif (size := unsized_graph(graph)[1]) is not None:
-            self._play_sized(run, unsized_graph(graph)[0], size)
         elif graph == "denoiser":
             self.values["latent_sample"] = self._denoised(run)
         elif graph == "vae_decoder":

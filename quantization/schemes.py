@@ -18,7 +18,9 @@ unsigned ones are not, ``w = scale * (code - zero)``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from quantization.errors import Complaint, SchemeError
@@ -81,6 +83,15 @@ class Scheme:
         stored = columns if self.block is None else blocks * self.block
         zeros = -(-blocks * self.bits // 8) if self.zero_points else 0
         return rows * (stored * self.bits // 8 + blocks * scale_bytes + zeros)
+
+
+def one_of(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a scheme's name is one of some, which may be patterns.
+
+    >>> one_of("int4g64", ["int8", "int4g*"]), one_of("int4g64", ["int8", "int4g32"])
+    (True, False)
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def parse_scheme(name: str) -> Scheme:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from benchmarks.quality.pictures import CLOSE_DB
 from benchmarks.results.comparison import difference
 from benchmarks.results.record import Entry
 from benchmarks.results.tables import db, device, mb, ms, picture_summary
+from quantization.schemes import one_of
 
 SIGNIFICANT = (
     0.05  # of the sign test on scored pictures: from here on a bundle is taken to draw fewer right ones than the student
@@ -188,16 +188,12 @@ def _told(against: Mapping[str, str], best: str | None) -> tuple[str, ...]:
     return tuple(f"not {bundle}: {reason}" for bundle, reason in against.items() if bundle != best)
 
 
-def _runs(scheme: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(scheme, pattern) for pattern in patterns)
-
-
 def _misfit(tier: TierLimits, entry: Entry) -> str:
     """Why a tier has no place for a bundle; empty where it has."""
     assert entry.facts is not None
     if entry.facts.model_format not in tier.schemes:
         return f"its format is {entry.facts.model_format}"
-    if foreign := [scheme for scheme in entry.facts.schemes if not _runs(scheme, tier.schemes[entry.facts.model_format])]:
+    if foreign := [scheme for scheme in entry.facts.schemes if not one_of(scheme, tier.schemes[entry.facts.model_format])]:
         return f"the tier cannot run {', '.join(foreign)}"
     if entry.bytes_on_disk > tier.download_bytes:
         return f"{mb(entry.bytes_on_disk)} are over the download budget of {mb(tier.download_bytes)}"

@@ -164,22 +164,28 @@ def ways(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tup
     calibrated = {key: roundtrip(w, scheme, key[1], sensitivities.get(key)) for key, w in weights.items()}
     yield f"{name}, calibrated, error feedback", size, calibrated
     known, limit = _known(stage, sensitivities)
-    mixed_size, mixed = known.searched(_offered(stage, stage.bits(stage.size_bytes)), limit)
+    mixed_size, mixed = known.searched(_offered(stage), limit)
     others = {key: roundtrip(w, stage.schemes[key], key[1]) for key, w in weights.items() if key not in mixed}
     yield "calibrated, searched mixture", stage.size_bytes - limit + mixed_size, others | mixed
 
 
-def _offered(stage: Stage, bits: float) -> Sequence[str]:
-    """What a search may choose from: tables of Core ML or integers of onnxruntime, of two bits too where four are too many."""
+def _offered(stage: Stage, bits: float | None = None) -> Sequence[str]:
+    """What a search may choose from: tables of Core ML or integers of onnxruntime, of two bits too where four are too many.
+
+    Args:
+        stage: whose weights they are.
+        bits: of each weight at most; as many as the stage's profile takes where none is given.
+    """
     if any(scheme.kind == "lookup" for scheme in stage.schemes.values()):
         return TABLES
+    bits = stage.bits(stage.size_bytes) if bits is None else bits
     return (*NARROW, *INTEGERS) if bits < parse_scheme(INTEGERS[0]).bits else INTEGERS
 
 
 def _uniform(stage: Stage) -> Scheme:
     """One scheme for all weights: the profile's where it has one, else the one that takes most nearly as many bytes."""
     own = {scheme.name: scheme for scheme in stage.schemes.values()}
-    offered = [parse_scheme(name) for name in (own if len(own) == 1 else _offered(stage, stage.bits(stage.size_bytes)))]
+    offered = [parse_scheme(name) for name in (own if len(own) == 1 else _offered(stage))]
     sizes = {scheme: sum(scheme.size_bytes(weight.shape) for weight in stage.weights.values()) for scheme in offered}
     return min(offered, key=lambda scheme: abs(sizes[scheme] - stage.size_bytes))
 
@@ -199,9 +205,7 @@ def mixture(stage: Stage, sensitivities: Mapping[Key, Sensitivity], bits: float 
         bits: of each weight at most, scales and tables among them; as many as the stage's profile takes where none is given.
     """
     known, limit = _known(stage, sensitivities)
-    if bits is None:
-        bits = stage.bits(stage.size_bytes)
-    else:
+    if bits is not None:
         limit = int(bits * stage.size / 8) - (stage.size_bytes - limit)  # some are stored by the stage's profile as they were
     schemes = stage.schemes | {key: option.scheme for key, option in known.chosen(_offered(stage, bits), limit).items()}
     return Profile((Rule("*", "*", parse_scheme("fp16")), *(Rule(*key, scheme) for key, scheme in schemes.items())))
@@ -252,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mixture", type=Path, metavar="FILE", help="write the searched mixture of the one stage as a profile")
     parser.add_argument("--bits", type=float, help="with --mixture: of each weight at most, scales among them")
     given = parser.parse_args(arguments)
+    if given.bits is not None and (given.mixture is None or not given.bits > 0):
+        parser.error("--bits is a number above 0, and says how large the mixture of --mixture is")
     quiet_libraries()
     heads = ("", "bits a weight", "latents, dB", "right", "latents without T5, dB", "right without T5")
     try:

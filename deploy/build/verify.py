@@ -199,13 +199,14 @@ def _verify_pictures(pipeline: Pipeline, student: Student, report: Report, tell:
     from exporters.reference.pictures import PinnedPipeline
 
     manifest = pipeline.manifest
-    (height, width), *others = manifest.picture.sizes
-    jobs = [(prompt, prompt, (height, width)) for prompt in PROMPTS]
+    own, *others = manifest.picture.sizes
+    given = {size: _noise(manifest, size) for size in (own, *others)}
+    jobs = [(prompt, prompt, own) for prompt in PROMPTS]
     jobs += [(f"{PROMPTS[0]}, {size[1]} x {size[0]} px", PROMPTS[0], size) for size in others]
     drawn = []
     for name, prompt, size in jobs:
         tell(f"drawing {name!r}")
-        latents, noise = _noise(manifest, size)
+        latents, noise = given[size]
         drawn.append(pipeline.generate(prompt, latents=latents, step_noise=noise, height=size[0], width=size[1]))
     tell("opening the student in diffusers")
     reference = reference_pipeline(student, manifest.text.t5 == "kept")
@@ -213,7 +214,7 @@ def _verify_pictures(pipeline: Pipeline, student: Student, report: Report, tell:
     required = PSNR_REQUIRED_DB.get(manifest.precision, float("-inf"))
     for (name, prompt, size), got in zip(jobs, drawn, strict=True):
         tell(f"drawing {name!r} with diffusers")
-        latents, noise = _noise(manifest, size)
+        latents, noise = given[size]
         db = report.picture_db[name] = psnr_db(pinned.draw(prompt, latents, noise[0])[0], got)
         if not db >= required:
             report.complaints.append(Complaint(name, "is drawn differently from diffusers", f"{required} dB PSNR", f"{db} dB"))

@@ -307,7 +307,7 @@ class Manifest(_Record, frozen=True):
     @property
     def latent_size(self) -> LatentSize:
         """Rows and columns of a picture's latents, of the bundle's default size."""
-        return self.picture.height // self.picture.pixels_per_latent, self.picture.width // self.picture.pixels_per_latent
+        return self.picture_latents[0]
 
     @property
     def picture_latents(self) -> tuple[LatentSize, ...]:

@@ -7,9 +7,10 @@ from importlib import resources
 from deploy.errors import Complaint, TierError
 from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
-from deploy.tiers.tier import find_tier, profile_schemes, runs
+from deploy.tiers.tier import find_tier, profile_schemes
 from exporters.choices import Compute, ComputeUnits, FormatName, Precision, System
 from quantization.profile import Profile, load_profile
+from quantization.schemes import one_of
 
 
 def default_profile(name: str, model_format: FormatName = "onnx") -> Profile:
@@ -51,7 +52,7 @@ def check_schemes(
     complaints = [
         Complaint(f"rule {i + 1}", f"{where} cannot run its scheme", " or ".join(able), rule.scheme.name)
         for i, rule in enumerate(profile.rules)
-        if not runs(rule.scheme.name, able)
+        if not one_of(rule.scheme.name, able)
     ]
     if complaints:
         raise TierError(f"The tier {name} cannot run this profile.", complaints, "`flash-deploy tiers` lists what each can run")

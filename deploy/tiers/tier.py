@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-
 from deploy.errors import Complaint, TierError
 from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
@@ -65,8 +62,3 @@ def profile_schemes(
     assert tier.coreml is not None
     newer = (system or tier.coreml.system) == "iOS18"
     return (*legal, *(tier.coreml.profile_schemes.get(compute_units or tier.coreml.compute_units, ()) if newer else ()))
-
-
-def runs(scheme: str, patterns: Iterable[str]) -> bool:
-    """Whether a scheme is one of :func:`profile_schemes`."""
-    return any(fnmatchcase(scheme, pattern) for pattern in patterns)
