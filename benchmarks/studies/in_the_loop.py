@@ -28,7 +28,7 @@ from benchmarks.studies.distilled.captions import ASKED_SEED, Captions
 from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.distilled.tables import table
 from benchmarks.studies.weights.trial import Trial
-from benchmarks.studies.weights.ways import INTEGERS, NARROW, TABLES, Ways, Weights, rounded_to_nearest
+from benchmarks.studies.weights.ways import INTEGERS, NARROW, NARROW_TABLES, TABLES, Ways, Weights, rounded_to_nearest
 from distillation.levels import checked
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import COMPONENT, linear_layers, quantize
@@ -49,6 +49,7 @@ from quantization.schemes import Scheme, parse_scheme
 from quantization.sensitivity import Sensitivity
 
 BATCH, PIXELS = 50, 64
+FEW_BITS = 4
 ASKED, CALIBRATED = Captions(), Captions(seed=ASKED_SEED + 1)
 
 
@@ -176,10 +177,10 @@ def _offered(stage: Stage, bits: float | None = None) -> Sequence[str]:
         stage: whose weights they are.
         bits: of each weight at most; as many as the stage's profile takes where none is given.
     """
-    if any(scheme.kind == "lookup" for scheme in stage.schemes.values()):
-        return TABLES
+    tables = any(scheme.kind == "lookup" for scheme in stage.schemes.values())
+    narrow, offered = (NARROW_TABLES, TABLES) if tables else (NARROW, INTEGERS)
     bits = stage.bits(stage.size_bytes) if bits is None else bits
-    return (*NARROW, *INTEGERS) if bits < parse_scheme(INTEGERS[0]).bits else INTEGERS
+    return (*narrow, *offered) if bits < FEW_BITS else offered
 
 
 def _uniform(stage: Stage) -> Scheme:

@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from exporters.errors import Complaint, StudentError
-from exporters.student.weights import four_bit
+from exporters.student.weights import four_bit, torchao
 from exporters.student.weights.adapters import adapter_tensors, holds_unfused, unfused
 from exporters.student.weights.eight_bit import FP8, INT8, how_stored, is_beside, scale_of, scaled
 from exporters.student.weights.files import choose_weight_files
@@ -25,6 +25,7 @@ from exporters.student.weights.four_bit import FourBit
 from exporters.student.weights.gguf_file import GgufFile, is_gguf
 from exporters.student.weights.recognise import AGAIN, UNQUANTIZED, file_kind, quantization
 from exporters.student.weights.templates import DEAD_TENSORS
+from exporters.student.weights.torchao import ForeignClassError, Torchao
 from exporters.student.weights.weight import Weight
 
 _DTYPES = {
@@ -87,6 +88,29 @@ def open_weight_file(file: Path, component: str) -> WeightFile:
     return GgufFile(file, component) if is_gguf(file) else SafetensorsFile(file, component)
 
 
+class Coded(Protocol):
+    """A weight that is stored as codes and what they stand for.
+
+    Attributes:
+        shape: of the weight.
+        dtype: that it is read in.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def complaints(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterable[str]:
+        """What does not fit its record, of shapes and types of its tensors by part."""
+        ...
+
+    def decoded(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The weight, of its tensors by part."""
+        ...
+
+
 class SafetensorsFile:
     """One safetensors file, mapped.
 
@@ -126,7 +150,20 @@ class SafetensorsFile:
             raise StudentError(f"{file} cannot be used.", twice, "remove the copies")
         self._all = dict(self.names)
         beside = {name for name in self._all if is_beside(name, self._all) or four_bit.is_beside(name, self._all)}
-        self.names = {name: self._all[name] for name in self._all if name not in beside}
+        self._rounded = {unwrapped(name): record for name, record in torchao.records(self._tensors.metadata).items()}
+        self._parts = {name: torchao.parts_of(name, self._all) for name in self._rounded}
+        self._shards = {part: self._tensors for parts in self._parts.values() for part in parts.values()}
+        beside |= self._shards.keys()
+        codes = {name: self._all[parts[torchao.CODES]] for name, parts in self._parts.items() if torchao.CODES in parts}
+        self.names = {name: self._all[name] for name in self._all if name not in beside} | codes
+
+    def join(self, other: SafetensorsFile) -> None:
+        """Find the parts of weights in another shard, too: where one ends, torchao's scales may lie in the next."""
+        for name, parts in other._parts.items():
+            for part, at in parts.items():
+                self._parts.setdefault(name, {}).setdefault(part, at)
+                self._all.setdefault(at, other._all[at])
+                self._shards.setdefault(at, other._tensors)
 
     def weights(self, names: Collection[str], component: str) -> dict[str, Weight]:
         """The named tensors, without their wrappers' names.
@@ -137,8 +174,8 @@ class SafetensorsFile:
         weights: dict[str, Weight] = {}
         foreign: dict[str, list[str]] = {}
         for name in names:
-            if record := four_bit.record_of(name, self._all):
-                weights[name] = self._four_bit(name, record, component)
+            if self._is_coded(name):
+                weights[name] = self._coded(name, component)
                 continue
             stored, scale = self.names[name], scale_of(name, self._all)
             shape, kind = self._tensors.describe(stored)
@@ -156,16 +193,28 @@ class SafetensorsFile:
             raise StudentError(f"The scales of {component} do not fit its weights.", wrong, AGAIN)
         return weights
 
-    def _four_bit(self, name: str, record: str, component: str) -> Weight:
-        """A weight in four bits.
+    def _is_coded(self, name: str) -> bool:
+        return name in self._rounded or four_bit.record_of(name, self._all) != ""
+
+    def _coded(self, name: str, component: str) -> Weight:
+        """A weight in four bits, or one that torchao rounded.
 
         Raises:
-            StudentError: what is beside it does not fit it.
+            StudentError: what is beside it does not fit it, or it is of a kind that is not read.
         """
-        parts = {part: f"{name}.{part}" for part in four_bit.PARTS if f"{name}.{part}" in self._all} | {"": name}
+        if record := four_bit.record_of(name, self._all):
+            parts = {part: f"{name}.{part}" for part in four_bit.PARTS if f"{name}.{part}" in self._all} | {"": name}
+        else:
+            parts = self._parts[name]
+        shapes = {part: self._tensors_of(at).describe(self._all[at]) for part, at in parts.items()}
         try:
-            coded = FourBit.of(self._tensors.content(self._all[record]))
-            wrong = list(coded.complaints({part: self._tensors.describe(self._all[at]) for part, at in parts.items()}))
+            if record:
+                coded: Coded = FourBit.of(self._tensors.content(self._all[record]))
+            else:
+                coded = Torchao.of(self._rounded[name], shapes)
+            wrong = list(coded.complaints(shapes))
+        except ForeignClassError as error:
+            raise quantized(component, f"{component}: {name}", f"torchao ({error})") from error
         except ValueError as error:
             wrong = [f"its record is not understood: {error}"]
         if wrong:
@@ -173,12 +222,15 @@ class SafetensorsFile:
             raise StudentError(f"The scales of {component} do not fit its weights.", complaints, AGAIN)
 
         def load() -> np.ndarray:
-            return coded.decoded({part: self._tensors.view(self._all[at]) for part, at in parts.items()})
+            return coded.decoded({part: self._tensors_of(at).view(self._all[at]) for part, at in parts.items()})
 
         return Weight(coded.shape, coded.dtype, load, f"{component}: {self.names[name]} in {self.file.name}", component, name)
 
+    def _tensors_of(self, name: str) -> _Tensors:
+        return self._shards.get(name, self._tensors)
+
     def _scale_complaints(self, name: str, component: str) -> list[Complaint]:
-        if not (scale := scale_of(name, self._all)) or four_bit.record_of(name, self._all):
+        if not (scale := scale_of(name, self._all)) or self._is_coded(name):
             return []
         rows = self._tensors.describe(self.names[name])[0][:1] or (1,)
         shape, kind = self._tensors.describe(self._all[scale])
@@ -200,10 +252,12 @@ class SafetensorsFile:
 
     def coded(self, names: Collection[str]) -> str:
         """How those of the named tensors are stored that are codes, in words; empty where none is."""
-        records = {name: record for name in names if (record := four_bit.record_of(name, self._all))}
-        rest = [name for name in names if name not in records]
-        kinds = {self._tensors.describe(self.names[name])[1] for name in rest} & {*FP8, INT8}
-        kinds |= {record.rpartition("__")[2] for record in records.values()}
+        kinds = set()
+        rest = [name for name in names if not self._is_coded(name)]
+        for name in set(names).difference(rest):
+            record = four_bit.record_of(name, self._all)
+            kinds.add(f"{record.rpartition('__')[2]} (bitsandbytes)" if record else torchao.kind_of(self._rounded[name]))
+        kinds |= {self._tensors.describe(self.names[name])[1] for name in rest} & {*FP8, INT8}
         return how_stored(kinds, any(scale_of(name, self._all) for name in rest))
 
     def wrapper_notes(self, component: str) -> list[str]:
@@ -225,6 +279,7 @@ class _Tensors:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self._begin = 8 + int.from_bytes(self._bytes[:8], "little")
         self._header: dict[str, Any] = json.loads(self._bytes[8 : self._begin])
+        self.metadata: dict[str, str] = self._header.get("__metadata__") or {}
 
     def describe(self, name: str) -> tuple[tuple[int, ...], str]:
         """The shape of a tensor, and the type that it is stored in, as the format calls it."""
@@ -270,6 +325,9 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
             opened.append(SafetensorsFile(file, component))
         except StudentError as error:
             errors.append(error)
+    for shard in opened:
+        for other in opened:
+            shard.join(other)
     names = [name for shard in opened for name in shard.names]
     if holds_unfused(names) or adapter_tensors(names):
         raise unfused(component, str(folder))

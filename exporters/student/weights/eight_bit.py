@@ -61,8 +61,13 @@ def scaled(codes: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
 
 
 def how_stored(kinds: Collection[str], is_scaled: bool) -> str:
-    """What to say of weights that are codes; empty where there are none."""
+    """What to say of weights that are codes; empty where there are none.
+
+    Args:
+        kinds: types as safetensors calls them, or words.
+        is_scaled: whether there are scales beside them.
+    """
     if not kinds:
         return ""
-    names = " and ".join(_NAMES.get(kind) or f"{kind} (bitsandbytes)" for kind in sorted(kinds))
+    names = " and ".join(_NAMES.get(kind, kind) for kind in sorted(kinds))
     return f"stored as {names}{', scaled' if is_scaled else ''}: the student is what is left of it"

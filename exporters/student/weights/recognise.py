@@ -91,7 +91,8 @@ def quantization_of(config: Mapping[str, Any]) -> str:
     if not isinstance(record, Mapping) or record.get("load_in_8bit") is True or record.get("load_in_4bit") is True:
         # bitsandbytes' are read; where its tensors say otherwise, they tell
         return ""
-    return str(record.get("quant_method") or record.get("quant_type") or "an unknown method")
+    method = str(record.get("quant_method") or record.get("quant_type") or "an unknown method")
+    return "" if method == "torchao" else method  # whose tensors tell, too
 
 
 def checkpoint_kind(names: Collection[str]) -> Kind | None:  # noqa: PLR0911  (a return for each kind)

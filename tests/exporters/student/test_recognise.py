@@ -62,9 +62,9 @@ PARTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "the checkpoint that it was made of",
     ),
     "bitsandbytes tensors": (bitsandbytes_tensors, "transformer is quantized with bitsandbytes", "a profile makes"),
-    "torchao": (
-        lambda f: edit_json(f / "transformer" / "config.json", quantization_config={"quant_method": "torchao"}),
-        "transformer is quantized with torchao",
+    "quanto": (
+        lambda f: edit_json(f / "transformer" / "config.json", quantization_config={"quant_method": "quanto"}),
+        "transformer is quantized with quanto",
         "the checkpoint that it was made of",
     ),
     "codes": (sixteen_bit_codes, "text_encoder_3 is stored as I16", "or leave T5 out (--drop-t5)"),
