@@ -25,6 +25,8 @@ ComputeUnits = Literal["cpu-and-ne", "cpu-and-gpu"]
 """What Core ML programs are made for."""
 
 System = Literal["iOS17", "iOS18"]
+WITH_FUNCTIONS: tuple[System, ...] = ("iOS18",)
+"""Systems whose Core ML packages may have several functions, which share their weights."""
 """The oldest system that runs a Core ML program, as Core ML's tools call it; macOS 14 and 15 count likewise."""
 
 AttentionForm = Literal["fused", "split-einsum"]

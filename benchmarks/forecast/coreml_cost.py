@@ -19,13 +19,13 @@ from exporters.coreml.evaluate.program import Constant, Operation, Port
 Shape = tuple[int, ...]
 
 
-def count_packages(name: str, folders: list[Path]) -> GraphCost:
+def count_packages(name: str, folders: list[Path], function: str = "main") -> GraphCost:
     """Count a graph that is one ``.mlpackage`` or a chain of them.
 
     Raises:
         ExportError: a package is damaged, or holds operations that the evaluator does not know.
     """
-    return GraphCost(name, tuple(operator for folder in folders for operator in count_program(open_package(folder))))
+    return GraphCost(name, tuple(operator for folder in folders for operator in count_program(open_package(folder, function))))
 
 
 def count_program(program: Program) -> list[Operator]:

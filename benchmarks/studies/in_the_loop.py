@@ -28,7 +28,7 @@ from benchmarks.studies.distilled.captions import ASKED_SEED, Captions
 from benchmarks.studies.distilled.run_folder import RunFolder
 from benchmarks.studies.distilled.tables import table
 from benchmarks.studies.weights.trial import Trial
-from benchmarks.studies.weights.ways import INTEGERS, NARROW, NARROW_TABLES, TABLES, Ways, Weights, rounded_to_nearest
+from benchmarks.studies.weights.ways import INTEGERS, NARROW, TABLES, WHOLE_TABLES, Ways, Weights, rounded_to_nearest
 from distillation.levels import checked
 from distillation.networks.drawing import Sampler, decode
 from distillation.networks.quantized import COMPONENT, linear_layers, quantize
@@ -49,7 +49,6 @@ from quantization.schemes import Scheme, parse_scheme
 from quantization.sensitivity import Sensitivity
 
 BATCH, PIXELS = 50, 64
-FEW_BITS = 4
 ASKED, CALIBRATED = Captions(), Captions(seed=ASKED_SEED + 1)
 
 
@@ -173,14 +172,16 @@ def ways(stage: Stage, sensitivities: Mapping[Key, Sensitivity]) -> Iterator[tup
 def _offered(stage: Stage, bits: float | None = None) -> Sequence[str]:
     """What a search may choose from: tables of Core ML or integers of onnxruntime, of two bits too where four are too many.
 
+    Of a profile whose tables are each of a whole tensor, tables of tensors.
+
     Args:
         stage: whose weights they are.
         bits: of each weight at most; as many as the stage's profile takes where none is given.
     """
-    tables = any(scheme.kind == "lookup" for scheme in stage.schemes.values())
-    narrow, offered = (NARROW_TABLES, TABLES) if tables else (NARROW, INTEGERS)
+    if any(scheme.kind == "lookup" for scheme in stage.schemes.values()):
+        return TABLES if any(scheme.block for scheme in stage.schemes.values()) else WHOLE_TABLES
     bits = stage.bits(stage.size_bytes) if bits is None else bits
-    return (*narrow, *offered) if bits < FEW_BITS else offered
+    return (*NARROW, *INTEGERS) if bits < parse_scheme(INTEGERS[0]).bits else INTEGERS
 
 
 def _uniform(stage: Stage) -> Scheme:

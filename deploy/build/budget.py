@@ -16,7 +16,7 @@ from deploy.tiers.profiles import computes_in, default_profile
 from deploy.tiers.read import tier_data
 from deploy.tiers.schema import Tier
 from deploy.tiers.tier import all_tiers, find_tier, legal_schemes
-from exporters.choices import Compute, ComputeUnits, FormatName, System
+from exporters.choices import WITH_FUNCTIONS, Compute, ComputeUnits, FormatName, System
 from exporters.layouts.native import can_be_in_bands
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.spec import GraphSpec
@@ -89,6 +89,11 @@ class Destination:
         """How its runtimes can store weights."""
         return legal_schemes(self.tier, self.model_format, self.compute_units, self.system)
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether graphs of several sizes store what they have in common once."""
+        return self.model_format == "onnx" or self.system in WITH_FUNCTIONS
+
     def unsupported(self, weight: Weight, scheme: Scheme) -> bool:
         """Whether its format has no form for a weight in a scheme."""
         return bool(unsupported(self.model_format, _layer(weight), weight.shape, scheme, self.tier, self.system))
@@ -100,7 +105,7 @@ def estimated_sizes(graphs: Sequence[GraphSpec], profile: Profile, goal: Destina
     stored, memory = {}, {}
     for graph in graphs:
         schemes = list(_stored(graph, profile, goal))
-        own = schemes if goal.model_format != "onnx" or not graph.shares else ()
+        own = () if graph.shares and goal.shares_weights else schemes
         stored[graph.name] = sum(scheme.size_bytes(weight.shape) for weight, scheme in own)
         memory[graph.name] = _memory_bytes(graph, schemes, goal, compute)
     return Sizes(stored, memory)
@@ -229,8 +234,10 @@ def estimate(plan: Plan) -> Sizes:
 
 def estimated_disk_bytes(plan: Plan, sizes: Sizes) -> int:
     """What building takes of the disk: Core ML graphs are written in plain fp16, too, for a while."""
-    plain = sum(2 * graph.parameters for graph in plan.graphs) if plan.request.format == "coreml" else 0
-    return sizes.stored_bytes + plain
+    if plan.request.format != "coreml":
+        return sizes.stored_bytes
+    shared = sum(sizes.stored[graph.shares] for graph in plan.graphs if graph.shares)  # each size is written first
+    return sizes.stored_bytes + shared + sum(2 * graph.parameters for graph in plan.graphs)
 
 
 def in_bands(plan: Plan) -> Plan:

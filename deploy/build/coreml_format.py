@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from deploy.build.draft import Draft, Progress, WrittenGraph, kept_records
-from deploy.bundle.manifest import GraphRecord, PortRecord, StageRecord
+from deploy.bundle.manifest import FileRecord, GraphRecord, PortRecord, StageRecord
+from exporters.choices import WITH_FUNCTIONS
 from exporters.guidance import told_guidance
 from exporters.layouts.spec import GraphSpec
 from exporters.reference.decibels import EQUAL_DB
@@ -37,6 +41,7 @@ class CoreMLFormat:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._stored: dict[str, Collection[str]] = {}  # by graph, what others may share
 
     @functools.cached_property
     def _rehearsal(self) -> Rehearsal | None:
@@ -49,10 +54,14 @@ class CoreMLFormat:
         """Trace a graph."""
         from exporters.coreml.export import draft
 
-        return _CoreMLDraft(self._plan, graph, draft(graph), self._rehearsal)
+        made = _CoreMLDraft(self._plan, graph, draft(graph), self._rehearsal, self._stored.get(graph.shares, ()))
+        if any(other.shares == graph.name for other in self._plan.graphs):
+            self._stored[graph.name] = made.weights.keys()
+        return made
 
     def take_over(self, done: Done) -> None:
-        """Nothing: a package holds all that it needs."""
+        """Graphs of other sizes share its weights."""
+        self._stored[done.graph.name] = done.places.keys()
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Draw with the packages that an earlier build has written: the graphs after them are fed with what they make."""
@@ -60,6 +69,16 @@ class CoreMLFormat:
             from exporters.coreml.rehearsal import play_packages
 
             play_packages(self._rehearsal, record.name, [folder / stage.path for stage in record.stages])
+
+    def join(self, folder: Path, graphs: Sequence[Done]) -> list[Done]:
+        """Make graphs of several sizes functions of the same packages."""
+        joined = {done.graph.name: done for done in graphs}
+        for graph in self._plan.graphs:
+            if graph.shares and self._plan.system in WITH_FUNCTIONS:
+                own, other = joined[graph.shares], joined[graph.name]
+                if len(own.graph.stages) == len(other.graph.stages):
+                    joined |= {done.graph.name: done for done in _joined(folder, own, other)}
+        return list(joined.values())
 
 
 @dataclass(frozen=True)
@@ -71,26 +90,33 @@ class _CoreMLDraft:
         graph: its specification.
         model: of onnx_ir, as traced.
         rehearsal: the picture that is drawn meanwhile, where the graph computes in fp16.
+        shared: weights that the graph stores which it differs from in size alone.
     """
 
     plan: Plan
     graph: GraphSpec
     model: Any
     rehearsal: Rehearsal | None
+    shared: Collection[str]
 
     @functools.cached_property
-    def stored_bytes(self) -> int:
+    def weights(self) -> dict[str, int]:
         """Bytes of the weights; the draft becomes programs to be asked, which takes seconds at full size."""
-        from exporters.coreml.export import draft_bytes
+        from exporters.coreml.export import draft_weights
 
-        return draft_bytes(self.model, self._options)
+        return draft_weights(self.model, self._options)
+
+    @property
+    def stored_bytes(self) -> int:
+        shared = self.shared if self.plan.system in WITH_FUNCTIONS else ()
+        return sum(size for name, size in self.weights.items() if name not in shared)
 
     @functools.cached_property
     def disk_bytes(self) -> int:
-        """With the plain fp16 draft that is measured, for a while."""
+        """With the plain fp16 draft that is measured, for a while; what will be shared is written first."""
         from exporters.onnx.writer import stored_bytes
 
-        return self.stored_bytes + stored_bytes(self.model) // 2
+        return sum(self.weights.values()) + stored_bytes(self.model) // 2
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -115,7 +141,6 @@ class _CoreMLDraft:
         )
 
     def write(self, folder: Path, progress: Progress) -> WrittenGraph:
-        from deploy.bundle.seal import record_file
         from exporters.coreml.export import write_graph
 
         plan, graph = self.plan, self.graph
@@ -146,9 +171,30 @@ class _CoreMLDraft:
             parity_db=None if check is None else check.db,
             parity_cases=0 if check is None else len(check.cases),
         )
-        paths = sorted(file for stage in stages for file in (folder / stage.path).rglob("*") if file.is_file())
-        files = tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
-        return WrittenGraph(record, files, kept_records(programs.kept))
+        places = {name: (0, size) for name, size in programs.stored.items()}
+        return WrittenGraph(record, _files(folder, stages), kept_records(programs.kept), places)
+
+
+def _files(folder: Path, stages: Iterable[StageRecord]) -> tuple[FileRecord, ...]:
+    from deploy.bundle.seal import record_file
+
+    paths = sorted(file for stage in stages for file in (folder / stage.path).rglob("*") if file.is_file())
+    return tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
+
+
+def _joined(folder: Path, own: Done, other: Done) -> tuple[Done, Done]:
+    """Two graphs that differ in size alone, the second one as functions of the first one's packages."""
+    from exporters.coreml.evaluate import open_package
+    from exporters.coreml.functions import add_function
+
+    name, added = other.graph.name, 0
+    for stage, more in zip(own.graph.stages, other.graph.stages, strict=True):
+        added += add_function(folder / stage.path, name, folder / more.path)
+        open_package(folder / stage.path, name)  # which checks it
+        shutil.rmtree(folder / more.path)
+    stages = tuple(replace(more, path=stage.path) for stage, more in zip(own.graph.stages, other.graph.stages, strict=True))
+    graph = replace(other.graph, path=own.graph.path, stages=stages, function=name, shares=own.graph.name, weight_bytes=added)
+    return replace(own, files=_files(folder, own.graph.stages)), replace(other, graph=graph, files=())
 
 
 class _ParityCheck:
@@ -194,7 +240,7 @@ def _about(plan: Plan) -> About:
         facts={
             "flash-deploy.student": printable(called(student.path)),
             "flash-deploy.tier": plan.request.tier,
-            "flash-deploy.picture": f"{options.width} x {options.height} px",
+            "flash-deploy.picture": " or ".join(f"{width} x {height}" for height, width in options.picture_sizes) + " px",
             "flash-deploy.sampler": sampling.method,
             "flash-deploy.sigmas": ", ".join(f"{sigma:.6g}" for sigma in sampling.sigmas),
             "flash-deploy.guidance": told_guidance(sampling.guidance) or "none",

@@ -17,7 +17,6 @@ from deploy.bundle.manifest import (
     BlocksRecord,
     ClientScheduleRecord,
     FileRecord,
-    GraphRecord,
     GuidanceRecord,
     LoraRecord,
     Manifest,
@@ -53,15 +52,12 @@ def write_small_files(plan: Plan, folder: Path) -> list[FileRecord]:
     return [record_file(folder, path) for path in paths]
 
 
-def describe(
-    plan: Plan, graphs: Sequence[GraphRecord], written: Sequence[Done], small: Sequence[FileRecord], fingerprint: str
-) -> Manifest:
+def describe(plan: Plan, written: Sequence[Done], small: Sequence[FileRecord], fingerprint: str) -> Manifest:
     """The manifest.
 
     Args:
         plan: what was built.
-        graphs: records of the graphs, with their parity.
-        written: what was written of each graph.
+        written: what was written of each graph, and measured.
         small: the other files.
         fingerprint: of the student.
     """
@@ -97,7 +93,7 @@ def describe(
         ),
         picture=_picture(plan),
         text=_text(plan),
-        graphs=tuple(graphs),
+        graphs=tuple(done.graph for done in written),
         notes=plan.notes,
         opset=plan.opset if onnx else None,
         # Core ML programs say themselves which system they need.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,6 +65,9 @@ class ModelFormat(Protocol):
 
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Take note of a graph that an earlier build has written; graphs come in the order in which they run."""
+
+    def join(self, folder: Path, graphs: Sequence[Done]) -> list[Done]:
+        """Store what graphs of several sizes have in common once, now that all are written and measured; nothing may follow."""
 
 
 def kept_records(kept: Iterable[Kept]) -> tuple[KeptRecord, ...]:

@@ -59,7 +59,8 @@ def graph_runner(name: FormatName, folder: Path, record: GraphRecord) -> Runner:
         return onnx_runner(folder / record.path)
     from exporters.coreml.chain import chain
 
-    return chain([folder / stage.path for stage in record.stages], [port.name for port in record.outputs])
+    packages = [folder / stage.path for stage in record.stages]
+    return chain(packages, [port.name for port in record.outputs], function=record.function)
 
 
 def graph_db(
@@ -98,6 +99,7 @@ def graph_db(
     if name == "coreml":
         from exporters.coreml.rehearsal import first_overflow
 
-        return measure(cases, run, spec, functools.partial(first_overflow, [folder / stage.path for stage in record.stages]))
+        packages = [folder / stage.path for stage in record.stages]
+        return measure(cases, run, spec, functools.partial(first_overflow, packages, function=record.function))
     half = HalfGraph(spec, profile, frozenset(record.fp32_operators))
     return min(measure(cases, half.runner(), spec, half.overflow), measure(cases, run, spec))

@@ -63,6 +63,10 @@ class OnnxFormat:
     def skip(self, folder: Path, record: GraphRecord) -> None:
         """Nothing: each graph is a matter of its own."""
 
+    def join(self, folder: Path, graphs: Sequence[Done]) -> list[Done]:
+        """Nothing: what is shared was never written twice."""
+        return [*graphs]
+
     @functools.cached_property
     def _ranges(self) -> Ranges:
         from exporters.half import Ranges

@@ -15,7 +15,7 @@ from deploy.page.vendor import check_web_runtime
 from deploy.tiers.profiles import check_schemes, computes_in, default_profile, promised_precision
 from deploy.tiers.schema import Tier
 from deploy.tiers.tier import check_format, find_tier
-from exporters.choices import TRACED, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
+from exporters.choices import TRACED, WITH_FUNCTIONS, AttentionForm, Compute, ComputeUnits, Opset, Precision, System
 from exporters.image_to_image import not_drawn_upon
 from exporters.layouts.plan import plan_graphs
 from exporters.layouts.sampling import Sampling, as_wanted, idle_steps, plan_sampling
@@ -143,6 +143,7 @@ def settle(request: BuildRequest) -> Plan:
     graphs = tuple(plan_graphs(student, options))
     _check_profile(profile, request, tier, student, graphs)
     idle = idle_steps(student, options.height, options.width, sampling)
+    choices = _coreml_choices(request, tier, student)
     unguided = student.guidance_note if request.guidance_scale is None and not sampling.guidance.on else ""
     return Plan(
         request=request,
@@ -154,8 +155,8 @@ def settle(request: BuildRequest) -> Plan:
         options=options,
         tokenizers=tokenizers,
         graphs=graphs,
-        notes=(*student.notes, *filter(None, (unguided, idle, _stored_anew(request, options), _learned(request, student)))),
-        **_coreml_choices(request, tier, student),
+        notes=(*student.notes, *filter(None, (unguided, idle, _stored_anew(options, choices), _learned(request, student)))),
+        **choices,
     )
 
 
@@ -217,11 +218,11 @@ def _learned(request: BuildRequest, student: Student) -> str:
     return f"the student's folder holds a profile that it has learned to be stored by: --profile {file} stores it so"
 
 
-def _stored_anew(request: BuildRequest, options: GraphOptions) -> str:
-    """That Core ML packages share no weights."""
-    if request.format != "coreml" or not options.other_sizes:
+def _stored_anew(options: GraphOptions, choices: dict[str, Any]) -> str:
+    """That Core ML packages of older systems share no weights."""
+    if not choices or not options.other_sizes or choices["system"] in WITH_FUNCTIONS:
         return ""
-    return f"each of the {len(options.picture_sizes)} sizes has packages of its own, with all of their weights"
+    return f"each of the {len(options.picture_sizes)} sizes has packages of its own: sharing their weights wants iOS 18"
 
 
 def _check_several(options: GraphOptions, request: BuildRequest, tier: Tier) -> None:

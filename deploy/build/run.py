@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from deploy.build.budget import Destination, Sizes, check_budget, check_disk, estimate, estimated_disk_bytes, fitted
 from deploy.build.describe import describe, write_small_files
 from deploy.build.draft import Draft, WrittenGraph
@@ -110,13 +112,14 @@ class _Build:
             self._check_sizes(drafts, finished_graphs)
             written = [self._written(graph, drafts, finished_graphs, fingerprint) for graph in self.plan.graphs]
             self.reporter.stage("measuring parity")
-            graphs = [
-                with_parity(self.plan, self.partial, graph, done.graph)
+            measured = [
+                msgspec.structs.replace(done, graph=with_parity(self.plan, self.partial, graph, done.graph))
                 for graph, done in zip(self.plan.graphs, written, strict=True)
             ]
             self.reporter.stage("sealing")
+            joined = self.format.join(self.partial, measured)
             small = write_small_files(self.plan, self.partial)
-            manifest = describe(self.plan, graphs, written, small, fingerprint.result())
+            manifest = describe(self.plan, joined, small, fingerprint.result())
             forget(self.partial)
             remove_strangers(self.partial, manifest)
             self.plan.student.check_unchanged()

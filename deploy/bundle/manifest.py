@@ -86,7 +86,9 @@ class GraphRecord(_Record, frozen=True):
         fp32_operators: operators (of ONNX graphs: parts of the traced module) that compute in fp32 in graphs that compute in
             fp16: their values outgrow fp16, or need more digits than it has, or a rule says so.
         bands: of rows in which a VAE's graph is computed, for less memory; 1 for all at once.
-        shares: the graph, of another size, that stores the weights of both; what it has of its own lies in its own file.
+        shares: the graph, of another size, that stores the weights of both; what it has of its own lies in its own file, or is
+            a function of the same packages.
+        function: of its packages, which hold one for each size.
     """
 
     name: str
@@ -104,6 +106,7 @@ class GraphRecord(_Record, frozen=True):
     fp32_operators: tuple[str, ...] = ()
     bands: Count = 1
     shares: str = ""
+    function: str = "main"
 
     def holds(self, file: str) -> bool:
         """Whether a file of the bundle is one of the graph's own: its ONNX file, its data, or anything in its packages."""
@@ -433,6 +436,12 @@ def _check(manifest: Manifest, file: Path) -> None:
             complaints.append(
                 Complaint(f"{file}: {graph.name}", "shares weights with no graph that has its own", got=repr(graph.shares))
             )
+    functions = collections.Counter((stage.path, graph.function) for graph in manifest.graphs for stage in graph.stages)
+    complaints += [
+        Complaint(str(file), f"names the function {function} of {path} twice")
+        for (path, function), count in functions.items()
+        if count > 1
+    ]
     complaints += _check_fit(manifest, file)
     sampling = manifest.sampling
     if len(sampling.sigmas) != len(sampling.timesteps) + 1 or not sampling.timesteps:

@@ -96,7 +96,7 @@ def costs(bundle: Bundle) -> dict[str, GraphCost]:
         counted = {}
         for graph in manifest.graphs:
             with bundle.plain(graph.name) as folder:
-                counted[graph.name] = count_packages(graph.name, [folder / stage.path for stage in graph.stages])
+                counted[graph.name] = count_packages(graph.name, [folder / stage.path for stage in graph.stages], graph.function)
         return counted
     from benchmarks.forecast.onnx_cost import count_onnx
 

@@ -175,7 +175,7 @@ class Sessions:
         if self.runtime == "evaluator":
             from exporters.coreml.chain import chain
 
-            return chain(folders, [port.name for port in record.outputs])
+            return chain(folders, [port.name for port in record.outputs], function=record.function)
         return _coreml_chain(folders, record, self._bundle.manifest.compute_units)
 
 
@@ -184,7 +184,8 @@ def _coreml_chain(folders: list[Path], record: GraphRecord, units: str | None) -
     import coremltools as ct
 
     computes = ct.ComputeUnit.CPU_AND_NE if units == "cpu-and-ne" else ct.ComputeUnit.CPU_AND_GPU
-    models = [ct.models.MLModel(str(folder), compute_units=computes) for folder in folders]
+    function = None if record.function == "main" else record.function
+    models = [ct.models.MLModel(str(folder), compute_units=computes, function_name=function) for folder in folders]
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         values = {name: array.astype(np.int32) if array.dtype.kind == "i" else array for name, array in inputs.items()}

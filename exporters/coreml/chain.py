@@ -27,9 +27,18 @@ def run_chain(stages: Sequence[Program], given: Mapping[str, np.ndarray], precis
     return values
 
 
-def chain(packages: Sequence[Path], outputs: Sequence[str], precision: str = "fp16") -> Callable[[Arrays], list[np.ndarray]]:
-    """A function from inputs by name to the outputs of that order."""
-    stages = [open_package(path) for path in packages]
+def chain(
+    packages: Sequence[Path], outputs: Sequence[str], precision: str = "fp16", function: str = "main"
+) -> Callable[[Arrays], list[np.ndarray]]:
+    """A function from inputs by name to the outputs of that order.
+
+    Args:
+        packages: in the order in which they run.
+        outputs: names of what is wanted.
+        precision: of :func:`exporters.coreml.evaluate.run.evaluate`.
+        function: which of each package's functions.
+    """
+    stages = [open_package(path, function) for path in packages]
 
     def run(inputs: Arrays) -> list[np.ndarray]:
         values = run_chain(stages, inputs, precision)

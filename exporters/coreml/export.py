@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -92,16 +92,21 @@ class WrittenGraph:
     Attributes:
         stages: in the order in which they run.
         parameters: how many of the student's numbers they stand for.
-        weight_bytes: of the weights as they are stored.
+        stored: bytes of each weight as it is stored, by what programs of several sizes have in common.
         kept: weights that keep their floating-point form though a rule gave them another.
         wide: operators that compute in fp32 in programs that compute in fp16.
     """
 
     stages: tuple[WrittenStage, ...]
     parameters: int
-    weight_bytes: int
+    stored: Mapping[str, int]
     kept: tuple[Kept, ...]
     wide: tuple[str, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights as they are stored."""
+        return sum(self.stored.values())
 
 
 def draft(spec: GraphSpec) -> ir.Model:
@@ -114,9 +119,13 @@ def _prepare(module: torch.nn.Module) -> None:
     null_tokens_as_bias(module)
 
 
-def draft_bytes(model: ir.Model, options: ProgramOptions) -> int:
-    """What a draft's weights will take."""
-    return sum(program.weight_bytes for program in to_programs(model, options))
+def draft_weights(model: ir.Model, options: ProgramOptions) -> dict[str, int]:
+    """What a draft's weights will take, in bytes, by what programs of several sizes have in common."""
+    return _stored(to_programs(model, options))
+
+
+def _stored(programs: Sequence[StageProgram]) -> dict[str, int]:
+    return {f"{number} {name}": size for number, program in enumerate(programs) for name, size in program.stored.items()}
 
 
 def stage_paths(spec: GraphSpec, stages: int) -> list[str]:
@@ -163,7 +172,7 @@ def write_graph(
     return WrittenGraph(
         tuple(stages),
         sum(program.constants.parameters for program in programs),
-        sum(program.weight_bytes for program in programs),
+        _stored(programs),
         tuple(kept for program in programs for kept in program.constants.kept),
         tuple(name for program in programs for name in program.wide),
     )

@@ -105,12 +105,15 @@ class StageProgram:
     readers: dict[str, tuple[ir.Node, ...]]
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they are stored, without padding."""
+    def stored(self) -> dict[str, int]:
+        """Bytes of each weight, without padding, by what programs of several sizes have in common: name, shape and bits."""
         names = self.constants.loads
         operations = self.program.functions["main"].operations
         variables = [op.outputs[0] for op in operations if op.op_type == "const" and op.outputs[0].name in names]
-        return sum(-(-int(np.prod(var.shape, dtype=np.int64)) * _bits(var) // 8) for var in variables)
+        return {
+            f"{var.name} {list(var.shape)} {_bits(var)}": -(-int(np.prod(var.shape, dtype=np.int64)) * _bits(var) // 8)
+            for var in variables
+        }
 
 
 def to_programs(model: ir.Model, options: ProgramOptions, wide: Collection[ir.Node] = ()) -> list[StageProgram]:

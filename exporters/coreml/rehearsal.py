@@ -55,11 +55,11 @@ def nodes_by_loss(programs: Sequence[StageProgram], packages: Sequence[Path], gi
     return sorted(losses, key=losses.__getitem__)
 
 
-def first_overflow(packages: Sequence[Path], given: Arrays) -> str:
+def first_overflow(packages: Sequence[Path], given: Arrays, function: str = "main") -> str:
     """The first operation of a graph's packages whose result is finite in fp32 and not in fp16."""
     values = dict(given)
     for package in packages:
-        stage = open_package(package)
+        stage = open_package(package, function)
         for finding in compare(stage, {port.name: values[port.name] for port in stage.inputs}).findings:
             if finding.nonfinite:
                 return f"{package.stem}: {finding.kind} {finding.name}"

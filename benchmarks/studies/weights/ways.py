@@ -18,7 +18,8 @@ from quantization.sensitivity import Sensitivity
 INTEGERS = ("int4g128", "uint4g128", "int4g64", "uint4g64", "int4g32", "uint4g32", "int8g128", "int8g32", "fp16")
 NARROW = ("int2g64", "uint2g64", "int2g32", "uint2g32")
 TABLES = ("lut3", "lut4", "lut4g16", "lut6", "lut8", "fp16")
-NARROW_TABLES = ("lut2g4", "lut2g8", "lut3g4", "lut3g8", "lut4g8")
+WHOLE_TABLES = ("lut2", "lut3", "lut4", "lut6", "lut8", "fp16")
+"""One table for a tensor: all that the Neural Engine computes rightly."""
 
 Make = Callable[[Key, np.ndarray], np.ndarray]
 Weights = dict[Key, np.ndarray]

@@ -38,24 +38,25 @@ class _Manifest(msgspec.Struct, rename="camel"):
     root_model_identifier: str
 
 
-def open_package(path: Path | str) -> Program:
+def open_package(path: Path | str, function: str = "main") -> Program:
     """Read the package and check all of it that can be checked without computing.
 
     Args:
         path: the ``.mlpackage`` folder.
+        function: which of its functions.
 
     Returns:
         The program; its weights stay in their file until an operation needs them.
 
     Raises:
-        ExportError: the folder is damaged or incomplete, leads out of itself, is not an ML program with one function, or holds
-            operations that the evaluator does not know; everything that is wrong at once.
+        ExportError: the folder is damaged or incomplete, leads out of itself, is not an ML program with such a function, or
+            holds operations that the evaluator does not know; everything that is wrong at once.
     """
     folder = Path(path)
     model_file = _model_file(folder)
-    spec = _specification(model_file)
-    program = read_program(spec.mlProgram, OPSETS[spec.specificationVersion], _Blobs(folder, model_file.parent))
-    complaints = [*_check_description(spec, program), *check_operations(program)]
+    spec = _specification(model_file, function)
+    program = read_program(spec.mlProgram, OPSETS[spec.specificationVersion], _Blobs(folder, model_file.parent), function)
+    complaints = [*_check_description(_described(spec, function), program), *check_operations(program)]
     if complaints:
         raise ExportError(f"The Core ML package {folder} cannot be evaluated.", complaints)
     return program
@@ -108,8 +109,8 @@ def _model_file(package: Path) -> Path:
     return _inside(package, package / "Data", item.path, "model")
 
 
-def _specification(file: Path) -> Any:
-    """Parse the protobuf; it is an ML program of a version that is known, with one function."""
+def _specification(file: Path, function: str) -> Any:
+    """Parse the protobuf; it is an ML program of a version that is known, with the function."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
@@ -124,19 +125,25 @@ def _specification(file: Path) -> Any:
     elif spec.specificationVersion not in OPSETS:
         versions = f"{min(OPSETS)} to {max(OPSETS)}"
         complaint = Complaint(str(file), "the specification's version is not known", versions, str(spec.specificationVersion))
-    elif functions != ["main"]:
-        complaint = Complaint(str(file), "does not hold one function", "main", ", ".join(functions) or "none")
+    elif function not in functions:
+        complaint = Complaint(str(file), "does not hold the function", function, ", ".join(functions) or "none")
     if complaint:
         raise ExportError("A Core ML package cannot be evaluated.", [complaint])
     return spec
 
 
-def _check_description(spec: Any, program: Program) -> list[Complaint]:
+def _described(spec: Any, function: str) -> Any:
+    """The interface of a function: the model's own, or one of several."""
+    several = {described.name: described for described in spec.description.functions}
+    return several.get(function, spec.description)
+
+
+def _check_description(description: Any, program: Program) -> list[Complaint]:
     """The interface that applications see names what the program takes and gives."""
     complaints = []
     for what, described, ports in (
-        ("inputs", spec.description.input, program.inputs),
-        ("outputs", spec.description.output, program.outputs),
+        ("inputs", description.input, program.inputs),
+        ("outputs", description.output, program.outputs),
     ):
         names, expected = sorted(feature.name for feature in described), sorted(port.name for port in ports)
         if names != expected:

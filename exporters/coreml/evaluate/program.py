@@ -98,21 +98,22 @@ class Program:
         return int(self.opset.removeprefix("CoreML"))
 
 
-def read_program(proto: Any, opset: str, blobs: Blobs) -> Program:
+def read_program(proto: Any, opset: str, blobs: Blobs, name: str) -> Program:
     """Translate the protobuf of a program.
 
     Args:
-        proto: a ``CoreML.Specification.MILSpec.Program`` with the function ``main``.
+        proto: a ``CoreML.Specification.MILSpec.Program`` with the function.
         opset: the opset that the specification's version stands for.
         blobs: opens a weight file by its name in the program.
+        name: of the function.
 
     Raises:
         ExportError: what cannot be represented: another opset, nested blocks, states, types or constants that are damaged.
     """
-    function = proto.functions["main"]
+    function = proto.functions[name]
     complaints: list[Complaint] = []
     if function.opset != opset or opset not in function.block_specializations:
-        complaint = Complaint("function main", "its opset is not the specification's", opset, function.opset)
+        complaint = Complaint(f"function {name}", "its opset is not the specification's", opset, function.opset)
         raise ExportError("A Core ML program cannot be evaluated.", [complaint], REMEDY)
     block = function.block_specializations[opset]
     reader = _Reader(blobs, complaints)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import deploy.build.run
+import exporters.coreml.functions
 from deploy.build import BuildRequest, build
 from deploy.build.budget import estimate
 from deploy.build.plan import plan
@@ -223,9 +224,70 @@ def test_what_is_no_size(sizes: object, tmp_path: Path) -> None:
         BuildRequest(output=tmp_path, other_sizes=sizes)  # type: ignore[arg-type]
 
 
-def test_core_ml_says_that_nothing_is_shared(students: dict[str, Student], tmp_path: Path) -> None:
-    settled = plan(sized(students, tmp_path / "bundle", format="coreml", tier="laptop-apple"))
-    assert any("each of the 2 sizes has packages of its own" in note for note in settled.notes)
+@pytest.mark.parametrize(("system", "shares"), [("iOS17", False), ("iOS18", True)])
+def test_core_ml_shares_where_it_can(system: str, shares: bool, students: dict[str, Student], tmp_path: Path) -> None:
+    settled = plan(sized(students, tmp_path / "bundle", format="coreml", tier="laptop-apple", system=system))
+    assert any("each of the 2 sizes has packages of its own" in note for note in settled.notes) != shares
+    assert (estimate(settled).stored["denoiser_6x4"] == 0) == shares
+
+
+CORE_ML: dict[str, object] = {"format": "coreml", "tier": "laptop-apple", "precision": "fp16", "parity": "never", "stages": 2}
+
+
+@pytest.fixture(scope="module")
+def packages(students: dict[str, Student], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(sized(students, tmp_path_factory.mktemp("packages") / "bundle", **CORE_ML))
+
+
+def test_core_ml_functions(packages: Bundle, students: dict[str, Student], tmp_path: Path) -> None:
+    """Each program of the denoiser holds both sizes, draws as a bundle of that size alone, and stores weights once."""
+    (height, width), manifest = OTHER, packages.manifest
+    alone = build(small(students, tmp_path / "alone", **CORE_ML, height=height, width=width))
+    with Pipeline(packages) as mine, Pipeline(alone) as other:
+        assert np.array_equal(mine.generate("a cat", 3, height=height, width=width), other.generate("a cat", 3))
+        assert mine.generate("a cat").shape == (1, *OWN, 3)
+    folders = {file.path.partition("/")[0] for file in manifest.files if ".mlpackage/" in file.path}
+    assert folders == {f"{name}.mlpackage" for name in ("text_encoder", "conditioner", "denoiser_1", "denoiser_2", "vae_decoder")}
+    for kind in ("denoiser", "vae_decoder"):
+        graph, own = manifest.graph(f"{kind}_6x4"), alone.manifest.graph(kind)
+        assert (graph.shares, graph.function, graph.path) == (kind, f"{kind}_6x4", manifest.graph(kind).path)
+        assert graph.weight_bytes < own.weight_bytes / 2
+        assert set(manifest.files_of(graph.name)) == set(manifest.files_of(kind))
+    stored = [sum(file.size_bytes for file in bundle.manifest.files if "weight.bin" in file.path) for bundle in (packages, alone)]
+    assert stored[0] < 1.2 * stored[1]
+    assert check_files(packages) == []
+    report = verify(packages.folder, students["tiny"].path)
+    assert report.complaints == []
+    assert {"denoiser_6x4", "vae_decoder_6x4"} < report.graph_db.keys()
+
+
+def test_core_ml_goes_on_where_it_was_interrupted_while_packages_are_joined(
+    packages: Bundle, students: dict[str, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is half joined is written again."""
+    request = sized(students, tmp_path / "bundle", **CORE_ML)
+    add = exporters.coreml.functions.add_function
+
+    def interrupted(package: Path, name: str, other: Path) -> int:
+        add(package, name, other)
+        if package.stem == "denoiser_2":
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(exporters.coreml.functions, "add_function", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(request)
+    monkeypatch.undo()
+    log = Log()
+    bundle = build(request, log)
+    assert log.traced == ["denoiser", "denoiser_6x4"]
+    assert bundle.manifest.files == packages.manifest.files
+
+
+def test_a_manifest_that_names_a_function_twice(packages: Bundle) -> None:
+    graphs = [msgspec.structs.replace(graph, function="main") for graph in packages.manifest.graphs]
+    with pytest.raises(BundleError, match=r"names the function main of denoiser_1.mlpackage twice"):
+        parse_manifest(msgspec.structs.replace(packages.manifest, graphs=tuple(graphs)).to_json(), Path("manifest.json"))
 
 
 @pytest.mark.parametrize("change", [{"shares": "vae_decoder_6x4"}, {"shares": "nobody"}, {"shares": "denoiser_6x4"}])

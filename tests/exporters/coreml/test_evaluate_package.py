@@ -49,6 +49,11 @@ def edit_model(edit: Callable[[Any], None]) -> Callable[[Path], None]:
     return damage
 
 
+def renamed(spec: Any) -> None:
+    spec.mlProgram.functions["other"].CopyFrom(spec.mlProgram.functions["main"])
+    del spec.mlProgram.functions["main"]
+
+
 def edit_operations(edit: Callable[[Any], None]) -> Callable[[Path], None]:
     return edit_model(lambda spec: edit(next(iter(spec.mlProgram.functions["main"].block_specializations.values())).operations))
 
@@ -135,9 +140,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_model(lambda s: setattr(s, "specificationVersion", 99)),
         r"version is not known \(expected 6 to 10, got 99\)",
     ),
-    "two functions": (
-        edit_model(lambda s: s.mlProgram.functions["other"].CopyFrom(s.mlProgram.functions["main"])),
-        r"does not hold one function \(expected main, got main, other\)",
+    "another function": (
+        edit_model(renamed),
+        r"does not hold the function \(expected main, got other\)",
     ),
     "another opset": (
         edit_model(lambda s: setattr(s.mlProgram.functions["main"], "opset", "CoreML5")),
