@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.quality.paired import paired_difference
 from benchmarks.studies.distilled.captions import ASKED_SEED, Captions
 from benchmarks.studies.distilled.run_folder import RunFolder
-from benchmarks.studies.distilled.tables import table
+from benchmarks.studies.distilled.tables import points, table
 from benchmarks.studies.weights.trial import Trial
 from benchmarks.studies.weights.ways import INTEGERS, NARROW, TABLES, WHOLE_TABLES, Ways, Weights, rounded_to_nearest
 from distillation.levels import checked
@@ -228,8 +229,9 @@ def _row(name: str, bits: str, truth: Drawn, drawn: Drawn) -> tuple[str, ...]:
     for t5 in (True, False):
         before, after = truth.right[t5], drawn.right[t5]
         db = "" if drawn is truth else f"{snr_db(truth.latents[t5], drawn.latents[t5]):.1f}"
-        lost = "" if drawn is truth else f", {int((before & ~after).sum())} lost, {int((after & ~before).sum())} won"
-        cells += [db, f"{100 * after.mean():.1f} %{lost}"]
+        pairs = paired_difference(before, after)
+        told = f", {points(pairs.difference, pairs.low, pairs.high)}: {pairs.lost} lost, {pairs.won} won"
+        cells += [db, f"{100 * pairs.share:.1f} %{'' if drawn is truth else told}"]
     return tuple(cells)
 
 
