@@ -24,6 +24,7 @@ from deploy.runtime.pipeline import Pipeline
 from exporters.reference.decibels import psnr_db
 from exporters.student.student import Student
 from tests.docs.pages import ROOT, block_of
+from tests.helpers.builds import small
 
 PAGE = "docs/run-in-an-app.md"
 PROMPT = "a red circle left of a blue square on a white background"
@@ -57,6 +58,22 @@ def renoise_bundle(students: dict[str, Student], tmp_path_factory: pytest.TempPa
     )
 
 
+@pytest.fixture(scope="module")
+def guided_bundle(students: dict[str, Student], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Steps that look back, of which some are guided."""
+    return build(
+        small(
+            students,
+            tmp_path_factory.mktemp("guided") / "b",
+            sampler="dpmpp",
+            steps=4,
+            guidance_scale=4.5,
+            negative_prompt="a cat",
+            guidance_interval=(0.3, 0.9),
+        )
+    )
+
+
 @pytest.fixture(scope="module", params=["builtin", "renoise"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     built: Bundle = request.getfixturevalue(f"{request.param}_bundle")
@@ -83,6 +100,21 @@ def draw_py(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def test_python_draws_the_same_picture(prompt: str, bundle: Bundle, draw_py: ModuleType) -> None:
     """The same sums in the same order in the same runtime: equal to the last bit."""
     assert np.array_equal(draw_py.draw(bundle.folder, prompt, seed=7), drawn(bundle, prompt, 7))
+
+
+def test_python_guides_and_looks_back(guided_bundle: Bundle, draw_py: ModuleType) -> None:
+    mine, plain = draw_py.draw(guided_bundle.folder, PROMPT, seed=7), Pipeline(guided_bundle, runtime="onnxruntime")
+    assert np.array_equal(mine, plain.generate(PROMPT, 7)[0])
+    assert not np.array_equal(mine, plain.generate(PROMPT, 7, guidance_scale=1.0)[0])
+    assert {low <= sigma <= high for low, high in [(0.3, 0.9)] for sigma in guided_bundle.manifest.sampling.sigmas[:-1]} == {
+        True,
+        False,
+    }
+
+
+def test_javascript_refuses_what_it_does_not_do(guided_bundle: Bundle, node_folder: Path) -> None:
+    with pytest.raises(AssertionError, match="not in this example"):
+        node(node_folder, "--input-type=module", "-e", DRAW_IN_NODE, guided_bundle.folder, PROMPT, 7)
 
 
 def test_python_needs_three_packages() -> None:

@@ -18,6 +18,8 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
+from quantization.errors import shortened
+
 CODES, SCALE, ZERO, INPUT_SCALE = "qdata", "scale", "zero_point", "act_pre_scale"
 _AFFINE, _FLOAT8, _PACKED = ("Int8Tensor", "IntxUnpackedToInt8Tensor"), "Float8Tensor", "Int4Tensor"
 READ = (*_AFFINE, _FLOAT8, _PACKED)
@@ -81,7 +83,7 @@ def parts_of(name: str, names: Collection[str]) -> dict[str, str]:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -120,10 +122,10 @@ class Torchao:
         """
         kind = _kind(record)
         if kind not in READ:
-            raise ForeignClassError(kind or "an unknown class")
+            raise ForeignClassError(shortened(kind, 60) or "an unknown class")
         try:
             data = msgspec.json.decode(record, type=_Record).data
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(str(error)) from error
         if CODES not in shapes or SCALE not in shapes:
             raise ValueError("its codes or its scales are missing")

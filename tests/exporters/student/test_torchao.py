@@ -131,6 +131,12 @@ def no_record(_: Tensors, metadata: Metadata) -> None:
     metadata[first(metadata)] = "{"
 
 
+def deep(_: Tensors, metadata: Metadata) -> None:
+    """The parser's own limit, within a record that is of a known class."""
+    nested = "[" * 100_000 + "]" * 100_000
+    metadata[first(metadata)] = '{"_type": "Int8Tensor", "_data": {"block_size": ' + nested + "}}"
+
+
 def cut_scale(tensors: Tensors, metadata: Metadata) -> None:
     name = part(first(metadata), "scale")
     tensors[name] = tensors[name][:-1].clone()
@@ -142,6 +148,7 @@ def not_packed(tensors: Tensors, metadata: Metadata) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Tensors, Metadata], object], str]] = {
     "another class": (recorded("Int4TilePackedTo4dTensor"), r"is quantized with torchao \(Int4TilePackedTo4dTensor\)"),
+    "deep": (deep, r"is quantized with torchao \(an unknown class\)"),
     "no class": (no_record, r"is quantized with torchao \(an unknown class\)"),
     "no scales": (without("scale"), "its codes or its scales are missing"),
     "too few scales": (cut_scale, r"scale: expected \d+ of F32 or F16 or BF16, got \d+ of F32"),
@@ -165,7 +172,7 @@ def test_what_does_not_fit_is_refused(damage: Callable[[Tensors, Metadata], obje
         open_student(tiny_folder)
 
 
-@pytest.mark.parametrize("names", ["", "[", "{}", "[1, [2]]", '["absent.weight"]'])
+@pytest.mark.parametrize("names", ["", "[", "{}", "[1, [2]]", '["absent.weight"]', pytest.param("[" * 100_000, id="deep")])
 def test_metadata_that_name_no_weights(names: str, tiny_folder: Path) -> None:
     before = open_student(tiny_folder).weights["text_encoder_3"]
     save_file(load_file(tiny_folder / T5), tiny_folder / T5, {"tensor_names": names})

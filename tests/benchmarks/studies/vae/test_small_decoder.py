@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import small_decoder
-from benchmarks.studies.small_decoder import compare
+from benchmarks.studies.vae import small_decoder
+from benchmarks.studies.vae.small_decoder import compare
 from distillation.random_students import make_student, preset_shape
 from exporters.student.student import BUILTIN_STUDENT
 

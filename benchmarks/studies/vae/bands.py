@@ -1,7 +1,7 @@
 """What a VAE's graph takes in memory and time, computed at once and in bands of rows: the factors of exporters/onnx/memory.py.
 
     flash-deploy make-student --preset mid --layers 1 --no-t5 -o student
-    python -m benchmarks.studies.vae_bands student --pixels 512 --bands 1 --bands 8 --bands 16
+    python -m benchmarks.studies.vae.bands student --pixels 512 --bands 1 --bands 8 --bands 16
 
 Each graph runs in fresh processes, sampled from outside; rounds are interleaved. Times are of the process's CPUs. A graph of
 operators that grew with its bands would show in "loading".

@@ -1,7 +1,7 @@
 """What a small decoder costs: pictures beside those of the VAE that it stands for, of the same latents.
 
     flash-deploy distill shapes-extras --set extends=shapes-gpu.toml --take-up builtin -o RUN
-    python -m benchmarks.studies.small_decoder RUN/decoder [STUDENT] [--prompts 3000]
+    python -m benchmarks.studies.vae.small_decoder RUN/decoder [STUDENT] [--prompts 3000]
 
 The student draws captions of the world that it learned in; its own VAE and the other student's decode the latents.
 Multiplications are those of one picture's decoding, as torch counts them: of convolutions and matrix products.
