@@ -329,10 +329,10 @@ def open_component(folder: Path, component: str, variant: str | None = None) -> 
         for other in opened:
             shard.join(other)
     names = [name for shard in opened for name in shard.names]
-    if holds_unfused(names) or adapter_tensors(names):
-        raise unfused(component, str(folder))
     if tool := quantization(names):
         raise quantized(component, str(folder), tool)
+    if holds_unfused(names) or adapter_tensors(names):
+        raise unfused(component, str(folder))
     notes += _coded_notes(component, opened)
     for shard in opened:
         try:

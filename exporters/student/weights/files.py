@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporters.errors import Complaint, StudentError
 from exporters.student.weights.adapters import is_adapter
-from exporters.student.weights.recognise import AGAIN, GGUF, PICKLE_SUFFIXES, file_kind
+from exporters.student.weights.recognise import AGAIN, CHECKPOINT, GGUF, PICKLE_SUFFIXES, export_kind, file_kind
 
 STEMS = ("diffusion_pytorch_model", "model")
 LONGEST_NAME = 255  # bytes, of every file system that matters
@@ -125,7 +125,8 @@ def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError
             f"{component} has shards without their index",
         )
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    if pickles := [file.name for file in files if file.suffix in PICKLE_SUFFIXES]:
+    exported = [file for file in files if export_kind([file.name])]
+    if pickles := [file.name for file in files if file.suffix in PICKLE_SUFFIXES and file not in exported]:
         return StudentError(
             f"{component} has only pickle checkpoints, which can run any code when opened; they were not opened.",
             [Complaint(f"{component}: {folder / name}", "pickle", "safetensors") for name in pickles],
@@ -135,6 +136,10 @@ def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError
     if gguf := [file for file in files if file.suffix == ".gguf"]:
         complaint = Complaint(str(gguf[0]), "is a GGUF file", "safetensors")
         return StudentError(f"{component} is a GGUF file.", [complaint], GGUF, f"{component} is a GGUF file")
+    if exported:
+        kind = export_kind(file.name for file in exported)
+        complaint = Complaint(str(folder), f"holds {kind}", "safetensors", _names(exported))
+        return StudentError(f"{component} is {kind}.", [complaint], CHECKPOINT, f"{component} is {kind}")
     wanted = " or ".join(f"{stem}{_SUFFIX}" for stem in STEMS)
     got = _names(listing.others) or None
     return StudentError(

@@ -15,6 +15,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SAVE_WHOLE = "load it in diffusers, save the whole pipeline with save_pretrained, and give that folder"
 FUSE = "give the student that it is of, and this with --lora"
 UNQUANTIZED = "give the checkpoint that it was made of, in fp32, fp16 or bf16; a profile makes a bundle as small (--profile)"
+CHECKPOINT = "give the checkpoint that it was made of, in safetensors"
 GGUF = "give the folder of a pipeline, and the file with --transformer or --text-encoder-3"
 AGAIN = "copy or download the file again"
 _FOLDER = "give the folder of a student in diffusers layout, or a single .safetensors file in one"
@@ -82,7 +83,29 @@ _QUANTIZED = {
     "bitsandbytes": re.compile(r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map)$|quant_state\.bitsandbytes"),
     "torchao": re.compile(r"(?:_weight_qdata|_weight_scale_and_zero|:_?qdata|:tensor_impl|\.int_data|_weight_zero_point)"),
     "quanto": re.compile(r"\.weight\._(?:data|scale|shift)"),
+    "nunchaku (SVDQuant)": re.compile(r"\.(?:wscales|wcscales|wtscale|smooth_factor|smooth_factor_orig)$"),
+    "GPTQ or AWQ": re.compile(r"\.(?:qweight|qzeros|g_idx)$"),
+    "compressed-tensors": re.compile(r"\.weight_packed$"),
+    "nvfp4": re.compile(r"\.weight_scale_2$"),
 }
+_EXPORTS = {
+    "an ONNX graph": re.compile(r"\.onnx$"),
+    "an OpenVINO model": re.compile(r"^openvino_.*\.(?:xml|bin)$"),
+    "a Flax checkpoint": re.compile(r"\.msgpack$"),
+    "a TensorFlow checkpoint": re.compile(r"\.h5$"),
+    "a Core ML model": re.compile(r"\.ml(?:package|modelc|model)$"),
+    "a TensorRT engine": re.compile(r"\.(?:engine|plan)$"),
+}
+
+
+def export_kind(names: Iterable[str]) -> str:
+    """What a folder without safetensors holds, by the names of its files: another program's form of a model; empty for none.
+
+    >>> export_kind(["config.json", "openvino_model.bin", "openvino_model.xml"]), export_kind(["config.json"])
+    ('an OpenVINO model', '')
+    """
+    every = list(names)
+    return next((what for what, pattern in _EXPORTS.items() if any(pattern.search(name) for name in every)), "")
 
 
 def quantization_of(config: Mapping[str, Any]) -> str:
@@ -143,6 +166,8 @@ def _folder_kind(path: Path) -> Kind | None:  # noqa: PLR0911  (a return for eac
         return Kind("is a LoRA, not a student", FUSE)
     if any(name.endswith(".gguf") for name in names):
         return Kind("holds a GGUF file, not a student", GGUF)
+    if "modular_model_index.json" in names:
+        return Kind("is a modular pipeline, not a StableDiffusion3Pipeline", SAVE_WHOLE)
     if "config.json" in names:
         return Kind(
             "is one component of a pipeline, not the whole", "give the folder with model_index.json, one above, or " + SAVE_WHOLE

@@ -32,6 +32,30 @@ def bitsandbytes_tensors(folder: Path) -> None:
     edit_weights(folder / "transformer" / WEIGHTS, change)
 
 
+def beside(*parts: str) -> Callable[[Path], None]:
+    """Tensors beside a layer's, in another tool's words."""
+
+    def damage(folder: Path) -> None:
+        def change(tensors: dict[str, np.ndarray]) -> None:
+            layer = min(name for name in tensors if name.endswith("to_q.weight")).removesuffix(".weight")
+            tensors.update({f"{layer}.{part}": np.ones(3, np.float32) for part in parts})
+
+        edit_weights(folder / "transformer" / WEIGHTS, change)
+
+    return damage
+
+
+def instead(*names: str) -> Callable[[Path], None]:
+    """Files of other programs in the weights' place."""
+
+    def damage(folder: Path) -> None:
+        (folder / "transformer" / WEIGHTS).unlink()
+        for name in names:
+            (folder / "transformer" / name).write_bytes(b"\x08\x07")
+
+    return damage
+
+
 def sixteen_bit_codes(folder: Path) -> None:
     file = folder / "text_encoder_3" / "model.safetensors"
     tensors = load_file(file)
@@ -67,6 +91,15 @@ PARTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "transformer is quantized with quanto",
         "the checkpoint that it was made of",
     ),
+    "nunchaku": (beside("wscales"), "transformer is quantized with nunchaku (SVDQuant)", "the checkpoint that it was made of"),
+    "nunchaku's LoRA": (beside("lora_down", "smooth_factor"), "quantized with nunchaku (SVDQuant)", "the checkpoint that"),
+    "GPTQ": (beside("qweight", "qzeros"), "transformer is quantized with GPTQ or AWQ", "the checkpoint that it was made of"),
+    "compressed-tensors": (beside("weight_packed"), "transformer is quantized with compressed-tensors", "the checkpoint that"),
+    "nvfp4": (beside("weight_scale_2"), "transformer is quantized with nvfp4", "the checkpoint that it was made of"),
+    "ONNX": (instead("model.onnx"), "transformer is an ONNX graph", "the checkpoint that it was made of, in safetensors"),
+    "OpenVINO": (instead("openvino_model.xml", "openvino_model.bin"), "transformer is an OpenVINO model", "in safetensors"),
+    "Flax": (instead("diffusion_flax_model.msgpack"), "transformer is a Flax checkpoint", "in safetensors"),
+    "pickle beside Flax": (instead("model.bin", "flax_model.msgpack"), "transformer is a pickle checkpoint", "safetensors"),
     "codes": (sixteen_bit_codes, "text_encoder_3 is stored as I16", "or leave T5 out (--drop-t5)"),
 }
 
@@ -144,6 +177,11 @@ def index_pointer(root: Path) -> Path:
     return root
 
 
+def modular(root: Path) -> Path:
+    (root / "modular_model_index.json").write_text("{}")
+    return root
+
+
 PATHS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "hub id": (lambda root: Path("stabilityai/stable-diffusion-3.5-large-turbo"), "looks like a model hub's id", "hf download"),
     "nothing": (lambda root: root / "nothing", "does not exist", "diffusers layout"),
@@ -156,6 +194,7 @@ PATHS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "main that is not there": (lambda root: cache(root, "abc", main="def"), "does not say which snapshot", "give one of"),
     "whole cache": (lambda root: (cache(root, "abc"), root)[1], "is a hub cache of several models", "org/sd3"),
     "component": (component, "is one component of a pipeline", "model_index.json, one above"),
+    "modular": (modular, "is a modular pipeline, not a StableDiffusion3Pipeline", "save the whole pipeline"),
     "PEFT": (peft, "is a LoRA, not a student", "and this with --lora"),
     "bundle": (bundle, "is a bundle, not a student", "that it was built of"),
     "pointer": (index_pointer, "A file of the student cannot be read", "git lfs pull"),
