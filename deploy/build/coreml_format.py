@@ -73,11 +73,13 @@ class CoreMLFormat:
     def join(self, folder: Path, graphs: Sequence[Done]) -> list[Done]:
         """Make graphs of several sizes functions of the same packages."""
         joined = {done.graph.name: done for done in graphs}
-        for graph in self._plan.graphs:
-            if graph.shares and self._plan.system in WITH_FUNCTIONS:
-                own, other = joined[graph.shares], joined[graph.name]
-                if len(own.graph.stages) == len(other.graph.stages):
-                    joined |= {done.graph.name: done for done in _joined(folder, own, other)}
+        sharing = [graph for graph in self._plan.graphs if graph.shares and self._plan.system in WITH_FUNCTIONS]
+        for graph in sharing:
+            own, other = joined[graph.shares].graph, joined[graph.name]
+            if len(own.stages) == len(other.graph.stages):
+                joined[graph.name] = _joined(folder, own, other)
+        for name in {graph.shares for graph in sharing}:
+            joined[name] = replace(joined[name], files=_files(folder, joined[name].graph.stages))
         return list(joined.values())
 
 
@@ -182,19 +184,19 @@ def _files(folder: Path, stages: Iterable[StageRecord]) -> tuple[FileRecord, ...
     return tuple(record_file(folder, file.relative_to(folder).as_posix()) for file in paths)
 
 
-def _joined(folder: Path, own: Done, other: Done) -> tuple[Done, Done]:
-    """Two graphs that differ in size alone, the second one as functions of the first one's packages."""
+def _joined(folder: Path, own: GraphRecord, other: Done) -> Done:
+    """A graph as functions of the packages of one that it differs from in size alone."""
     from exporters.coreml.evaluate import open_package
     from exporters.coreml.functions import add_function
 
     name, added = other.graph.name, 0
-    for stage, more in zip(own.graph.stages, other.graph.stages, strict=True):
+    for stage, more in zip(own.stages, other.graph.stages, strict=True):
         added += add_function(folder / stage.path, name, folder / more.path)
         open_package(folder / stage.path, name)  # which checks it
         shutil.rmtree(folder / more.path)
-    stages = tuple(replace(more, path=stage.path) for stage, more in zip(own.graph.stages, other.graph.stages, strict=True))
-    graph = replace(other.graph, path=own.graph.path, stages=stages, function=name, shares=own.graph.name, weight_bytes=added)
-    return replace(own, files=_files(folder, own.graph.stages)), replace(other, graph=graph, files=())
+    stages = tuple(replace(more, path=stage.path) for stage, more in zip(own.stages, other.graph.stages, strict=True))
+    graph = replace(other.graph, path=own.path, stages=stages, function=name, shares=own.name, weight_bytes=added)
+    return replace(other, graph=graph, files=())
 
 
 class _ParityCheck:

@@ -10,20 +10,16 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from exporters.coreml.backend import proto
+from exporters.coreml.package import MODEL, WEIGHTS
+from exporters.coreml.weight_file import ALIGNMENT_BYTES, COUNT, Entry, aligned, entries
 from quantization.files import write_bytes, writing
 
-MODEL = "Data/com.apple.CoreML/model.mlmodel"
-WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 MAIN = "main"
-_ALIGNMENT = 64
-_COUNT = struct.Struct("<I")
-_ENTRY = struct.Struct("<IIQQQ")  # sentinel, type, bytes, place of the data, padding bits
 
 
 def add_function(package: Path, name: str, other: Path) -> int:
@@ -68,51 +64,32 @@ def _share_weights(function: Any, into: Path, of: Path) -> int:
     found: dict[int, int] = {}  # places in the package's file by those in the other's
     added: list[int] = []
     with of.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as stored, into.open("r+b") as target:
-        places = {_digest(entry, data): place for place, entry, data in _entries(target)}
+        own = list(entries(target))
+        with mmap.mmap(target.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            places = {_digest(entry, mapped): place for place, entry in own}
         end = target.seek(0, os.SEEK_END)
         for value in references:
             offset = value.blobFileValue.offset
             if offset not in found:
-                entry = _ENTRY.unpack_from(stored, offset)
-                with memoryview(stored)[entry[3] : entry[3] + entry[2]] as data:
-                    if (key := _digest(entry, data)) not in places:
-                        places[key] = -(-end // _ALIGNMENT) * _ALIGNMENT
-                        end = _append(target, places[key], entry, data)
-                        added.append(entry[2])
+                entry = Entry.of(stored[offset : offset + ALIGNMENT_BYTES])
+                if (key := _digest(entry, stored)) not in places:
+                    places[key] = target.seek(aligned(end))
+                    moved = entry._replace(start=places[key] + ALIGNMENT_BYTES)
+                    target.write(bytes(moved))
+                    target.write(stored[entry.start : entry.end])
+                    end = moved.end
+                    added.append(entry.size_bytes)
                 found[offset] = places[key]
             value.blobFileValue.offset = found[offset]
         target.seek(0)
-        (count,) = _COUNT.unpack(target.read(_COUNT.size))
-        target.seek(0)
-        target.write(_COUNT.pack(count + len(added)))
+        target.write(COUNT.pack(len(own) + len(added)))
     return sum(added)
 
 
-def _append(file: BinaryIO, place: int, entry: tuple[int, ...], data: memoryview) -> int:
-    """Write a constant and what says what it is; returns where it ends."""
-    sentinel, kind, size, _, padding = entry
-    file.seek(place)
-    file.write(_ENTRY.pack(sentinel, kind, size, place + _ALIGNMENT, padding).ljust(_ALIGNMENT, b"\0"))
-    file.write(data)
-    return place + _ALIGNMENT + size
-
-
-def _entries(file: BinaryIO) -> Iterator[tuple[int, tuple[int, ...], memoryview]]:
-    """The constants of a weight file: where each is described, the description, and its bytes."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stored, memoryview(stored) as view:
-        end = _ALIGNMENT
-        for _ in range(_COUNT.unpack_from(stored, 0)[0]):
-            place = -(-end // _ALIGNMENT) * _ALIGNMENT
-            entry = _ENTRY.unpack_from(stored, place)
-            end = entry[3] + entry[2]
-            with view[entry[3] : end] as data:
-                yield place, entry, data
-
-
-def _digest(entry: tuple[int, ...], data: memoryview) -> bytes:
+def _digest(entry: Entry, stored: mmap.mmap) -> bytes:
     """What a constant is: type, padding and bytes."""
-    _, kind, _, _, padding = entry
-    return hashlib.sha256(struct.pack("<IQ", kind, padding) + hashlib.sha256(data).digest()).digest()
+    with memoryview(stored)[entry.start : entry.end] as data:
+        return hashlib.sha256(b"%d %d " % (entry.kind, entry.padding_bits) + hashlib.sha256(data).digest()).digest()
 
 
 def _stored(block: Any) -> Iterator[Any]:

@@ -24,10 +24,12 @@ import numpy as np
 
 from exporters.coreml.backend import CoreMLProtoExporter, MILProtoExporter, Var, ct, proto
 from exporters.coreml.program import About, StageProgram
+from exporters.coreml.weight_file import ALIGNMENT_BYTES, entries
 from quantization.errors import Complaint, SchemeError
 from quantization.files import REMEDY, WritingError, write_bytes, write_text, writing
 
 ROOT = "com.apple.CoreML"
+MODEL, WEIGHTS = f"Data/{ROOT}/model.mlmodel", f"Data/{ROOT}/weights/weight.bin"
 AUTHOR = "flash-deploy"
 
 
@@ -88,8 +90,7 @@ def write_package(
         SchemeError: weights that cannot be stored, all at once; nothing is left behind.
         WritingError: the disk is full; likewise.
     """
-    data = folder / "Data" / ROOT
-    weights = data / "weights"
+    weights = (folder / WEIGHTS).parent
     weights.mkdir(parents=True)
     try:
         version = getattr(ct.target, stage.system).value
@@ -98,10 +99,10 @@ def write_package(
             program = writer.export()
             writer.check()
             writer.blob_writers.clear()  # closes the weight file
-            _check_weights(weights / "weight.bin")
+            _check_weights(folder / WEIGHTS)
         model = CoreMLProtoExporter(stage.program, program, "", "", None, "mlprogram", "mil", version).export(version)
         _describe(model, descriptions or {}, about)
-        write_bytes(data / "model.mlmodel", model.SerializeToString(deterministic=True))
+        write_bytes(folder / MODEL, model.SerializeToString(deterministic=True))
         # To the last byte as Core ML's tools write it: loading a package writes this file again.
         write_text(folder / "Manifest.json", json.dumps(_manifest(), indent=4) + "\n")
     except BaseException:
@@ -125,21 +126,17 @@ def _weights_of(folder: Path) -> Iterator[None]:
 
 
 def _check_weights(file: Path) -> None:
-    """See that the last weight is all there: when Apple's writer closes its file on a full disk, it says nothing.
-
-    The file: 64 bytes with the number of weights; then for each 64 bytes with its size and place (bytes 8 to 24), and its bytes.
-    """
+    """See that the last weight is all there: when Apple's writer closes its file on a full disk, it says nothing."""
     if not file.exists():
         return
-    end, missing = 64, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+    end, missing = ALIGNMENT_BYTES, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-        for _ in range(int.from_bytes(stream.read(4), "little")):
-            stream.seek(-(-end // 64) * 64)
-            if len(entry := stream.read(64)) < 64:
-                raise missing
-            size, place = (int.from_bytes(entry[i : i + 8], "little") for i in (8, 16))
-            end = place + size
+        try:
+            for _, entry in entries(stream):
+                end = entry.end
+        except EOFError:
+            raise missing from None
     if file.stat().st_size < end:
         raise missing
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 
 from exporters.student.student import Student
+from exporters.student.weights.checkpoint import SafetensorsFile
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -22,6 +24,17 @@ def edit_weights(file: Path, change: Callable[[dict[str, np.ndarray]], None]) ->
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+def check_decoded(made: Path, name: str) -> None:
+    """That a weight in a file is read as ``expected`` in the same file says, in the type that its name ends with."""
+    weight = SafetensorsFile(made, "transformer").weights([f"{name}.weight"], "transformer")[f"{name}.weight"]
+    expected = load_torch_file(made)[f"expected.{name}"]
+    assert weight.shape == tuple(expected.shape)
+    assert weight.dtype.name == name.rpartition(".")[2]
+    value = weight.load()
+    assert value.dtype == weight.dtype
+    assert np.array_equal(value.astype(np.float32), expected.float().numpy())
 
 
 def shard(folder: Path, stem: str, variant: str = "") -> None:

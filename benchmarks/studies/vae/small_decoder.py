@@ -27,6 +27,7 @@ from benchmarks.studies.distilled.tables import points
 from distillation.networks.drawing import decode
 from distillation.run.lineage import Lineage
 from exporters.quiet import quiet_libraries
+from exporters.reference.decibels import psnr_db
 from exporters.student.open import open_student
 from exporters.student.student import BUILTIN_STUDENT
 from quantization.errors import InputError
@@ -61,22 +62,21 @@ class Compared:
 
 
 @torch.no_grad()
-def compare(drawing: Path, decoding: Path, prompts: int, captions: Captions | None = None) -> Compared:
+def compare(drawing: Path, decoding: Path, prompts: int) -> Compared:
     """Decode what a student draws with its own VAE and with another student's.
 
     Args:
         drawing: the student's folder.
         decoding: the other's.
         prompts: how many captions.
-        captions: which.
 
     Raises:
         InputError: a student cannot be opened, or does not say its levels.
     """
-    captions = captions or Captions()
+    captions = Captions()
     draw = student(drawing).open(captions)
     vae, small = (Lineage(open_student(folder), (), 0).component("vae") for folder in (drawing, decoding))
-    psnr, verdicts, multiplications = [], [], (0, 0)
+    psnr, verdicts = [], []
     for first in range(0, prompts, BATCH):
         numbers = range(first, min(first + BATCH, prompts))
         scenes = captions.those(numbers)
@@ -84,15 +84,11 @@ def compare(drawing: Path, decoding: Path, prompts: int, captions: Captions | No
         assert latents is not None
         given = torch.from_numpy(latents)
         others = decode(small, given).permute(0, 2, 3, 1).numpy()
-        error = np.square(others.astype(np.float64) - pictures).mean((1, 2, 3))
-        psnr.append(-10 * np.log10(np.maximum(error, np.finfo(np.float64).tiny)))
-        verdicts += [
-            (captions.verdict(own, scene)[0], captions.verdict(other, scene)[0])
-            for own, other, scene in zip(pictures, others, scenes, strict=True)
-        ]
-        multiplications = (_multiplications(vae, given[:1]), _multiplications(small, given[:1]))
-    own, other = np.array(verdicts).T
-    return Compared(multiplications, np.concatenate(psnr), paired_difference(own, other))
+        for own, other, scene in zip(pictures, others, scenes, strict=True):
+            psnr.append(psnr_db(own, other))
+            verdicts.append((captions.verdict(own, scene)[0], captions.verdict(other, scene)[0]))
+    multiplications = (_multiplications(vae, given[:1]), _multiplications(small, given[:1]))
+    return Compared(multiplications, np.array(psnr), paired_difference(*np.array(verdicts).T))
 
 
 def _multiplications(vae: Any, latents: torch.Tensor) -> int:

@@ -153,7 +153,8 @@ class SafetensorsFile:
         self._rounded = {unwrapped(name): record for name, record in torchao.records(self._tensors.metadata).items()}
         self._parts = {name: torchao.parts_of(name, self._all) for name in self._rounded}
         self._shards = {part: self._tensors for parts in self._parts.values() for part in parts.values()}
-        beside |= self._shards.keys()
+        unused = (torchao.parts_of(name, self._all, torchao.UNUSED).values() for name in self._rounded)
+        beside |= self._shards.keys() | {part for parts in unused for part in parts}
         codes = {name: self._all[parts[torchao.CODES]] for name, parts in self._parts.items() if torchao.CODES in parts}
         self.names = {name: self._all[name] for name in self._all if name not in beside} | codes
 
@@ -175,7 +176,7 @@ class SafetensorsFile:
         foreign: dict[str, list[str]] = {}
         for name in names:
             if self._is_coded(name):
-                weights[name] = self._coded(name, component)
+                weights[name] = self._weight_of_codes(name, component)
                 continue
             stored, scale = self.names[name], scale_of(name, self._all)
             shape, kind = self._tensors.describe(stored)
@@ -196,7 +197,7 @@ class SafetensorsFile:
     def _is_coded(self, name: str) -> bool:
         return name in self._rounded or four_bit.record_of(name, self._all) != ""
 
-    def _coded(self, name: str, component: str) -> Weight:
+    def _weight_of_codes(self, name: str, component: str) -> Weight:
         """A weight in four bits, or one that torchao rounded.
 
         Raises:

@@ -125,7 +125,7 @@ def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError
             f"{component} has shards without their index",
         )
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    exported = [file for file in files if export_kind([file.name])]
+    exported = {file: kind for file in files if (kind := export_kind(file.name))}
     if pickles := [file.name for file in files if file.suffix in PICKLE_SUFFIXES and file not in exported]:
         return StudentError(
             f"{component} has only pickle checkpoints, which can run any code when opened; they were not opened.",
@@ -137,8 +137,8 @@ def _no_weights(folder: Path, component: str, listing: _Listing) -> StudentError
         complaint = Complaint(str(gguf[0]), "is a GGUF file", "safetensors")
         return StudentError(f"{component} is a GGUF file.", [complaint], GGUF, f"{component} is a GGUF file")
     if exported:
-        kind = export_kind(file.name for file in exported)
-        complaint = Complaint(str(folder), f"holds {kind}", "safetensors", _names(exported))
+        kind = min(exported.values())
+        complaint = Complaint(str(folder), f"holds {kind}", "safetensors", _names([*exported]))
         return StudentError(f"{component} is {kind}.", [complaint], CHECKPOINT, f"{component} is {kind}")
     wanted = " or ".join(f"{stem}{_SUFFIX}" for stem in STEMS)
     got = _names(listing.others) or None

@@ -13,15 +13,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import ml_dtypes
 import msgspec
 import numpy as np
+
+from exporters.student.weights.weight import TORCH_FLOATS
 
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _BESIDE = re.compile(rf"(.+)\.(?:{'|'.join(PARTS)}|quant_state\.bitsandbytes__\w+)")
 _RECORD = ".quant_state.bitsandbytes__"
 Size = Annotated[int, msgspec.Meta(gt=0)]
-_TYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +79,9 @@ class FourBit:
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from error
         for dtype in (content.dtype, content.nested_dtype):
-            if dtype not in _TYPES:
+            if dtype not in TORCH_FLOATS:
                 raise ValueError(f"the type {dtype!r}")
-        return cls(content.quant_type, content.shape, _TYPES[content.dtype], content)
+        return cls(content.quant_type, content.shape, TORCH_FLOATS[content.dtype], content)
 
     def complaints(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
         """What does not fit the record.

@@ -98,14 +98,13 @@ _EXPORTS = {
 }
 
 
-def export_kind(names: Iterable[str]) -> str:
-    """What a folder without safetensors holds, by the names of its files: another program's form of a model; empty for none.
+def export_kind(name: str) -> str:
+    """Which other program's form of a model a file is, by its name; empty for none.
 
-    >>> export_kind(["config.json", "openvino_model.bin", "openvino_model.xml"]), export_kind(["config.json"])
+    >>> export_kind("openvino_model.bin"), export_kind("config.json")
     ('an OpenVINO model', '')
     """
-    every = list(names)
-    return next((what for what, pattern in _EXPORTS.items() if any(pattern.search(name) for name in every)), "")
+    return next((what for what, pattern in _EXPORTS.items() if pattern.search(name)), "")
 
 
 def quantization_of(config: Mapping[str, Any]) -> str:

@@ -14,20 +14,20 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import ml_dtypes
 import msgspec
 import numpy as np
 
+from exporters.student.weights.weight import TORCH_FLOATS
 from quantization.errors import shortened
 
-CODES, SCALE, ZERO, INPUT_SCALE = "qdata", "scale", "zero_point", "act_pre_scale"
+CODES, SCALE, ZERO, INPUT_SCALE = PARTS = "qdata", "scale", "zero_point", "act_pre_scale"
+UNUSED = ("act_quant_scale", "act_quant_zero_point")  # of inputs that the runtime rounds
 _AFFINE, _FLOAT8, _PACKED = ("Int8Tensor", "IntxUnpackedToInt8Tensor"), "Float8Tensor", "Int4Tensor"
 READ = (*_AFFINE, _FLOAT8, _PACKED)
 _PLAIN = "Tensor"
 _FLOATS = ("F32", "F16", "BF16")
 _CODES = {**dict.fromkeys(_AFFINE, ("I8",)), _FLOAT8: ("F8_E4M3", "F8_E5M2"), _PACKED: ("I8", "U8")}
 _ZEROS = {**dict.fromkeys(_AFFINE, ("I8", *_FLOATS)), _PACKED: _FLOATS}
-_TYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _OF_SCALES = {"F16": "float16", "BF16": "bfloat16"}
 Size = Annotated[int, msgspec.Meta(gt=0)]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -68,15 +68,14 @@ def kind_of(record: str) -> str:
     return f"{_kind(record) or 'an unknown class'} (torchao)"
 
 
-def parts_of(name: str, names: Collection[str]) -> dict[str, str]:
+def parts_of(name: str, names: Collection[str], parts: Collection[str] = PARTS) -> dict[str, str]:
     """The tensors that hold a weight, by part.
 
-    >>> parts_of("a.weight", ["a._weight_qdata", "a._weight_scale", "a.bias"])
+    >>> parts_of("a.weight", ["a._weight_qdata", "a._weight_scale", "a._weight_act_quant_scale", "a.bias"])
     {'qdata': 'a._weight_qdata', 'scale': 'a._weight_scale'}
     """
     module, _, leaf = name.rpartition(".")
     start = f"{module}._{leaf}_"
-    parts = (CODES, SCALE, ZERO, INPUT_SCALE, "act_quant_scale", "act_quant_zero_point")
     return {part: f"{start}{part}" for part in parts if f"{start}{part}" in names}
 
 
@@ -132,12 +131,12 @@ class Torchao:
         codes, (scales, scale_type) = shapes[CODES][0], shapes[SCALE]
         shape = codes if kind != _PACKED else data.shape or (*codes[:-1], 2 * codes[-1])
         name = data.dtype.name if data.dtype else _OF_SCALES.get(scale_type, "float32")
-        if name not in _TYPES:
+        if name not in TORCH_FLOATS:
             raise ValueError(f"the type {name!r}")
         block = data.block_size or _block(shape, scales)
         if len(block) != len(shape) or (kind == _PACKED and len(shape) < 2):
             raise ValueError(f"blocks of {list(block)} in a weight of {list(shape)}")
-        return cls(kind, tuple(shape), _TYPES[name], tuple(block))
+        return cls(kind, tuple(shape), TORCH_FLOATS[name], tuple(block))
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import exporters.coreml.functions
 from exporters.coreml.evaluate import evaluate, open_package
-from exporters.coreml.functions import MODEL, WEIGHTS, add_function
+from exporters.coreml.functions import add_function
+from exporters.coreml.package import MODEL, WEIGHTS
 from exporters.errors import ExportError
+from quantization.files import WritingError
 from tests.helpers.packages import built, conversion, ct, mb
 
 RNG = np.random.default_rng(0)
@@ -117,3 +121,13 @@ def test_a_weight_that_was_appended_is_read(alone: dict[int, Path], tmp_path: Pa
     [(name, changed)] = evaluate(open_package(package, "rows_5"), given).items()
     assert not np.allclose(changed, evaluate(open_package(alone[5]), given)[name])
     assert (package / MODEL).is_file()
+
+
+def test_a_full_disk_is_one_complaint(alone: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    package = Path(shutil.copytree(alone[3], tmp_path / "m.mlpackage"))
+    monkeypatch.setattr(exporters.coreml.functions, "aligned", full)  # what is appended begins with it
+    with pytest.raises(WritingError, match="No space left on device"):
+        add_function(package, "rows_5", alone[5])

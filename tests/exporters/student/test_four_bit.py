@@ -20,7 +20,7 @@ from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.weights.checkpoint import SafetensorsFile
 from exporters.student.weights.four_bit import FourBit
-from tests.helpers.student_files import edit_json
+from tests.helpers.student_files import check_decoded, edit_json
 
 MADE = Path(__file__).parent / "bitsandbytes.safetensors"
 NAMES = ["nf4.0.float16", "nf4.1.bfloat16", "fp4.0.float32", "fp4.1.float16"]  # the second part: whether scales are in bytes
@@ -31,14 +31,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_bitsandbytes_makes_of_them_is_read(name: str) -> None:
-    file = SafetensorsFile(MADE, "transformer")
-    weight = file.weights([f"{name}.weight"], "transformer")[f"{name}.weight"]
-    expected = load_file(MADE)[f"expected.{name}"]
-    assert weight.shape == tuple(expected.shape)
-    assert weight.dtype.name == name.rpartition(".")[2]
-    value = weight.load()
-    assert value.dtype == weight.dtype
-    assert np.array_equal(value.astype(np.float32), expected.float().numpy())
+    check_decoded(MADE, name)
 
 
 def test_what_is_beside_them_is_no_weight() -> None:

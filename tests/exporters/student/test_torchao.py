@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from exporters.errors import StudentError
 from exporters.student.open import open_student
 from exporters.student.weights.checkpoint import SafetensorsFile, open_component
-from tests.helpers.student_files import edit_json
+from tests.helpers.student_files import check_decoded, edit_json
 
 MADE = Path(__file__).parent / "torchao.safetensors"
 NAMES = [
@@ -40,14 +40,7 @@ Metadata = dict[str, str]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_torchao_makes_of_them_is_read(name: str) -> None:
-    file = SafetensorsFile(MADE, "transformer")
-    weight = file.weights([f"{name}.weight"], "transformer")[f"{name}.weight"]
-    expected = load_file(MADE)[f"expected.{name}"]
-    assert weight.shape == tuple(expected.shape)
-    assert weight.dtype.name == name.rpartition(".")[2]
-    value = weight.load()
-    assert value.dtype == weight.dtype
-    assert np.array_equal(value.astype(np.float32), expected.float().numpy())
+    check_decoded(MADE, name)
 
 
 def test_parts_are_no_weights() -> None:
@@ -84,6 +77,18 @@ def test_a_text_encoder_of_torchao(tiny_folder: Path) -> None:
     for name, wanted in expected.items():
         assert np.array_equal(student.weights["text_encoder_3"][name].load(), wanted), name
     assert "text_encoder_3: stored as Int8Tensor (torchao): the student is what is left of it" in student.notes
+
+
+def test_how_inputs_were_rounded_is_not_read(tiny_folder: Path) -> None:
+    """Of a layer whose inputs have a fixed scale; types that no weight has are among it."""
+    tensors, metadata, expected = rounded(tiny_folder)
+    name = first(metadata)
+    tensors |= {
+        part(name, "act_quant_scale"): torch.ones(1),
+        part(name, "act_quant_zero_point"): torch.zeros(1, dtype=torch.int32),
+    }
+    save_file(tensors, tiny_folder / T5, metadata)
+    assert np.array_equal(open_student(tiny_folder).weights["text_encoder_3"][name].load(), expected[name])
 
 
 def test_codes_and_scales_in_several_shards(tiny_folder: Path) -> None:
